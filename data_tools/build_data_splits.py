@@ -1,0 +1,193 @@
+"""Build the data splits: eval, test and mixin, at full difficulty and pairwise disjoint by prompt.
+
+    python data_tools/build_data_splits.py --scratch_dir DIR --max_input_size 384 --max_lookahead 64
+
+The bytes written are a function of the parameters and the generator, not of the number of cores. The directory
+appears whole, at the end.
+"""
+
+import argparse
+import hashlib
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+if __package__ in (None, ""):
+    # Run as a script: put the repository in place of this directory on the import path.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from tqdm import tqdm
+
+from data_tools.errors import UserError, run_command
+from data_tools.files import sync_directory, whole_file, write_json
+from data_tools.generator import MAX_ATTEMPTS, ExampleSource
+from data_tools.graphs import search_budget
+from data_tools.splits import (
+    META_NAME,
+    SPLIT_NAMES,
+    SplitFile,
+    SplitMeta,
+    prompt_digest,
+    row_line,
+    split_directory,
+    split_file_name,
+)
+
+_ALPHA = 1.0
+_CHUNK_SIZE = 50  # examples handed to a worker at a time
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command; see ``--help``."""
+    args = _parse(argv)
+    directory = split_directory(args.scratch_dir, args.max_input_size, args.max_lookahead, args.seed)
+    sources = {name: _source(args, name) for name in SPLIT_NAMES}
+    budget = search_budget(args.max_input_size, _ALPHA, args.max_lookahead)
+    print(f"{directory}: at most {budget.edges_allowed} edges, lookahead 0 … {budget.effective_max_lookahead}")
+    began = time.perf_counter()
+    with _whole_directory(directory, args.overwrite) as partial_directory, _workers(args.workers) as executor:
+        files: dict[str, SplitFile] = {}
+        used: set[bytes] = set()
+        for name in SPLIT_NAMES:
+            path = partial_directory / split_file_name(name)
+            files[path.name] = _write_split(executor, sources[name], getattr(args, f"{name}_size"), path, used)
+        source = sources[SPLIT_NAMES[0]]
+        meta = SplitMeta(
+            max_input_size=args.max_input_size,
+            max_lookahead=args.max_lookahead,
+            alpha=_ALPHA,
+            stage=args.max_lookahead,
+            seed=args.seed,
+            generator_name=source.name,
+            generator_version=source.version,
+            files=files,
+        )
+        write_json(partial_directory / META_NAME, meta.to_json())
+    print(f"{len(used)} examples in {time.perf_counter() - began:.1f} s")
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scratch_dir", required=True, help="directory of all data and runs")
+    parser.add_argument("--max_input_size", type=int, default=384, help="symbolic size of a problem (default 384)")
+    parser.add_argument("--max_lookahead", type=int, default=64, help="stages of the curriculum (default 64)")
+    parser.add_argument("--seed", type=int, default=12345)
+    parser.add_argument("--eval_size", type=int, default=2_000)
+    parser.add_argument("--test_size", type=int, default=5_000)
+    parser.add_argument("--mixin_size", type=int, default=50_000)
+    parser.add_argument("--generator", help="external generator, package.module:ClassName (default: built-in)")
+    parser.add_argument(
+        "--workers", type=int, default=_num_cores(), help="processes (default: all cores); not in the result"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace splits of the same parameters")
+    args = parser.parse_args(argv)
+    for name in ("eval_size", "test_size", "mixin_size", "workers"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} is {getattr(args, name)}: expected at least 1")
+    return args
+
+
+def _num_cores() -> int:
+    """Cores this process may use: fewer than the machine has inside a Slurm allocation."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _source(args: argparse.Namespace, name: str) -> ExampleSource:
+    return ExampleSource(
+        args.generator,
+        max_input_size=args.max_input_size,
+        max_lookahead=args.max_lookahead,
+        seed=args.seed,
+        purpose=f"split/{name}",
+    )
+
+
+def _write_split(
+    executor: ProcessPoolExecutor, source: ExampleSource, size: int, path: Path, used: set[bytes]
+) -> SplitFile:
+    """Write one split; its prompts join ``used``, and one that is there already gives way to the next attempt."""
+    digest = hashlib.sha256()
+    num_bytes = 0
+    rows = executor.map(partial(_make_row, source), range(size), chunksize=_CHUNK_SIZE)
+    with whole_file(path) as file, tqdm(total=size, desc=path.stem, unit=" examples") as bar:
+        for index, (prompt, line) in enumerate(rows):
+            attempt = 0
+            while prompt in used:
+                attempt += 1
+                if attempt == MAX_ATTEMPTS:
+                    raise UserError(
+                        f"{source.purpose}: {MAX_ATTEMPTS} attempts at example {index} all repeat earlier prompts; "
+                        f"generator {source.name} must give different examples for different seeds, and sizes "
+                        f"(max_input_size {source.max_input_size}) must allow as many as asked for"
+                    )
+                prompt, line = executor.submit(_make_row, source, index, attempt).result()
+            used.add(prompt)
+            file.write(line)
+            digest.update(line)
+            num_bytes += len(line)
+            bar.update()
+    return SplitFile(size, num_bytes, digest.hexdigest())
+
+
+def _make_row(source: ExampleSource, index: int, attempt: int = 0) -> tuple[bytes, bytes]:
+    """In a worker: the digest of the prompt and the line of one example."""
+    stage = source.max_lookahead
+    example = source.example(index, stage, attempt)
+    return prompt_digest(example.input_text), row_line(example, alpha=_ALPHA, stage=stage, seed=source.seed)
+
+
+@contextmanager
+def _workers(num_workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Fresh processes (an external generator may reseed global generators or hold threads); none outlives the body."""
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_leave_interrupts_to_parent)
+    try:
+        yield executor
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process died: killed, out of memory, or a crash of the external generator; try fewer --workers"
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _whole_directory(directory: Path, overwrite: bool) -> Iterator[Path]:
+    """A hidden directory to write to, which takes the place of ``directory`` if the body ends well."""
+    if directory.exists() and not overwrite:
+        raise UserError(f"{directory} exists; give --overwrite to replace it, or another --seed")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    except OSError as error:
+        raise UserError(f"--scratch_dir: cannot write to {directory.parent} ({error.strerror})") from error
+    try:
+        new, old = temporary / "new", temporary / "old"
+        new.mkdir()
+        yield new
+        sync_directory(new)
+        if directory.exists():
+            directory.rename(old)
+        new.rename(directory)
+        sync_directory(directory.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing half-written stays
+    run_command(main)

@@ -1,0 +1,240 @@
+"""Pack documents into blocks of tokens for pretraining.
+
+    python -m data_tools.build_pretrain --scratch_dir DIR --total_steps 10000 --effective_batch 32
+
+streams C4 from the Hub; ``--source`` takes local files. The bytes written are a function of the source, the
+tokenizer and the flags, not of the number of cores. An interrupted pack goes on when the same command is run again.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+if __package__ in (None, ""):
+    # Run as a script: put the repository in place of this directory on the import path.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+from tqdm import tqdm
+
+from data_tools.errors import UserError, run_command
+from data_tools.files import whole_file
+from data_tools.pack_progress import (
+    FinishedFile,
+    PackProgress,
+    find_progress,
+    locked,
+    pack_files,
+    recorded_source,
+    remove_pack,
+)
+from data_tools.shards import (
+    PROGRESS_NAME,
+    VALIDATION_NAME,
+    PackedFile,
+    PackMeta,
+    PackParameters,
+    little_endian,
+    token_dtype,
+)
+from data_tools.text_source import SUFFIXES, FileSource, HubSource, TextSource, shuffled_documents
+from data_tools.token_stream import TokenStream
+from data_tools.tokenizer import TextTokenizer, load_tokenizer
+
+_DEFAULT_STEPS = 10_000
+_DEFAULT_BATCH = 32
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command; see ``--help``."""
+    args = _parse(argv)
+    if args.workers:
+        # Read by the tokenizer's thread pool when it starts, at the first batch.
+        os.environ["RAYON_NUM_THREADS"] = str(args.workers)
+    tokenizer = load_tokenizer(args.tokenizer)
+    source = _open_source(args)
+    with locked(args.pack_dir):
+        asked = PackParameters(
+            source_sha256=source.sha256,
+            tokenizer_sha256=tokenizer.fingerprint,
+            eos_id=tokenizer.eos_id,
+            vocab_size=tokenizer.vocab_size,
+            dtype=token_dtype(tokenizer.vocab_size),
+            seq_len=args.seq_len,
+            num_blocks=args.num_blocks,
+            blocks_per_shard=args.blocks_per_shard,
+            val_blocks=args.val_blocks,
+            seed=args.seed,
+            shuffle_buffer=args.shuffle_buffer,
+        )
+        progress = find_progress(args.pack_dir, asked, args.overwrite)
+        if progress is None:
+            print(f"{args.pack_dir} already holds this pack, complete: {asked.num_blocks:,} blocks")
+            return
+        progress.source = source.description
+        _pack(args.pack_dir, progress, source, tokenizer)
+
+
+def _pack(directory: Path, progress: PackProgress, source: TextSource, tokenizer: TextTokenizer) -> None:
+    """Write the files that are not there yet, then meta.json."""
+    asked = progress.parameters
+    _check_free_space(directory, asked)
+    documents = shuffled_documents(source, asked.seed, asked.shuffle_buffer)
+    remove_pack(directory, keep=progress)  # only now: the source could be opened
+    progress.write(directory)
+    if progress.finished:
+        print(f"{len(progress.finished)} finished files kept; passing over {progress.end.document:,} documents")
+    started_s, tokens_before = time.monotonic(), progress.num_tokens
+    total = (asked.num_blocks + asked.val_blocks) * asked.block_len
+    interval_s = 0.5 if sys.stderr.isatty() else 30.0  # a job's log wants few lines
+    with tqdm(
+        total=total, initial=tokens_before, unit="tok", unit_scale=True, mininterval=interval_s, desc="packing"
+    ) as bar:
+        _write_files(directory, progress, TokenStream(documents, tokenizer, progress.end), bar)
+    meta = _meta(progress, tokenizer)
+    meta.write(directory)
+    (directory / PROGRESS_NAME).unlink()
+    elapsed_s = time.monotonic() - started_s
+    print(
+        f"{directory}: {meta.num_blocks:,} blocks of {meta.block_len} {meta.dtype} tokens from {meta.num_documents:,} "
+        f"documents, {meta.val_blocks:,} validation blocks from {meta.num_validation_documents:,} others; "
+        f"{(total - tokens_before) / elapsed_s:,.0f} tokens/s"
+    )
+
+
+def _write_files(directory: Path, progress: PackProgress, stream: TokenStream, bar: tqdm) -> None:
+    asked = progress.parameters
+    for name, num_blocks in list(asked.file_blocks().items())[len(progress.finished) :]:
+        try:
+            file = _write_blocks(directory / name, num_blocks, asked, stream, bar)
+        except _SourceEndsError as end:
+            given = (progress.num_tokens + end.tokens_written) // asked.block_len
+            validation = min(given, asked.val_blocks)
+            remove_pack(directory)
+            raise UserError(
+                f"the source is too small: its {stream.cursor.document:,} documents gave {given - validation:,} of "
+                f"{asked.num_blocks:,} blocks of {asked.block_len} tokens, after {validation:,} of "
+                f"{asked.val_blocks:,} validation blocks. Give more documents, or ask for less with --num_blocks "
+                "(and --val_blocks). Nothing was kept."
+            ) from None
+        if name == VALIDATION_NAME:
+            stream.finish_document()  # its rest would put a validation document into a shard
+        progress.finished.append(FinishedFile(file, stream.cursor))
+        progress.write(directory)
+
+
+class _SourceEndsError(Exception):
+    """The source ended within a file."""
+
+    def __init__(self, tokens_written: int) -> None:
+        super().__init__(tokens_written)
+        self.tokens_written = tokens_written
+
+
+def _write_blocks(
+    path: Path, num_blocks: int, parameters: PackParameters, stream: TokenStream, bar: tqdm
+) -> PackedFile:
+    """Write the next blocks to a file, which stays away if the source ends within."""
+    dtype = little_endian(parameters.dtype)
+    digest = hashlib.sha256()
+    remaining = num_blocks * parameters.block_len
+    with whole_file(path) as out:
+        while remaining:
+            tokens = stream.read(remaining)
+            if not len(tokens):
+                raise _SourceEndsError(num_blocks * parameters.block_len - remaining)
+            data = np.ascontiguousarray(tokens, dtype).data
+            out.write(data)
+            digest.update(data)
+            remaining -= len(tokens)
+            bar.update(len(tokens))
+    return PackedFile(path.name, num_blocks, parameters.file_bytes(num_blocks), digest.hexdigest())
+
+
+def _meta(progress: PackProgress, tokenizer: TextTokenizer) -> PackMeta:
+    files = [item.file for item in progress.finished]
+    validation = files.pop(0) if progress.parameters.val_blocks else None
+    num_validation_documents = progress.finished[0].end.document if validation else 0
+    num_documents = progress.end.document + (progress.end.token > 0)  # the last one may have a part in
+    return PackMeta(
+        **vars(progress.parameters),
+        source=progress.source,
+        tokenizer=tokenizer.name,
+        num_documents=num_documents - num_validation_documents,
+        num_validation_documents=num_validation_documents,
+        shards=tuple(files),
+        validation=validation,
+        versions={name: version(name) for name in ("numpy", "tokenizers")},
+    )
+
+
+def _open_source(args: argparse.Namespace) -> TextSource:
+    if args.source:
+        return FileSource(args.source)
+    # A dataset revised in between would make an unfinished pack impossible to finish.
+    return HubSource(recorded_source(args.pack_dir).get("revision"))
+
+
+def _check_free_space(directory: Path, asked: PackParameters) -> None:
+    needed = asked.file_bytes(asked.num_blocks + asked.val_blocks)
+    usable = shutil.disk_usage(directory).free + sum(path.stat().st_size for path in pack_files(directory))
+    if usable < needed:
+        raise UserError(
+            f"{directory}: the pack takes {needed / 1e9:.1f} GB, {usable / 1e9:.1f} GB are free. "
+            "Make room, choose another --pack_dir, or ask for fewer blocks."
+        )
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="build_pretrain", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--scratch_dir", type=Path, help="the pack goes to SCRATCH_DIR/data/c4_packed")
+    parser.add_argument("--pack_dir", type=Path, help="put the pack here instead")
+    parser.add_argument(
+        "--source",
+        nargs="+",
+        metavar="PATH",
+        help=f'files, directories or glob patterns ({" ".join(SUFFIXES)}) with C4\'s {{"text": …}}; each .txt file is '
+        "one document (default: stream allenai/c4 en from the Hub)",
+    )
+    parser.add_argument("--tokenizer", default="EleutherAI/pythia-160m", help="hub id, directory or tokenizer.json")
+    parser.add_argument("--seq_len", type=_positive, default=2048, help="blocks hold one token more (default 2048)")
+    parser.add_argument("--total_steps", type=_positive, help=f"optimizer steps to feed (default {_DEFAULT_STEPS})")
+    parser.add_argument("--effective_batch", type=_positive, help=f"blocks of a step (default {_DEFAULT_BATCH})")
+    parser.add_argument("--num_blocks", type=_positive, help="blocks, instead of total_steps x effective_batch")
+    parser.add_argument("--blocks_per_shard", type=_positive, default=10_000, help="default 10000")
+    parser.add_argument("--val_blocks", type=_natural, default=256, help="held-out blocks (default 256)")
+    parser.add_argument("--seed", type=_natural, default=12345, help="of the document shuffle (default 12345)")
+    parser.add_argument("--shuffle_buffer", type=_positive, default=10_000, help="documents (default 10000)")
+    parser.add_argument("--workers", type=_positive, help="tokenizer threads (default: all cores)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a pack made with other parameters")
+    args = parser.parse_args(argv)
+    if args.pack_dir is None:
+        if args.scratch_dir is None:
+            raise UserError("where to? Give --scratch_dir (the pack goes to its data/c4_packed) or --pack_dir.")
+        args.pack_dir = args.scratch_dir / "data" / "c4_packed"
+    if args.num_blocks is None:
+        args.num_blocks = (args.total_steps or _DEFAULT_STEPS) * (args.effective_batch or _DEFAULT_BATCH)
+    elif args.total_steps or args.effective_batch:
+        raise UserError("--num_blocks and --total_steps/--effective_batch both say how many blocks: give one of them.")
+    return args
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,82 @@
+"""Train a small byte-level BPE tokenizer, for models too small for Pythia's 50,277 embeddings.
+
+    python -m data_tools.train_tokenizer --corpus DIR --extra eval.jsonl --vocab_size 1024 --out DIR
+
+The same documents give the same bytes every time.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from data_tools.errors import UserError, run_command
+from data_tools.text_source import FileSource
+from data_tools.tokenizer import TextTokenizer
+
+EOS_TOKEN = "<|endoftext|>"
+_MIN_VOCAB_SIZE = 257  # EOS and every byte
+
+
+def train_bpe(texts: Iterator[str], vocab_size: int, name: str = "bpe") -> TextTokenizer:
+    """Train a byte-level BPE: EOS is id 0, every text can be encoded, and decoding gives it back.
+
+    Args:
+        texts: to count pairs in; a text's place does not matter.
+        vocab_size: ids, at least 257; fewer come out if the texts have no more pairs to merge.
+        name: of the tokenizer, for messages.
+    """
+    if vocab_size < _MIN_VOCAB_SIZE:
+        raise UserError(f"vocab_size {vocab_size} is too small: EOS and the bytes take {_MIN_VOCAB_SIZE}.")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=sys.stderr.isatty(),
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return TextTokenizer(tokenizer, EOS_TOKEN, name)
+
+
+def _documents(arguments: Sequence[str], limit: int) -> Iterator[str]:
+    source = FileSource(arguments)
+    return islice(chain.from_iterable(source.read_part(part) for part in range(source.num_parts)), limit)
+
+
+def _prompts(path: Path, limit: int) -> Iterator[str]:
+    """``input_text`` of the first rows of a data split."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for line in islice(lines, limit):
+                yield json.loads(line)["input_text"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--extra {path}: expected the rows of a data split with input_text ({type(error).__name__}: {error})."
+        ) from None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command; see ``--help``."""
+    parser = argparse.ArgumentParser(prog="train_tokenizer", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--corpus", nargs="+", required=True, help="files, directories or patterns of documents")
+    parser.add_argument("--documents", type=int, default=5000, help="the first so many of them (default 5000)")
+    parser.add_argument("--extra", type=Path, nargs="*", default=[], help="jsonl files of a data split")
+    parser.add_argument("--extra_rows", type=int, default=2000, help="the first so many of each (default 2000)")
+    parser.add_argument("--vocab_size", type=int, default=1024)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    args = parser.parse_args(argv)
+    extra = chain.from_iterable(_prompts(path, args.extra_rows) for path in args.extra)
+    tokenizer = train_bpe(chain(_documents(args.corpus, args.documents), extra), args.vocab_size)
+    tokenizer.save(args.out)
+    print(f"{args.out}: {tokenizer.vocab_size:,} ids, EOS {tokenizer.eos_id}")
+
+
+if __name__ == "__main__":
+    run_command(main)

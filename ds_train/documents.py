@@ -1,0 +1,169 @@
+"""Token documents, their loss weights, and micro-batches without padding."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+
+from data_tools.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedExample:
+    """A graph-search example in tokens: the prompt, and every valid answer with its EOS."""
+
+    prompt: list[int]
+    answers: list[list[int]]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with its longest valid answer and EOS."""
+        return len(self.prompt) + max(map(len, self.answers))
+
+
+def encode_examples(
+    tokenizer: TextTokenizer, prompts: Sequence[str], answers: Sequence[Sequence[str]]
+) -> list[EncodedExample]:
+    """Tokenize examples: prompt as it stands, each answer with a leading space and followed by EOS."""
+    texts = [*prompts, *(f" {answer}" for valid in answers for answer in valid)]
+    encoded = iter(tokenizer.encode_batch(texts))
+    prompt_ids = [list(next(encoded)) for _ in prompts]
+    return [
+        EncodedExample(prompt, [[*next(encoded), tokenizer.eos_id] for _ in valid])
+        for prompt, valid in zip(prompt_ids, answers, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One sequence that attends to itself only; inputs are tokens[:-1], targets tokens[1:].
+
+    Attributes:
+        tokens: (n,) int64.
+        weights: (n - 1,) float32 loss weight of each target.
+        answer_targets: the last so many targets are the answer with its EOS and are scored; 0 if not scored.
+        is_first_answer: whether the scored answer is the example's first one.
+        is_synthetic: synthetic text, as opposed to C4.
+    """
+
+    tokens: np.ndarray
+    weights: np.ndarray
+    answer_targets: int = 0
+    is_first_answer: bool = False
+    is_synthetic: bool = True
+
+
+def target_weights(num_targets: int, answer_targets: int, loss: str) -> np.ndarray:
+    """Loss weights (num_targets,) float32 of a synthetic document.
+
+    ``lm``: 1 everywhere. ``answer``: 1 on the answer, else 0. ``weighted``: 1, and on the answer
+    1 + total / answer, both counted in targets, so that answers weigh about as much as all the rest.
+    """
+    weights = np.full(num_targets, 0.0 if loss == "answer" else 1.0, np.float32)
+    weights[num_targets - answer_targets :] = 1 + num_targets / answer_targets if loss == "weighted" else 1.0
+    return weights
+
+
+def example_documents(
+    example: EncodedExample, *, loss: str, trained: int = 0, scored: str | None = None
+) -> list[Document]:
+    """The documents of one example: the trained answer's, and zero-weight ones for other answers to score.
+
+    Args:
+        loss: see `target_weights`.
+        trained: which answer is trained on.
+        scored: ``any`` (every valid answer), ``first`` (the first one), or None: nothing is scored.
+    """
+    documents = []
+    for number, answer in enumerate(example.answers):
+        is_scored = scored == "any" or (scored == "first" and number == 0)
+        if not is_scored and number != trained:
+            continue
+        tokens = np.array(example.prompt + answer, np.int64)
+        num_targets = len(tokens) - 1
+        weights = (
+            target_weights(num_targets, len(answer), loss) if number == trained else np.zeros(num_targets, np.float32)
+        )
+        documents.append(Document(tokens, weights, len(answer) if is_scored else 0, number == 0))
+    return documents
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Documents laid end to end, and what of them is trained and scored. All CPU tensors until moved.
+
+    N targets need logits (a non-zero weight, or part of a scored answer), A of them belong to scored answers,
+    D documents are scored.
+
+    Attributes:
+        input_ids: (rows, T) int64. One row holding all documents, or one full-length document a row.
+        position_ids: (rows, T) int64, restarting at each document; transformers isolates documents by it.
+        logit_positions: (N,) int64 positions of the only row, or None: all positions of all rows.
+        targets: (N,) int64.
+        weights: (N,) float32.
+        is_synthetic: (N,) bool.
+        answer_targets: (A,) int64 index into the N targets.
+        answer_document: (A,) int64 scored document of each answer target.
+        document_example: (D,) int64 sample of the rank's batch each scored document belongs to.
+        document_is_first: (D,) bool, whether it holds the example's first answer.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    logit_positions: torch.Tensor | None
+    targets: torch.Tensor
+    weights: torch.Tensor
+    is_synthetic: torch.Tensor
+    answer_targets: torch.Tensor
+    answer_document: torch.Tensor
+    document_example: torch.Tensor
+    document_is_first: torch.Tensor
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "MicroBatch":
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "MicroBatch":
+        """Called by the DataLoader where batches go to a GPU."""
+        return self._map(torch.Tensor.pin_memory)
+
+
+def pack(samples: Sequence[Sequence[Document]], first_example: int = 0) -> MicroBatch:
+    """Lay the documents of some samples into one micro-batch.
+
+    Args:
+        samples: the documents of each sample, in order.
+        first_example: number of the first sample within the rank's batch.
+    """
+    documents = [document for sample in samples for document in sample]
+    targets = np.concatenate([document.tokens[1:] for document in documents])
+    weights = np.concatenate([document.weights for document in documents])
+    lengths = np.array([len(document.weights) for document in documents])
+    ends = np.cumsum(lengths)
+    scored = [n for n, document in enumerate(documents) if document.answer_targets]
+    in_answer = [np.arange(ends[n] - documents[n].answer_targets, ends[n]) for n in scored]
+    answer = np.concatenate(in_answer) if scored else np.empty(0, np.int64)
+    needed = weights != 0
+    needed[answer] = True
+    rows = len(documents) if needed.all() and (lengths == lengths[0]).all() and not scored else 1
+    examples = np.repeat(first_example + np.arange(len(samples)), [len(sample) for sample in samples])
+    return MicroBatch(
+        input_ids=_tensor(np.concatenate([document.tokens[:-1] for document in documents])).view(rows, -1),
+        position_ids=_tensor(np.concatenate([np.arange(length) for length in lengths])).view(rows, -1),
+        logit_positions=None if needed.all() else _tensor(np.flatnonzero(needed)),
+        targets=_tensor(targets[needed]),
+        weights=_tensor(weights[needed]),
+        is_synthetic=_tensor(np.repeat([document.is_synthetic for document in documents], lengths)[needed]),
+        answer_targets=_tensor((np.cumsum(needed) - 1)[answer]),
+        answer_document=_tensor(np.repeat(np.arange(len(scored)), [len(part) for part in in_answer]).astype(np.int64)),
+        document_example=_tensor(examples[scored].astype(np.int64)),
+        document_is_first=_tensor(np.array([documents[n].is_first_answer for n in scored], bool)),
+    )
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))

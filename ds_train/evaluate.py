@@ -1,0 +1,160 @@
+"""Evaluate a checkpoint on graph search (eval or test split) and on held-out C4.
+
+    python ds_train/evaluate.py RUN/checkpoints/step_00010000 --scratch_dir DIR --split test --output result.json
+
+CHECKPOINT is a step directory, a run directory (its newest checkpoint) or a Hugging Face directory.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # launched as a file: import the project, not the modules beside this file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+
+from data_tools.errors import UserError
+from data_tools.files import write_json
+from data_tools.shards import PackedBlocks
+from data_tools.splits import Splits, find_data_dir
+from data_tools.tokenizer import load_tokenizer
+from ds_train.distributed import World, init_distributed, run_entry, set_up_logging, world_from_env
+from ds_train.evaluation import HeldOut, HeldOutResult, evaluate_c4, evaluate_heldout, heldout_examples
+from ds_train.losses import PackedLM
+from ds_train.model import load_model_config, prepare_config
+from ds_train.weights import Weights, find_weights, model_with_weights, saved_seq_len
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DEFAULT_SEQ_LEN = 2048
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parse(argv)
+    world = world_from_env()
+    set_up_logging(world)
+    weights = find_weights(args.checkpoint)
+    splits = Splits(find_data_dir(args.scratch_dir, args.data_dir))
+    tokenizer = load_tokenizer(args.tokenizer or str(weights.description))
+    seq_len = args.seq_len or saved_seq_len(weights) or _DEFAULT_SEQ_LEN
+    blocks = _pack(args, tokenizer.fingerprint)
+    heldout = heldout_examples(
+        splits.rows(args.split), tokenizer, seq_len=seq_len, subset_size=args.num_examples, seed=args.seed
+    )
+    if not heldout.samples:
+        raise UserError(
+            f"all examples of {args.split}.jsonl are longer than seq_len {seq_len}; give a larger --seq_len."
+        )
+    model = _load(weights, world, seq_len, tokenizer.vocab_size, _DTYPES[args.dtype])
+    init_distributed(world)
+    where = {"micro_batch": args.micro_batch, "world": world, "device": world.device}
+    result = evaluate_heldout(model, heldout, **where)
+    c4_loss = evaluate_c4(model, blocks, **where) if blocks else None
+    report = {
+        "checkpoint": str(weights.path),
+        "data_dir": str(splits.directory),
+        "split": args.split,
+        "seq_len": seq_len,
+        **summarize(result, heldout),
+        "c4_loss": c4_loss,
+    }
+    if world.is_main:
+        print(as_table(report))
+        if args.output:
+            write_json(args.output, report)
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="step, run or Hugging Face directory")
+    parser.add_argument("--scratch_dir", required=True, help="directory of all data and runs")
+    parser.add_argument("--split", choices=("eval", "test"), default="eval")
+    parser.add_argument("--data_dir", help="directory of the splits (default: the only one under scratch_dir)")
+    parser.add_argument("--pack_dir", type=Path, help="packed C4 (default: scratch_dir/data/c4_packed, if it exists)")
+    parser.add_argument("--tokenizer", help="hub id, directory or tokenizer.json (default: the checkpoint's)")
+    parser.add_argument("--seq_len", type=int, help="longest example, in tokens (default: the checkpoint's, or 2048)")
+    parser.add_argument("--num_examples", type=int, help="a seeded subset of so many examples (default: all)")
+    parser.add_argument("--seed", type=int, default=1337, help="of the subset (default 1337)")
+    parser.add_argument("--micro_batch", type=int, default=8, help="examples per forward (default 8)")
+    parser.add_argument("--dtype", choices=_DTYPES, default="fp32", help="of the model (default fp32)")
+    parser.add_argument("--output", type=Path, help="write the results here as JSON")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
+    args = parser.parse_args(argv)
+    for name in ("seq_len", "num_examples", "micro_batch"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise UserError(f"--{name} is {value}, expected at least 1.")
+    return args
+
+
+def _pack(args: argparse.Namespace, tokenizer_fingerprint: str) -> PackedBlocks | None:
+    """The pack whose validation blocks are scored; the default one is left out where it does not fit."""
+    directory = args.pack_dir or Path(args.scratch_dir) / "data" / "c4_packed"
+    if not args.pack_dir and not directory.exists():
+        return None
+    blocks = PackedBlocks(directory)
+    if blocks.meta.tokenizer_sha256 != tokenizer_fingerprint:
+        raise UserError(
+            f"{directory} was packed with another tokenizer ({blocks.meta.tokenizer}) than the checkpoint's; "
+            "give --pack_dir of a fitting one."
+        )
+    return blocks
+
+
+def _load(weights: Weights, world: World, seq_len: int, vocab_size: int, dtype: torch.dtype) -> PackedLM:
+    config = prepare_config(
+        load_model_config(str(weights.description)),
+        seq_len=seq_len,
+        vocab_size=vocab_size,
+        attn_implementation="sdpa",
+        keep_dropout=False,
+        scratch=False,
+    )
+    model = PackedLM(model_with_weights(weights, config)).eval()
+    for parameter in model.parameters():  # parameters only: a cast of the module would damage rotary frequencies
+        parameter.data = parameter.data.to(dtype)
+    return model.to(world.device)
+
+
+def summarize(result: HeldOutResult, heldout: HeldOut) -> dict[str, Any]:
+    """Loss and accuracies, over everything and by lookahead."""
+    by_lookahead = []
+    for lookahead in np.unique(heldout.lookahead).tolist():
+        chosen = heldout.lookahead == lookahead
+        by_lookahead.append(
+            {
+                "lookahead": lookahead,
+                "num_examples": int(chosen.sum()),
+                "accuracy_any": float(result.by_any[chosen].mean()),
+                "accuracy_first": float(result.by_first[chosen].mean()),
+            }
+        )
+    return {
+        "num_examples": len(result.by_any),
+        "num_too_long": heldout.num_too_long,
+        "loss": result.loss,
+        "accuracy_any": float(result.by_any.mean()),
+        "accuracy_first": float(result.by_first.mean()),
+        "by_lookahead": by_lookahead,
+    }
+
+
+def as_table(report: dict[str, Any]) -> str:
+    """The report as text."""
+    c4_loss = "" if report["c4_loss"] is None else f"   C4 validation loss {report['c4_loss']:.4f}"
+    lines = [
+        f"{report['checkpoint']} on {report['split']}: {report['num_examples']} examples, "
+        f"{report['num_too_long']} too long left out",
+        f"weighted loss {report['loss']:.4f}{c4_loss}",
+        "lookahead  examples  accuracy (any answer)  accuracy (first answer)",
+    ]
+    for row in [*report["by_lookahead"], {**report, "lookahead": "all"}]:
+        counts = f"{row['lookahead']:>9}  {row['num_examples']:>8}"
+        lines.append(f"{counts}  {row['accuracy_any']:>21.4f}  {row['accuracy_first']:>23.4f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_entry(main)

@@ -1,0 +1,27 @@
+"""The global random generators of this rank: only dropout, where it is kept, draws from them."""
+
+import random
+from typing import Any
+
+import torch
+
+
+def rng_state() -> dict[str, Any]:
+    """This rank's global generators, in types that any torch.load policy reads."""
+    state = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def seed_rng(seed: int, rank: int) -> None:
+    """Start this rank's generators."""
+    random.seed(seed + rank)
+    torch.manual_seed(seed + rank)
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

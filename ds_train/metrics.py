@@ -1,0 +1,103 @@
+"""What a run tells: JSON-lines logs, a progress line, DeepSpeed's monitors, throughput."""
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+class JsonlLog:
+    """An append-only log of rows with a ``step``, written by rank 0 alone.
+
+    Args:
+        path: file to append to; its directory is made.
+        is_writer: whether this rank writes; on the others every call does nothing.
+    """
+
+    def __init__(self, path: Path, is_writer: bool) -> None:
+        self._path = path
+        self._is_writer = is_writer
+        if is_writer:
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def rewind(self, step: int) -> None:
+        """Drop rows after ``step`` and a torn last line, so that the log goes on from a checkpoint's step."""
+        if not self._is_writer or not self._path.exists():
+            return
+        kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]
+        partial = self._path.with_suffix(".partial")
+        partial.write_text("".join(f"{line}\n" for line in kept))
+        partial.replace(self._path)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Write one row; values that are not finite become null."""
+        if self._is_writer:
+            with self._path.open("a") as file:
+                file.write(json.dumps({key: _finite(value) for key, value in row.items()}) + "\n")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf  # a line torn by a kill
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Throughput:
+    """Tokens per second, share of the time spent waiting for data, and peak memory since the last report."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._tokens = 0
+        self._waited = 0.0
+
+    def waited(self, seconds: float) -> None:
+        self._waited += seconds
+
+    def trained(self, tokens: int) -> None:
+        self._tokens += tokens
+
+    def report(self) -> dict[str, float]:
+        """Columns for a log row; starts the next interval."""
+        elapsed = time.perf_counter() - self._start
+        columns = {
+            "tokens_per_second": round(self._tokens / elapsed, 1),
+            "data_wait_fraction": round(self._waited / elapsed, 5),
+            "peak_memory_gb": round(_peak_memory_gb(), 3),
+        }
+        self.__init__()  # type: ignore[misc]
+        return columns
+
+
+def _peak_memory_gb() -> float:
+    """Peak GPU memory of this rank, or on CPU its peak resident set, in GiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux reports KiB
+
+
+def progress_line(row: dict[str, Any]) -> str:
+    """A row as one readable line."""
+    shown = {key: value for key, value in row.items() if key != "timestamp"}
+    return "  ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()
+    )
+
+
+def send_to_monitor(monitor: Any, prefix: str, row: dict[str, Any]) -> None:
+    """Pass a row's numbers to the monitors that the DeepSpeed JSON enables."""
+    if monitor is not None and monitor.enabled:
+        numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k not in ("step", "timestamp")}
+        monitor.write_events([(f"{prefix}/{key}", value, row["step"]) for key, value in numbers.items()])

@@ -1,0 +1,246 @@
+"""Pretrain on packed C4 with a share of synthetic graph-search blocks mixed in.
+
+deepspeed ds_train/pretrain.py --scratch_dir DIR --pptrain_checkpoint latest --total_steps 10000
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+if __package__ in (None, ""):  # launched as a file: import the project, not the modules beside this file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from data_tools.errors import UserError
+from data_tools.shards import PackedBlocks
+from data_tools.splits import Splits, find_data_dir, split_file_name
+from ds_train.assembly import Inputs, PhaseParts, check_inputs, launch
+from ds_train.checkpoint import complete_checkpoints
+from ds_train.distributed import on_main, run_entry, set_up_logging, world_from_env
+from ds_train.engine import StepResult
+from ds_train.evaluation import HeldOutResult, evaluate_c4, evaluate_heldout, heldout_examples
+from ds_train.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags, flag, parse_flags
+from ds_train.loop import Cadence
+from ds_train.mixin_table import MixinTable, load_mixin_table
+from ds_train.problems import Problems
+from ds_train.readers import C4Reader, MixinReader
+from ds_train.samplers import MixinShare, MixtureSampler, Source, c4_blocks_needed
+from ds_train.state import TrainState
+from ds_train.weights import Weights, find_weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PretrainFlags:
+    """Length, initial weights, mixture."""
+
+    _argument_group_name = "pretraining"
+
+    total_steps: int = flag(10_000, "optimizer steps of the run")
+    eval_every: int = flag(500, "optimizer steps between held-out evaluations")
+    min_lr_ratio: float | None = flag(None, "floor of the cosine as a fraction of lr (default: the JSON's, 0.1)")
+    pptrain_checkpoint: str = flag(
+        "latest", "weights to start from: latest, a step, run or Hugging Face directory, none"
+    )
+    pptrain_run: str = flag("pptrain", "run that --pptrain_checkpoint latest looks at")
+    pack_dir: str | None = flag(None, "packed blocks (default: scratch_dir/data/c4_packed)")
+    allow_repeat: bool = flag(False, "read a pack that is too small for the run more than once")
+    mixin_percent: float = flag(0.02, "share of real tokens that is synthetic, as a fraction in [0, 1]")
+    mixin_schedule: Literal["constant", "linear", "cosine"] = flag("constant", "how the share moves to mixin_end")
+    mixin_end: float | None = flag(None, "share at the last step (linear and cosine schedules)")
+    mixin_pack: Literal["packed", "single"] = flag("packed", "whole examples packed to seq_len, or one a block")
+    mixin_loss: Literal["lm", "answer", "weighted"] = flag("lm", "loss weights of synthetic targets")
+
+
+@dataclass
+class Pretrain:
+    """The phase: no curriculum; a fixed number of steps and evaluations at a fixed cadence."""
+
+    total_steps: int
+    eval_every: int
+    num_c4_blocks: int
+    evaluate_heldout: Callable[[], HeldOutResult]
+    evaluate_c4: Callable[[], float | None]
+    name: str = field(default="pretrain")
+    accuracy: str = field(default="any")  # no sample is scored while training
+
+    def record(self, state: TrainState, result: StepResult) -> None:
+        num_new = int((result.plan.sources == Source.C4).sum())
+        passes, before = (index // self.num_c4_blocks for index in (state.c4_block_idx, state.c4_block_idx - num_new))
+        if passes > before:
+            logger.warning("step %d: the pack has been read %d times", state.step, passes)
+
+    def train_columns(self, state: TrainState, result: StepResult) -> dict[str, Any]:
+        num_mixin = int((result.plan.sources == Source.MIXIN).sum())
+        return {
+            "c4_loss": result.c4_loss,
+            "mixin_loss": result.synthetic_loss,
+            "c4_count": len(result.plan.sources) - num_mixin,
+            "mixin_count": num_mixin,
+            "mixin_fraction": state.mixin_tokens / state.tokens,
+        }
+
+    def promote(self, state: TrainState) -> bool:
+        return False
+
+    def is_finished(self, state: TrainState) -> bool:
+        return state.step >= self.total_steps
+
+    def wants_evaluation(self, state: TrainState, promoted: bool) -> bool:
+        return state.step % self.eval_every == 0 or state.finished
+
+    def evaluate(self, state: TrainState) -> dict[str, Any]:
+        result = self.evaluate_heldout()
+        return {
+            "heldout_acc": result.accuracy,
+            "heldout_loss": result.loss,
+            "heldout_c4_loss": self.evaluate_c4(),
+            "num_examples": len(result.by_any),
+        }
+
+
+def _share(flags: PretrainFlags, problems: Problems) -> MixinShare:
+    for name in ("mixin_percent", "mixin_end"):
+        value = getattr(flags, name)
+        if value is not None and not 0 <= value <= 1:
+            problems.add(f"--{name} is {value}, expected a fraction in [0, 1] (0.02 is 2 %).")
+    if flags.mixin_schedule != "constant" and flags.mixin_end is None:
+        problems.add(f"--mixin_schedule {flags.mixin_schedule} needs --mixin_end, the share at the last step.")
+    if flags.mixin_schedule == "constant" and flags.mixin_end is not None:
+        problems.add("--mixin_end was given with a constant schedule; choose --mixin_schedule linear or cosine.")
+    end = flags.mixin_percent if flags.mixin_end is None else flags.mixin_end
+    return MixinShare(flags.mixin_percent, end, flags.mixin_schedule, flags.total_steps)
+
+
+def _initial_weights(run: RunFlags, flags: PretrainFlags) -> Weights | None:
+    """Where model and weights come from; a run that has checkpoints of its own describes itself."""
+    if flags.pptrain_checkpoint == "none":
+        return None
+    directory = Path(run.scratch_dir) / (run.run_name or "pretrain")
+    own = complete_checkpoints(directory / "checkpoints") if run.resume == "auto" and not run.resume_from else []
+    if own:
+        return Weights(own[-1], True)
+    return find_weights(flags.pptrain_checkpoint, Path(run.scratch_dir) / flags.pptrain_run)
+
+
+def _check_pack(blocks: PackedBlocks, inputs: Inputs, problems: Problems) -> None:
+    meta, seq_len = blocks.meta, inputs.model_flags.seq_len
+    if meta.seq_len != seq_len:
+        problems.add(
+            f"--seq_len {seq_len}, but {blocks.directory} is packed for seq_len {meta.seq_len}; give --seq_len "
+            f"{meta.seq_len}, or pack again."
+        )
+    if meta.tokenizer_sha256 != inputs.tokenizer.fingerprint:
+        problems.add(
+            f"the tokenizer {inputs.tokenizer.name} is not the one {blocks.directory} was packed with "
+            f"({meta.tokenizer}); give --tokenizer accordingly, or pack again."
+        )
+
+
+def _fingerprints(flags: PretrainFlags, splits: Splits, blocks: PackedBlocks) -> dict[str, str]:
+    settings = ("total_steps", "mixin_percent", "mixin_schedule", "mixin_end", "mixin_pack", "mixin_loss")
+    return {
+        "splits": splits.fingerprint,
+        "pack": blocks.meta.fingerprint,
+        **{name: str(getattr(flags, name)) for name in settings},
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    groups = (RunFlags, PretrainFlags, ModelFlags, DataFlags, OverrideFlags)
+    all_flags = parse_flags(*groups, description=__doc__ or "", argv=argv)
+    run, flags, model, data, overrides = all_flags
+    set_up_logging(world_from_env())
+    problems = Problems()
+    splits = blocks = inputs = None
+    with problems.collect():
+        splits = Splits(find_data_dir(run.scratch_dir, data.data_dir))
+    with problems.collect():
+        blocks = PackedBlocks(flags.pack_dir or Path(run.scratch_dir) / "data" / "c4_packed")
+    for name, value in (("total_steps", flags.total_steps), ("eval_every", flags.eval_every)):
+        problems.require(value > 0, f"--{name} is {value}, expected > 0.")
+    share = _share(flags, problems)
+    with problems.collect():
+        inputs = check_inputs(
+            "pretrain", run, model, overrides, problems,
+            total_steps=flags.total_steps, min_lr_ratio=flags.min_lr_ratio, weights=_initial_weights(run, flags),
+        )  # fmt: skip
+    if inputs and blocks:
+        _check_pack(blocks, inputs, problems)
+    problems.raise_if_any()
+    assert inputs and splits and blocks
+    return launch(
+        inputs,
+        cadence=Cadence(run.log_every, run.save_every or 500, flags.total_steps, run.stop_step),
+        first_stage=0,
+        fingerprints=_fingerprints(flags, splits, blocks),
+        all_flags=list(all_flags),
+        make_parts=partial(_parts, inputs=inputs, flags=flags, data=data, share=share, splits=splits, blocks=blocks),
+    )
+
+
+def _parts(
+    engine: Any,
+    inputs: Inputs,
+    flags: PretrainFlags,
+    data: DataFlags,
+    share: MixinShare,
+    splits: Splits,
+    blocks: PackedBlocks,
+) -> PhaseParts:
+    seq_len, seed, world = inputs.model_flags.seq_len, inputs.run_flags.seed, inputs.world
+    table = on_main(world, lambda: _mixin_table(inputs, flags, share, splits))
+    sampler = MixtureSampler(
+        inputs.engine.layout.global_batch, seed, share, blocks.num_blocks, table.num_blocks, table.fill
+    )
+    needed = c4_blocks_needed(sampler, flags.total_steps)
+    if needed > blocks.num_blocks and not flags.allow_repeat:
+        raise UserError(
+            f"the run needs {needed} C4 blocks but {blocks.directory} holds {blocks.num_blocks}; pack more, take fewer "
+            "--total_steps, or give --allow_repeat."
+        )
+    heldout = heldout_examples(
+        splits.rows("eval"), inputs.tokenizer, seq_len=seq_len, subset_size=data.eval_subset_size, seed=seed
+    )
+    where = {"micro_batch": inputs.engine.layout.micro_batch, "world": world, "device": engine.device}
+    readers: dict = {
+        Source.C4: C4Reader(blocks),
+        Source.MIXIN: MixinReader(splits.rows("mixin"), table, inputs.tokenizer, flags.mixin_loss),
+    }
+    return PhaseParts(
+        phase=Pretrain(
+            total_steps=flags.total_steps,
+            eval_every=flags.eval_every,
+            num_c4_blocks=blocks.num_blocks,
+            evaluate_heldout=partial(evaluate_heldout, engine, heldout, **where),
+            evaluate_c4=partial(evaluate_c4, engine, blocks, **where),
+        ),
+        sampler=sampler,
+        readers=readers,
+        num_workers=inputs.run_flags.num_workers,
+    )
+
+
+def _mixin_table(inputs: Inputs, flags: PretrainFlags, share: MixinShare, splits: Splits) -> MixinTable:
+    if share.start == share.end == 0:
+        return MixinTable.empty()
+    table = load_mixin_table(
+        splits.rows("mixin"),
+        splits.meta.files[split_file_name("mixin")].sha256,
+        inputs.tokenizer,
+        inputs.model_flags.seq_len,
+        flags.mixin_pack,
+        Path(inputs.run_flags.scratch_dir) / "data" / "cache",
+    )
+    logger.info("mixin: %d blocks, %.1f %% filled", table.num_blocks, 100 * table.fill)
+    if table.num_too_long:
+        logger.warning("%d mixin examples are longer than seq_len and are left out", table.num_too_long)
+    return table
+
+
+if __name__ == "__main__":
+    run_entry(main)

@@ -1,0 +1,21 @@
+"""Fixtures for all tests."""
+
+from pathlib import Path
+
+import pytest
+
+from data_tools.errors import UserError
+from data_tools.fetch_assets import GPT_NEOX_TOKENIZER, cached_file
+
+
+@pytest.fixture(scope="session")
+def gpt_neox_tokenizer_path() -> Path:
+    """Pythia's tokenizer as a ``.json`` file, downloaded once into the cache; skips where that is impossible."""
+    try:
+        return cached_file(GPT_NEOX_TOKENIZER)
+    except UserError as error:
+        pytest.skip(f"the GPT-NeoX tokenizer cannot be had: {error}")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--renew_golden", action="store_true", help="write the golden loss curves anew")

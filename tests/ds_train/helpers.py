@@ -1,0 +1,51 @@
+"""A tokenizer of single characters, models of a few thousand weights, random documents."""
+
+import string
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig
+
+from data_tools.tokenizer import TextTokenizer
+from ds_train.documents import EncodedExample
+
+ARCHITECTURES = ("gpt_neox", "llama", "gpt2")
+VOCAB_SIZE = 64
+EOS = "<|endoftext|>"
+
+
+def tiny_tokenizer() -> TextTokenizer:
+    """Every character is a token (``Ġ`` stands for a space); the EOS id is 0, as in Pythia."""
+    alphabet = [EOS, *string.ascii_letters, *"Ġ.,:'Ċ"]
+    backend = Tokenizer(models.BPE({token: number for number, token in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([EOS])
+    return TextTokenizer(backend, EOS, "tiny")
+
+
+def tiny_config(architecture: str, *, attention: str = "sdpa", positions: int = 256) -> PretrainedConfig:
+    """Two layers of width 32, without dropout, and with weights large enough that tokens matter to one another."""
+    common = {"vocab_size": VOCAB_SIZE, "use_cache": False, "initializer_range": 0.3}
+    heads = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    config: PretrainedConfig
+    if architecture == "gpt_neox":
+        config = GPTNeoXConfig(max_position_embeddings=positions, **heads, **common)
+    elif architecture == "llama":
+        config = LlamaConfig(max_position_embeddings=positions, num_key_value_heads=2, **heads, **common)
+    else:
+        no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        config = GPT2Config(n_positions=positions, n_layer=2, n_embd=32, n_head=4, n_inner=64, **no_dropout, **common)
+    config._attn_implementation = attention
+    return config
+
+
+def random_ids(rng: np.random.Generator, count: int) -> list[int]:
+    """Token ids other than EOS (0)."""
+    return rng.integers(1, VOCAB_SIZE, count).tolist()
+
+
+def random_example(rng: np.random.Generator, num_answers: int = 1, longest_prompt: int = 24) -> EncodedExample:
+    """An example of random tokens: a prompt of 1 … longest_prompt, answers of 1 … 4 and EOS."""
+    answers = [[*random_ids(rng, int(rng.integers(1, 5))), 0] for _ in range(num_answers)]
+    return EncodedExample(random_ids(rng, int(rng.integers(1, longest_prompt + 1))), answers)

@@ -1,0 +1,138 @@
+"""When the stage advances, by the rule of the specification in exact decimal arithmetic."""
+
+from decimal import Decimal
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from data_tools.errors import UserError
+from ds_train.curriculum import Curriculum
+from ds_train.pptrain import PPTrain
+from ds_train.state import TrainState
+
+
+def window_with(num_right: int, size: int) -> list[int]:
+    return [1] * num_right + [0] * (size - num_right)
+
+
+def test_the_users_threshold_is_196_of_200():
+    curriculum = Curriculum(max_stage=64)
+    assert (curriculum.window, curriculum.threshold, curriculum.check_every) == (200, 0.98, 10)
+    assert not curriculum.is_mastered(10, window_with(195, 200))
+    assert curriculum.is_mastered(10, window_with(196, 200))
+
+
+@pytest.mark.parametrize("threshold", ["0.98", "0.07", "0.29", "0.57", "0.9", "0.975", "0.3333", "1e-3", "1"])
+def test_threshold_means_its_decimal_digits(threshold):
+    # 0.07, 0.29 and 0.57 times 100 all miss the whole number in binary floating point.
+    for size in range(1, 301):
+        fewest = next(n for n in range(size + 1) if n >= Decimal(threshold) * size)
+        curriculum = Curriculum(max_stage=5, window=size, threshold=float(threshold), check_every=1)
+        assert curriculum.is_mastered(1, window_with(fewest, size))
+        assert not (fewest and curriculum.is_mastered(1, window_with(fewest - 1, size)))
+
+
+def test_only_a_full_window_counts():
+    curriculum = Curriculum(max_stage=5, window=8, threshold=0.5, check_every=1)
+    assert not curriculum.is_mastered(1, [1] * 7)
+    assert curriculum.is_mastered(1, [1] * 8)
+
+
+def test_window_holds_the_latest_flags_oldest_first():
+    curriculum = Curriculum(max_stage=5, window=5)
+    assert curriculum.extended([0, 0, 1], [1, 0, 1]) == [0, 1, 1, 0, 1]
+    assert curriculum.extended([], [0, 1]) == [0, 1]
+    assert curriculum.extended([1, 1], [0, 0, 0, 1, 0, 1, 1]) == [0, 1, 0, 1, 1]
+
+
+def test_rule_is_applied_every_check_every_steps_only():
+    curriculum = Curriculum(max_stage=5, window=4, check_every=10)
+    mastered = [step for step in range(1, 41) if curriculum.is_mastered(step, [1, 1, 1, 1])]
+    assert mastered == [10, 20, 30, 40]
+
+
+@pytest.mark.parametrize(
+    ("start", "step", "last", "stages"),
+    [
+        (1, 1, 4, [1, 2, 3, 4]),
+        (1, 3, 8, [1, 4, 7, 8]),
+        (1, 3, 7, [1, 4, 7]),
+        (2, 100, 64, [2, 64]),
+        (64, 1, 64, [64]),
+        (1, 1, 1, [1]),
+    ],
+)
+def test_the_last_stage_is_always_trained(start, step, last, stages):
+    curriculum = Curriculum(max_stage=last, start_stage=start, stage_step=step)
+    visited, stage = [], start
+    while stage is not None:
+        visited.append(stage)
+        stage = curriculum.next_stage(stage)
+    assert visited == stages
+
+
+def test_alpha_is_the_share_of_the_last_stage():
+    assert [Curriculum(max_stage=4).alpha(stage) for stage in (1, 2, 4)] == [0.25, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"max_stage": 0}, "max_stage"),
+        ({"window": 0}, "window"),
+        ({"check_every": 0}, "check_every"),
+        ({"check_every": -5}, "check_every"),
+        ({"stage_step": 0}, "stage_step"),
+        ({"start_stage": 0}, "start_stage"),
+        ({"start_stage": 9}, "start_stage 9"),
+        ({"threshold": 0.0}, "threshold"),
+        ({"threshold": 98.0}, "threshold"),
+        ({"threshold": float("nan")}, "threshold"),
+    ],
+)
+def test_bad_values_are_named(changes, named):
+    with pytest.raises(UserError, match=named):
+        Curriculum(**{"max_stage": 8, **changes})
+
+
+def phase_and_state(curriculum: Curriculum) -> tuple[PPTrain, TrainState]:
+    state = TrainState(seed=1, world_size=1, micro_batch=1, grad_accum=1, global_batch=1, stage=curriculum.start_stage)
+    return PPTrain(curriculum, evaluate_heldout=lambda: None, accuracy="any"), state
+
+
+def test_phase_follows_a_plain_reimplementation():
+    curriculum = Curriculum(max_stage=7, window=50, threshold=0.8, check_every=3, stage_step=2)
+    phase, state = phase_and_state(curriculum)
+    rng = np.random.default_rng(0)
+    flags: list[int] = []  # since the last promotion
+    stage, finished, num_promotions = 1, False, 0
+    for step in range(1, 2000):
+        if finished:
+            break
+        new = (rng.random(8) < (0.75 if step % 40 < 30 else 0.9)).astype(int).tolist()
+        flags += new
+        last = flags[-50:]
+        state.step = step
+        phase.record(state, SimpleNamespace(flags=new))
+        columns = phase.train_columns(state, SimpleNamespace())
+        assert columns == {"curr_acc": sum(last) / len(last), "stage": stage, "alpha": stage / 7}
+        promote = step % 3 == 0 and len(last) == 50 and 10 * sum(last) >= 8 * 50
+        assert phase.promote(state) == promote
+        if promote:
+            num_promotions += 1
+            flags, finished, stage = [], stage == 7, min(stage + 2, 7)
+        assert (state.stage, state.window, phase.is_finished(state)) == (stage, flags[-50:], finished)
+    assert finished and num_promotions == 4  # stages 1, 3, 5, 7
+
+
+def test_finishing_keeps_the_last_stage_in_the_state():
+    phase, state = phase_and_state(Curriculum(max_stage=2, window=2, check_every=1, start_stage=2))
+    state.step, state.window = 1, [1, 1]
+    assert phase.promote(state)
+    assert (state.stage, state.finished, state.window) == (2, True, [])
+
+
+def test_curr_acc_is_null_while_the_window_is_empty():
+    phase, state = phase_and_state(Curriculum(max_stage=2))
+    assert phase.train_columns(state, SimpleNamespace())["curr_acc"] is None

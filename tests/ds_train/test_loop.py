@@ -1,0 +1,242 @@
+"""The training loop around a pretended engine: order within a step, logs, promotion, stopping and going on."""
+
+import copy
+import json
+from contextlib import suppress
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ds_train import loop
+from ds_train.curriculum import Curriculum
+from ds_train.distributed import World
+from ds_train.engine import StepResult
+from ds_train.evaluation import HeldOutResult
+from ds_train.layout import Layout
+from ds_train.loop import Cadence, ExitCode, Run, train
+from ds_train.pptrain import PPTrain
+from ds_train.pretrain import Pretrain
+from ds_train.samplers import CurriculumSampler, MixinShare, MixtureSampler, Source
+from ds_train.schedule import Schedule
+from ds_train.state import TrainState
+
+GLOBAL_BATCH = 8
+CURRICULUM = Curriculum(max_stage=4, window=20, threshold=0.8, check_every=3, stage_step=2)
+SHARE = MixinShare(0.1, 0.1, "constant", 12)
+MIXTURE = MixtureSampler(GLOBAL_BATCH, 5, SHARE, num_c4_blocks=1000, num_mixin_blocks=7, mixin_fill=0.9)
+
+
+class PlanStream:
+    """Hands out plans; `restart` is what the loop says, as for the real stream."""
+
+    def __init__(self, sampler, events) -> None:
+        self.sampler, self.events = sampler, events
+
+    def restart(self, cursor, step) -> None:
+        self.cursor, self.step = cursor, step
+        self.events.append(("restart", step, cursor.consumed_index, cursor.stage))
+
+    def next(self):
+        self.step += 1
+        plan = self.sampler.plan(self.cursor, self.step)
+        self.cursor = plan.next_cursor
+        return SimpleNamespace(plan=plan, overflows=[])
+
+
+class KeptStates:
+    """Checkpoints in memory."""
+
+    def __init__(self, events) -> None:
+        self.saved: dict[int, TrainState] = {}
+        self.events = events
+
+    def save(self, engine, state) -> None:
+        self.saved[state.step] = copy.deepcopy(state)
+        self.events.append(("save", state.step))
+
+
+class KilledError(Exception):
+    pass
+
+
+def pretended_result(plan) -> StepResult:
+    """A step whose numbers depend on its samples only; seven of eight samples are right."""
+    mixin = int((plan.sources == Source.MIXIN).sum())
+    return StepResult(
+        plan=plan,
+        loss=float(plan.indices.sum() % 97) / 10 + 0.5,
+        c4_loss=1.5 if mixin < GLOBAL_BATCH else None,
+        synthetic_loss=2.5 if mixin else None,
+        flags=(plan.indices % 8 != 3).astype(int).tolist(),
+        tokens=np.array([100 * (GLOBAL_BATCH - mixin), 90 * mixin]),
+        num_overflows=1,
+        grad_norm=None,
+    )
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch):
+    """Run the loop; returns the exit code, the checkpoints, and what happened in order."""
+
+    def run(phase_name="pptrain", state=None, kill_at=None, **cadence):
+        events: list[tuple] = []
+
+        def train_step(engine, batch, layout, accuracy):
+            if batch.plan.step == kill_at:
+                raise KilledError
+            events.append(("update", batch.plan.step))
+            return pretended_result(batch.plan)
+
+        monkeypatch.setattr(loop, "train_step", train_step)
+        monkeypatch.setattr(loop, "set_learning_rate", lambda engine, lr: events.append(("lr", lr)))
+        heldout = HeldOutResult(0.7, np.array([True, False]), np.array([False, False]))
+
+        def evaluate():
+            events.append(("evaluate",))
+            return heldout
+
+        phase = PPTrain(CURRICULUM, evaluate, "any")
+        sampler = CurriculumSampler(GLOBAL_BATCH)
+        if phase_name == "pretrain":
+            phase, sampler = Pretrain(12, 5, 1000, evaluate, lambda: None), MIXTURE
+        for name in ("record", "promote"):
+            method = getattr(phase, name)
+            setattr(phase, name, lambda *args, name=name, method=method: (events.append((name,)), method(*args))[1])
+        layout = Layout(1, GLOBAL_BATCH, 1)
+        checkpoints = KeptStates(events)
+        given = {"log_every": 1, "save_every": 4, "max_steps": 12 if phase_name == "pretrain" else None,
+                 "stop_step": None, **cadence}  # fmt: skip
+        fresh = TrainState(1, 1, GLOBAL_BATCH, 1, GLOBAL_BATCH, stage=1 if phase_name == "pptrain" else 0)
+        engine = SimpleNamespace(eval=lambda: None, train=lambda: None, monitor=None)
+        made = Run(
+            world=World(0, 0, 1), layout=layout, schedule=Schedule(1.0, warmup_steps=4), cadence=Cadence(**given),
+            engine=engine, stream=PlanStream(sampler, events), phase=phase, state=copy.deepcopy(state) or fresh,
+            checkpoints=checkpoints, directory=tmp_path / phase_name,
+        )  # fmt: skip
+        code = None
+        with suppress(KilledError):
+            code = train(made)
+        return code, checkpoints.saved, events
+
+    return run
+
+
+def rows(tmp_path, phase: str, name: str, *, timed: bool = True) -> list[dict]:
+    lines = (tmp_path / phase / "logs" / f"{name}.jsonl").read_text().splitlines()
+    timings = () if timed else ("timestamp", "tokens_per_second", "data_wait_fraction", "peak_memory_gb")
+    return [{key: value for key, value in json.loads(line).items() if key not in timings} for line in lines]
+
+
+def test_a_curriculum_is_run_to_its_end_and_saved(launch, tmp_path):
+    code, saved, _ = launch()
+    assert code == ExitCode.FINISHED
+    last = saved[max(saved)]
+    assert last.finished and last.stage == 4
+    # Windows of 20 flags, 8 a step: full after 3 steps; stages 1, 3, 4.
+    assert last.step == 9 and last.consumed_index == 72
+    evaluations = [(row["step"], row["stage"], row["alpha"]) for row in rows(tmp_path, "pptrain", "eval")]
+    assert evaluations == [(0, 1, 0.25), (3, 3, 0.75), (6, 4, 1.0), (9, 4, 1.0)]
+    stages = [row["stage"] for row in rows(tmp_path, "pptrain", "train")]
+    assert stages == [1, 1, 1, 3, 3, 3, 4, 4, 4]  # the row of a promoting step tells the stage before it
+
+
+def test_order_within_a_step(launch):
+    _, _, events = launch(save_every=3)
+    at = events.index(("update", 3))
+    names = [event[0] for event in events[at - 1 : at + 6]]
+    assert names == ["lr", "update", "record", "promote", "evaluate", "save", "restart"]
+    assert events[0] == ("evaluate",)
+
+
+def test_after_a_promotion_the_next_sample_is_of_the_new_stage(launch):
+    _, _, events = launch()
+    restarts = [event for event in events if event[0] == "restart"]
+    assert restarts == [("restart", 0, 0, 1), ("restart", 3, 24, 3), ("restart", 6, 48, 4)]
+
+
+def test_learning_rates_are_those_of_the_steps(launch, tmp_path):
+    _, _, events = launch()
+    used = [event[1] for event in events if event[0] == "lr"]
+    assert used == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1]
+    assert [row["lr"] for row in rows(tmp_path, "pptrain", "train")] == used
+
+
+def test_columns_of_pptrain(launch, tmp_path):
+    launch()
+    for row in rows(tmp_path, "pptrain", "train"):
+        assert list(row)[:7] == ["step", "loss", "lr", "curr_acc", "stage", "alpha", "timestamp"]
+    for row in rows(tmp_path, "pptrain", "eval"):
+        assert set(row) == {"step", "stage", "alpha", "heldout_acc", "heldout_loss", "num_examples", "timestamp"}
+        assert (row["heldout_acc"], row["heldout_loss"], row["num_examples"]) == (0.5, 0.7, 2)
+
+
+def test_columns_of_pretrain(launch, tmp_path):
+    code, saved, _ = launch("pretrain")
+    assert code == ExitCode.FINISHED and max(saved) == 12 and saved[12].finished
+    tokens = np.zeros(2)
+    found = rows(tmp_path, "pretrain", "train")
+    for row in found:
+        assert list(row)[:9] == [
+            "step", "loss", "lr", "c4_loss", "mixin_loss", "c4_count", "mixin_count", "mixin_fraction", "timestamp",
+        ]  # fmt: skip
+        assert row["c4_count"] + row["mixin_count"] == GLOBAL_BATCH
+        assert (row["mixin_loss"] is None) == (row["mixin_count"] == 0)
+        tokens += [100 * row["c4_count"], 90 * row["mixin_count"]]
+        assert row["mixin_fraction"] == pytest.approx(tokens[1] / tokens.sum())
+        assert row["tokens"] == tokens.sum()
+    assert any(row["mixin_loss"] is None for row in found) and any(row["mixin_loss"] for row in found)
+    evaluations = rows(tmp_path, "pretrain", "eval")
+    assert [row["step"] for row in evaluations] == [0, 5, 10, 12]
+    for row in evaluations:
+        assert set(row) == {
+            "step", "heldout_acc", "heldout_loss", "heldout_c4_loss", "num_examples", "timestamp"
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("phase", ["pptrain", "pretrain"])
+@pytest.mark.parametrize("kill_at", range(1, 10))
+def test_a_killed_run_goes_on_as_if_it_had_not_been(launch, tmp_path, phase, kill_at):
+    _, whole, _ = launch(phase)
+    expected = [rows(tmp_path, phase, name, timed=False) for name in ("train", "eval")]
+    for name in ("train", "eval"):
+        (tmp_path / phase / "logs" / f"{name}.jsonl").unlink()
+
+    _, saved, _ = launch(phase, kill_at=kill_at)
+    code, after, _ = launch(phase, state=saved[max(saved)] if saved else None)
+    assert code == ExitCode.FINISHED
+    assert after[max(after)] == whole[max(whole)]
+    assert [rows(tmp_path, phase, name, timed=False) for name in ("train", "eval")] == expected
+
+
+@pytest.mark.parametrize("phase", ["pptrain", "pretrain"])
+@pytest.mark.parametrize("stop", [1, 3, 4, 7])
+def test_a_stopped_run_goes_on_with_the_schedule_unchanged(launch, tmp_path, phase, stop):
+    _, whole, _ = launch(phase)
+    expected = [rows(tmp_path, phase, name, timed=False) for name in ("train", "eval")]
+    for name in ("train", "eval"):
+        (tmp_path / phase / "logs" / f"{name}.jsonl").unlink()
+
+    code, saved, _ = launch(phase, stop_step=stop)
+    assert code == ExitCode.STOPPED and max(saved) == stop
+    code, after, _ = launch(phase, state=saved[stop])
+    assert code == ExitCode.FINISHED and after[max(after)] == whole[max(whole)]
+    assert [rows(tmp_path, phase, name, timed=False) for name in ("train", "eval")] == expected
+
+
+def test_a_finished_run_is_left_alone(launch):
+    _, saved, _ = launch()
+    code, again, events = launch(state=saved[max(saved)])
+    assert code == ExitCode.FINISHED and not again
+    assert not [event for event in events if event[0] in ("update", "evaluate")]
+
+
+def test_max_steps_end_a_curriculum_early_with_a_checkpoint(launch):
+    code, saved, _ = launch(max_steps=5)
+    assert code == ExitCode.FINISHED and max(saved) == 5
+    assert not saved[5].finished and saved[5].stage == 3
+
+
+def test_logs_are_written_at_their_cadence(launch, tmp_path):
+    launch("pretrain", log_every=5)
+    assert [row["step"] for row in rows(tmp_path, "pretrain", "train")] == [5, 10]
