@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,11 @@ def check_inputs(
     before = len(problems)
     world = world_from_env()
     directory = Path(run.scratch_dir) / (run.run_name or phase)
-    with problems.collect():
-        _require_writable(directory)
+    if directory.name != (run.run_name or phase):
+        problems.add(f"--run_name {run.run_name} is not a plain directory name; runs lie directly under --scratch_dir.")
+    else:
+        with problems.collect():
+            _require_writable(directory)
     for name in ("log_every", "save_every", "stop_step", "num_workers", "keep_last", "keep_every"):
         value, least = getattr(run, name), 0 if name in ("num_workers", "keep_last", "keep_every") else 1
         if value is not None and value < least:
@@ -124,84 +127,90 @@ def _tokenizer_spec(model: ModelFlags, weights: Weights | None) -> str:
 
 
 @dataclass(frozen=True)
-class PhaseParts:
-    """What a phase contributes to a run."""
+class PhaseSetup:
+    """What a phase contributes to a run.
+
+    Attributes:
+        phase, cadence: see the loop.
+        sampler, readers: which samples, and how each source's are read.
+        num_workers: loader processes.
+        first_stage: curriculum stage of a fresh start, 0 for none.
+        fingerprints: what a checkpoint must agree with, besides what all phases share.
+    """
 
     phase: Phase
+    cadence: Cadence
     sampler: Sampler
     readers: dict[Source, Reader]
     num_workers: int
+    first_stage: int
+    fingerprints: dict[str, str]
 
 
-def launch(
-    inputs: Inputs,
-    *,
-    cadence: Cadence,
-    first_stage: int,
-    fingerprints: dict[str, str],
-    all_flags: list[Any],
-    make_parts: Callable[[Any], PhaseParts],
-) -> ExitCode:
+def launch(inputs: Inputs, all_flags: Sequence[Any], make_setup: Callable[[], PhaseSetup]) -> ExitCode:
     """Join the process group, build the run, restore the newest checkpoint, train.
 
     Args:
-        first_stage: curriculum stage of a fresh start, 0 for none.
-        fingerprints: what a checkpoint must agree with, besides what is added here.
         all_flags: the parsed flag dataclasses, kept in the run directory.
-        make_parts: builds the phase's parts, given the engine; called after the process group exists.
+        make_setup: builds the phase's part; called once the process group exists, before the model does.
     """
-    world, engine_config = inputs.world, inputs.engine
-    layout = engine_config.layout
-    for line in engine_config.overrides:
+    world, layout, flags = inputs.world, inputs.engine.layout, inputs.run_flags
+    for line in inputs.engine.overrides:
         logger.info(line)
-    if inputs.run_flags.deterministic:
+    if flags.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     init_distributed(world)
-    state = TrainState(
+    setup = make_setup()
+    checkpoints = Checkpoints(
+        inputs.run_directory / "checkpoints",
+        world,
+        describe=lambda directory: save_description(directory, inputs.model_config, inputs.tokenizer),
+        keep_last=flags.keep_last,
+        keep_every=flags.keep_every,
+    )
+    chosen = choose_checkpoint(checkpoints.directory, flags.resume_from or flags.resume, world)
+    seed_rng(flags.seed, world.rank)
+    engine = build_engine(PackedLM(_initial_model(inputs)), inputs.engine.deepspeed)
+    state = _fresh_state(inputs, setup)
+    if chosen:
+        state = load(engine, chosen, state, world)
+        logger.info("resumed from %s at step %d", chosen, state.step)
+    on_main(world, lambda: _record_configuration(inputs, all_flags))
+    builder = RankBatchBuilder(setup.readers, layout, world.rank)
+    logger.info(
+        "%s: %d ranks × %d accumulation × micro batch %d = global batch %d, seq_len %d, %.1f M parameters",
+        setup.phase.name, layout.world_size, layout.grad_accum, layout.micro_batch, layout.global_batch,
+        inputs.model_flags.seq_len, sum(_num_elements(p) for p in engine.module.parameters()) / 1e6,
+    )  # fmt: skip
+    return train(
+        Run(
+            world=world,
+            layout=layout,
+            schedule=inputs.engine.schedule,
+            cadence=setup.cadence,
+            engine=engine,
+            stream=Stream(setup.sampler, builder, setup.num_workers, engine.device),
+            phase=setup.phase,
+            state=state,
+            checkpoints=checkpoints,
+            directory=inputs.run_directory,
+        )
+    )
+
+
+def _fresh_state(inputs: Inputs, setup: PhaseSetup) -> TrainState:
+    layout = inputs.engine.layout
+    return TrainState(
         seed=inputs.run_flags.seed,
         world_size=layout.world_size,
         micro_batch=layout.micro_batch,
         grad_accum=layout.grad_accum,
         global_batch=layout.global_batch,
-        stage=first_stage,
-        fingerprints=fingerprints | _common_fingerprints(inputs),
+        stage=setup.first_stage,
+        fingerprints=setup.fingerprints | _common_fingerprints(inputs),
         versions=_versions(),
     )
-    checkpoints = Checkpoints(
-        inputs.run_directory / "checkpoints",
-        world,
-        describe=lambda directory: save_description(directory, inputs.model_config, inputs.tokenizer),
-        keep_last=inputs.run_flags.keep_last,
-        keep_every=inputs.run_flags.keep_every,
-    )
-    chosen = choose_checkpoint(checkpoints.directory, inputs.run_flags.resume_from or inputs.run_flags.resume, world)
-    seed_rng(inputs.run_flags.seed, world.rank)
-    engine = build_engine(PackedLM(_initial_model(inputs)), engine_config.deepspeed)
-    if chosen:
-        state = load(engine, chosen, state, world)
-        logger.info("resumed from %s at step %d", chosen, state.step)
-    on_main(world, lambda: _record_configuration(inputs, all_flags))
-    parts = make_parts(engine)
-    builder = RankBatchBuilder(parts.readers, layout, world.rank)
-    run = Run(
-        world=world,
-        layout=layout,
-        schedule=engine_config.schedule,
-        cadence=cadence,
-        engine=engine,
-        stream=Stream(parts.sampler, builder, parts.num_workers, engine.device),
-        phase=parts.phase,
-        state=state,
-        checkpoints=checkpoints,
-        directory=inputs.run_directory,
-    )
-    logger.info(
-        "%s: %d ranks × %d accumulation × micro batch %d = global batch %d, seq_len %d, %.1f M parameters",
-        parts.phase.name, layout.world_size, layout.grad_accum, layout.micro_batch, layout.global_batch,
-        inputs.model_flags.seq_len, sum(_num_elements(p) for p in engine.module.parameters()) / 1e6,
-    )  # fmt: skip
-    return train(run)
 
 
 def _initial_model(inputs: Inputs) -> PreTrainedModel:
@@ -233,7 +242,7 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: str(p.__version__) for name, p in packages.items()}
 
 
-def _record_configuration(inputs: Inputs, all_flags: list[Any]) -> None:
+def _record_configuration(inputs: Inputs, all_flags: Sequence[Any]) -> None:
     """Keep the effective JSON and flags beside the logs."""
     write_json(inputs.run_directory / "deepspeed.json", inputs.engine.effective)
     write_json(inputs.run_directory / "flags.json", {k: v for flags in all_flags for k, v in asdict(flags).items()})

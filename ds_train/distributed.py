@@ -103,12 +103,8 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
-class ReportedByMainError(Exception):
-    """Rank 0 met a user's error and reports it; this rank only has to leave."""
-
-
 def on_main(world: World, work: Callable[[], T]) -> T:
-    """Run ``work`` on rank 0 and give its result to all ranks, or its ``UserError`` to rank 0. Collective."""
+    """Run ``work`` on rank 0 and give its result, or raise its ``UserError``, on all ranks. Collective."""
     outcome: Any = None
     if world.is_main:
         try:
@@ -117,7 +113,7 @@ def on_main(world: World, work: Callable[[], T]) -> T:
             outcome = error
     outcome = broadcast_object(outcome)
     if isinstance(outcome, UserError):
-        raise outcome if world.is_main else ReportedByMainError
+        raise outcome
     return outcome
 
 
@@ -127,20 +123,17 @@ _SECONDS_FOR_MAIN_TO_SPEAK = 10
 def run_entry(main: Callable[[], int]) -> None:
     """Run an entry point on this rank and exit with its code; a ``UserError`` is one message and exit code 1.
 
-    Until the process group exists every rank meets the same errors, so rank 0 alone reports them. The others stay
-    a moment: launchers kill all ranks when the first one fails, and that must not be before rank 0 has spoken.
+    Most errors meet all ranks alike, and rank 0 should report them once. Launchers kill every rank when the first
+    one fails, so the others wait until rank 0 has spoken; who is still there then had an error of its own.
     """
     rank = world_from_env().rank
-    code = 1
     try:
         code = main()
-    except ReportedByMainError:
-        time.sleep(_SECONDS_FOR_MAIN_TO_SPEAK)
     except UserError as error:
-        if rank == 0 or dist.is_initialized():
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
+        code = 1
+        if rank != 0:
             time.sleep(_SECONDS_FOR_MAIN_TO_SPEAK)
+        print(f"error: {error}", file=sys.stderr, flush=True)
     if dist.is_initialized() and code == 0:
         dist.destroy_process_group()
     sys.exit(code)

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     model = _load(weights, world, seq_len, tokenizer.vocab_size, _DTYPES[args.dtype])
     init_distributed(world)
-    where = {"micro_batch": args.micro_batch, "world": world, "device": world.device}
+    where = {"micro_batch": args.micro_batch, "world": world}
     result = evaluate_heldout(model, heldout, **where)
     c4_loss = evaluate_c4(model, blocks, **where) if blocks else None
     report = {

@@ -68,24 +68,20 @@ class HeldOutResult:
         return float(self.by_any.mean()) if len(self.by_any) else None
 
 
-def evaluate_heldout(
-    forward: Forward, heldout: HeldOut, *, micro_batch: int, world: World, device: torch.device
-) -> HeldOutResult:
+def evaluate_heldout(forward: Forward, heldout: HeldOut, *, micro_batch: int, world: World) -> HeldOutResult:
     """Teacher-forced accuracy and loss on graph-search examples."""
-    flags = Flags.none(len(heldout.samples), device)
-    loss = _run(forward, heldout.samples, flags, micro_batch, world, device)
+    flags = Flags.none(len(heldout.samples), world.device)
+    loss = _run(forward, heldout.samples, flags, micro_batch, world)
     by_any, by_first = (
         sum_over_ranks(part.to(torch.uint8)).cpu().numpy().astype(bool) for part in (flags.by_any, flags.by_first)
     )
     return HeldOutResult(loss, by_any, by_first)
 
 
-def evaluate_c4(
-    forward: Forward, blocks: PackedBlocks, *, micro_batch: int, world: World, device: torch.device
-) -> float | None:
+def evaluate_c4(forward: Forward, blocks: PackedBlocks, *, micro_batch: int, world: World) -> float | None:
     """Mean negative log-likelihood per token of the pack's validation blocks; None where there are none."""
     samples = [[c4_document(blocks.validation_block(n))] for n in range(blocks.num_validation_blocks)]
-    return _run(forward, samples, None, micro_batch, world, device)
+    return _run(forward, samples, None, micro_batch, world)
 
 
 @torch.no_grad()
@@ -95,9 +91,9 @@ def _run(
     flags: Flags | None,
     micro_batch: int,
     world: World,
-    device: torch.device,
 ) -> float | None:
     """Sum(w · nll) / sum(w) over all samples; each rank takes every world-size'th run of ``micro_batch`` samples."""
+    device = world.device
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     for first in range(0, len(samples), micro_batch * world.size):
         mine = first + world.rank * micro_batch

@@ -1,7 +1,8 @@
 """Command-line flags shared by both phases, one dataclass a topic."""
 
+import difflib
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -96,4 +97,11 @@ def parse_flags(*groups: type, description: str, argv: list[str] | None = None) 
         UserError: an unknown flag, a missing one, or a value of the wrong kind.
     """
     parser = _Parser(groups, description=description, prog=Path(sys.argv[0]).name, allow_abbrev=False)
-    return parser.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        args=argv, look_for_args_file=False, return_remaining_strings=True
+    )
+    if unknown:
+        known = [f"--{item.name}" for group in groups for item in fields(group)]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+        raise UserError(f"unknown flag {unknown[0]}{f'; did you mean {near[0]}?' if near else ''}. See --help.")
+    return tuple(parsed)

@@ -48,7 +48,7 @@ class Phase(Protocol):
 
     def wants_evaluation(self, state: TrainState, promoted: bool) -> bool: ...
 
-    def evaluate(self, state: TrainState) -> dict[str, Any]:
+    def evaluate(self, engine: Engine, state: TrainState) -> dict[str, Any]:
         """This phase's columns of an evaluation row. Collective."""
         ...
 
@@ -146,7 +146,7 @@ def _advance(state: TrainState, result: StepResult) -> None:
 
 def _evaluate(run: Run, log: JsonlLog) -> None:
     run.engine.eval()
-    row = {"step": run.state.step, **run.phase.evaluate(run.state), "timestamp": time.time()}
+    row = {"step": run.state.step, **run.phase.evaluate(run.engine, run.state), "timestamp": time.time()}
     run.engine.train()
     _write(run, log, "eval", row)
 

@@ -5,7 +5,6 @@ deepspeed ds_train/pptrain.py --scratch_dir DIR --max_steps 100000
 
 import logging
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,11 +16,11 @@ if __package__ in (None, ""):  # launched as a file: import the project, not the
 from data_tools.errors import UserError
 from data_tools.generator import ExampleSource
 from data_tools.splits import Splits, find_data_dir
-from ds_train.assembly import Inputs, PhaseParts, check_inputs, launch
+from ds_train.assembly import Inputs, PhaseSetup, check_inputs, launch
 from ds_train.curriculum import Curriculum
-from ds_train.distributed import run_entry, set_up_logging, world_from_env
-from ds_train.engine import StepResult
-from ds_train.evaluation import HeldOut, HeldOutResult, evaluate_heldout, heldout_examples
+from ds_train.distributed import World, run_entry, set_up_logging, world_from_env
+from ds_train.engine import Engine, StepResult
+from ds_train.evaluation import HeldOut, evaluate_heldout, heldout_examples
 from ds_train.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags, flag, parse_flags
 from ds_train.loop import Cadence
 from ds_train.problems import Problems
@@ -56,7 +55,9 @@ class PPTrain:
     """The phase: flags go into the window, and a full, accurate window advances the stage."""
 
     curriculum: Curriculum
-    evaluate_heldout: Callable[[], HeldOutResult]
+    heldout: HeldOut
+    world: World
+    micro_batch: int
     accuracy: str
     name: str = "pptrain"
 
@@ -82,8 +83,8 @@ class PPTrain:
     def wants_evaluation(self, state: TrainState, promoted: bool) -> bool:
         return promoted
 
-    def evaluate(self, state: TrainState) -> dict[str, Any]:
-        result = self.evaluate_heldout()
+    def evaluate(self, engine: Engine, state: TrainState) -> dict[str, Any]:
+        result = evaluate_heldout(engine, self.heldout, micro_batch=self.micro_batch, world=self.world)
         return {
             **self._stage_columns(state),
             "heldout_acc": result.accuracy,
@@ -116,7 +117,7 @@ def _fingerprints(flags: PPTrainFlags, curriculum: Curriculum, splits: Splits, s
     }
 
 
-def _warn_of_overflow(heldout: HeldOut, seq_len: int) -> None:
+def _check_overflow(heldout: HeldOut, seq_len: int) -> None:
     total = len(heldout.samples) + heldout.num_too_long
     if not heldout.samples:
         raise UserError(f"all {total} examples of eval.jsonl are longer than --seq_len {seq_len}; use a larger one.")
@@ -142,56 +143,59 @@ def main(argv: list[str] | None = None) -> int:
         _check_data(flags, splits)
     if splits:
         with problems.collect():
-            source = ExampleSource(
-                flags.generator or splits.meta.external_generator,
-                max_input_size=splits.meta.max_input_size,
-                max_lookahead=splits.meta.max_lookahead,
-                seed=run.seed,
-                purpose="train",
-            )
+            source = _training_source(flags, splits, run.seed)
         with problems.collect():
-            curriculum = Curriculum(
-                max_stage=splits.meta.max_lookahead,
-                window=flags.curr_window,
-                threshold=flags.curr_threshold,
-                check_every=flags.curr_check_every,
-                start_stage=flags.start_stage,
-                stage_step=flags.stage_step,
-            )
+            curriculum = _curriculum(flags, splits.meta.max_lookahead)
     problems.require(flags.max_steps is None or flags.max_steps > 0, f"--max_steps is {flags.max_steps}, expected > 0.")
     problems.require(data.eval_subset_size > 0, f"--eval_subset_size is {data.eval_subset_size}, expected > 0.")
     inputs = check_inputs("pptrain", run, model, overrides, problems, total_steps=flags.max_steps)
     problems.raise_if_any()
     assert inputs and splits and curriculum and source
+    return launch(inputs, all_flags, partial(_setup, inputs, flags, data, splits, curriculum, source))
+
+
+def _training_source(flags: PPTrainFlags, splits: Splits, seed: int) -> ExampleSource:
+    meta = splits.meta
+    return ExampleSource(
+        flags.generator or meta.external_generator,
+        max_input_size=meta.max_input_size,
+        max_lookahead=meta.max_lookahead,
+        seed=seed,
+        purpose="train",
+    )
+
+
+def _curriculum(flags: PPTrainFlags, max_lookahead: int) -> Curriculum:
+    return Curriculum(
+        max_stage=max_lookahead,
+        window=flags.curr_window,
+        threshold=flags.curr_threshold,
+        check_every=flags.curr_check_every,
+        start_stage=flags.start_stage,
+        stage_step=flags.stage_step,
+    )
+
+
+def _setup(
+    inputs: Inputs, flags: PPTrainFlags, data: DataFlags, splits: Splits, curriculum: Curriculum, source: ExampleSource
+) -> PhaseSetup:
+    run, layout, seq_len = inputs.run_flags, inputs.engine.layout, inputs.model_flags.seq_len
     heldout = heldout_examples(
-        splits.rows("eval"), inputs.tokenizer, seq_len=model.seq_len, subset_size=data.eval_subset_size, seed=run.seed
+        splits.rows("eval"), inputs.tokenizer, seq_len=seq_len, subset_size=data.eval_subset_size, seed=run.seed
     )
-    _warn_of_overflow(heldout, model.seq_len)
+    _check_overflow(heldout, seq_len)
     reader = StreamReader(
-        source, inputs.tokenizer, model.seq_len, splits.reserved_digests(), run.seed, flags.train_answer, flags.accuracy
+        source, inputs.tokenizer, seq_len, splits.reserved_digests(), run.seed, flags.train_answer, flags.accuracy
     )
-    return launch(
-        inputs,
+    return PhaseSetup(
+        phase=PPTrain(curriculum, heldout, inputs.world, layout.micro_batch, flags.accuracy),
         cadence=Cadence(run.log_every, run.save_every or 200, flags.max_steps, run.stop_step),
-        first_stage=flags.start_stage,
-        fingerprints=_fingerprints(flags, curriculum, splits, source),
-        all_flags=list(all_flags),
-        make_parts=lambda engine: _parts(engine, inputs, flags, curriculum, heldout, reader),
-    )
-
-
-def _parts(
-    engine: Any, inputs: Inputs, flags: PPTrainFlags, curriculum: Curriculum, heldout: HeldOut, reader: StreamReader
-) -> PhaseParts:
-    layout = inputs.engine.layout
-    where = {"micro_batch": layout.micro_batch, "world": inputs.world, "device": engine.device}
-    # An external generator reseeds global generators: it must never run in the trainer itself.
-    least_workers = 1 if reader.source.is_external else 0
-    return PhaseParts(
-        phase=PPTrain(curriculum, partial(evaluate_heldout, engine, heldout, **where), flags.accuracy),
         sampler=CurriculumSampler(layout.global_batch),
         readers={Source.STREAM: reader},
-        num_workers=max(least_workers, inputs.run_flags.num_workers),
+        # An external generator reseeds global generators: it must never run in the trainer itself.
+        num_workers=max(int(source.is_external), run.num_workers),
+        first_stage=flags.start_stage,
+        fingerprints=_fingerprints(flags, curriculum, splits, source),
     )
 
 

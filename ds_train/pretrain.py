@@ -5,8 +5,7 @@ deepspeed ds_train/pretrain.py --scratch_dir DIR --pptrain_checkpoint latest --t
 
 import logging
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +16,11 @@ if __package__ in (None, ""):  # launched as a file: import the project, not the
 from data_tools.errors import UserError
 from data_tools.shards import PackedBlocks
 from data_tools.splits import Splits, find_data_dir, split_file_name
-from ds_train.assembly import Inputs, PhaseParts, check_inputs, launch
+from ds_train.assembly import Inputs, PhaseSetup, check_inputs, launch
 from ds_train.checkpoint import complete_checkpoints
-from ds_train.distributed import on_main, run_entry, set_up_logging, world_from_env
-from ds_train.engine import StepResult
-from ds_train.evaluation import HeldOutResult, evaluate_c4, evaluate_heldout, heldout_examples
+from ds_train.distributed import World, on_main, run_entry, set_up_logging, world_from_env
+from ds_train.engine import Engine, StepResult
+from ds_train.evaluation import HeldOut, evaluate_c4, evaluate_heldout, heldout_examples
 from ds_train.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags, flag, parse_flags
 from ds_train.loop import Cadence
 from ds_train.mixin_table import MixinTable, load_mixin_table
@@ -62,15 +61,18 @@ class Pretrain:
 
     total_steps: int
     eval_every: int
-    num_c4_blocks: int
-    evaluate_heldout: Callable[[], HeldOutResult]
-    evaluate_c4: Callable[[], float | None]
-    name: str = field(default="pretrain")
-    accuracy: str = field(default="any")  # no sample is scored while training
+    heldout: HeldOut
+    blocks: PackedBlocks
+    world: World
+    micro_batch: int
+    name: str = "pretrain"
+    accuracy: str = "any"  # no sample is scored while training
 
     def record(self, state: TrainState, result: StepResult) -> None:
         num_new = int((result.plan.sources == Source.C4).sum())
-        passes, before = (index // self.num_c4_blocks for index in (state.c4_block_idx, state.c4_block_idx - num_new))
+        passes, before = (
+            index // self.blocks.num_blocks for index in (state.c4_block_idx, state.c4_block_idx - num_new)
+        )
         if passes > before:
             logger.warning("step %d: the pack has been read %d times", state.step, passes)
 
@@ -93,12 +95,13 @@ class Pretrain:
     def wants_evaluation(self, state: TrainState, promoted: bool) -> bool:
         return state.step % self.eval_every == 0 or state.finished
 
-    def evaluate(self, state: TrainState) -> dict[str, Any]:
-        result = self.evaluate_heldout()
+    def evaluate(self, engine: Engine, state: TrainState) -> dict[str, Any]:
+        result = evaluate_heldout(engine, self.heldout, micro_batch=self.micro_batch, world=self.world)
+        c4_loss = evaluate_c4(engine, self.blocks, micro_batch=self.micro_batch, world=self.world)
         return {
             "heldout_acc": result.accuracy,
             "heldout_loss": result.loss,
-            "heldout_c4_loss": self.evaluate_c4(),
+            "heldout_c4_loss": c4_loss,
             "num_examples": len(result.by_any),
         }
 
@@ -173,30 +176,15 @@ def main(argv: list[str] | None = None) -> int:
         _check_pack(blocks, inputs, problems)
     problems.raise_if_any()
     assert inputs and splits and blocks
-    return launch(
-        inputs,
-        cadence=Cadence(run.log_every, run.save_every or 500, flags.total_steps, run.stop_step),
-        first_stage=0,
-        fingerprints=_fingerprints(flags, splits, blocks),
-        all_flags=list(all_flags),
-        make_parts=partial(_parts, inputs=inputs, flags=flags, data=data, share=share, splits=splits, blocks=blocks),
-    )
+    return launch(inputs, all_flags, partial(_setup, inputs, flags, data, share, splits, blocks))
 
 
-def _parts(
-    engine: Any,
-    inputs: Inputs,
-    flags: PretrainFlags,
-    data: DataFlags,
-    share: MixinShare,
-    splits: Splits,
-    blocks: PackedBlocks,
-) -> PhaseParts:
-    seq_len, seed, world = inputs.model_flags.seq_len, inputs.run_flags.seed, inputs.world
-    table = on_main(world, lambda: _mixin_table(inputs, flags, share, splits))
-    sampler = MixtureSampler(
-        inputs.engine.layout.global_batch, seed, share, blocks.num_blocks, table.num_blocks, table.fill
-    )
+def _setup(
+    inputs: Inputs, flags: PretrainFlags, data: DataFlags, share: MixinShare, splits: Splits, blocks: PackedBlocks
+) -> PhaseSetup:
+    run, layout, seq_len = inputs.run_flags, inputs.engine.layout, inputs.model_flags.seq_len
+    table = on_main(inputs.world, lambda: _mixin_table(inputs, flags, share, splits))
+    sampler = MixtureSampler(layout.global_batch, run.seed, share, blocks.num_blocks, table.num_blocks, table.fill)
     needed = c4_blocks_needed(sampler, flags.total_steps)
     if needed > blocks.num_blocks and not flags.allow_repeat:
         raise UserError(
@@ -204,24 +192,19 @@ def _parts(
             "--total_steps, or give --allow_repeat."
         )
     heldout = heldout_examples(
-        splits.rows("eval"), inputs.tokenizer, seq_len=seq_len, subset_size=data.eval_subset_size, seed=seed
+        splits.rows("eval"), inputs.tokenizer, seq_len=seq_len, subset_size=data.eval_subset_size, seed=run.seed
     )
-    where = {"micro_batch": inputs.engine.layout.micro_batch, "world": world, "device": engine.device}
-    readers: dict = {
-        Source.C4: C4Reader(blocks),
-        Source.MIXIN: MixinReader(splits.rows("mixin"), table, inputs.tokenizer, flags.mixin_loss),
-    }
-    return PhaseParts(
-        phase=Pretrain(
-            total_steps=flags.total_steps,
-            eval_every=flags.eval_every,
-            num_c4_blocks=blocks.num_blocks,
-            evaluate_heldout=partial(evaluate_heldout, engine, heldout, **where),
-            evaluate_c4=partial(evaluate_c4, engine, blocks, **where),
-        ),
+    return PhaseSetup(
+        phase=Pretrain(flags.total_steps, flags.eval_every, heldout, blocks, inputs.world, layout.micro_batch),
+        cadence=Cadence(run.log_every, run.save_every or 500, flags.total_steps, run.stop_step),
         sampler=sampler,
-        readers=readers,
-        num_workers=inputs.run_flags.num_workers,
+        readers={
+            Source.C4: C4Reader(blocks),
+            Source.MIXIN: MixinReader(splits.rows("mixin"), table, inputs.tokenizer, flags.mixin_loss),
+        },
+        num_workers=run.num_workers,
+        first_stage=0,
+        fingerprints=_fingerprints(flags, splits, blocks),
     )
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from data_tools.errors import UserError
 from ds_train.curriculum import Curriculum
+from ds_train.distributed import World
+from ds_train.evaluation import HeldOut
 from ds_train.pptrain import PPTrain
 from ds_train.state import TrainState
 
@@ -98,7 +100,8 @@ def test_bad_values_are_named(changes, named):
 
 def phase_and_state(curriculum: Curriculum) -> tuple[PPTrain, TrainState]:
     state = TrainState(seed=1, world_size=1, micro_batch=1, grad_accum=1, global_batch=1, stage=curriculum.start_stage)
-    return PPTrain(curriculum, evaluate_heldout=lambda: None, accuracy="any"), state
+    nothing_held_out = HeldOut([], np.empty(0, np.int64), 0)
+    return PPTrain(curriculum, nothing_held_out, World(0, 0, 1), micro_batch=1, accuracy="any"), state
 
 
 def test_phase_follows_a_plain_reimplementation():

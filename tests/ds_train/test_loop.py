@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ds_train import loop
+from ds_train import loop, pptrain, pretrain
 from ds_train.curriculum import Curriculum
 from ds_train.distributed import World
 from ds_train.engine import StepResult
-from ds_train.evaluation import HeldOutResult
+from ds_train.evaluation import HeldOut, HeldOutResult
 from ds_train.layout import Layout
 from ds_train.loop import Cadence, ExitCode, Run, train
 from ds_train.pptrain import PPTrain
@@ -90,16 +90,17 @@ def launch(tmp_path, monkeypatch):
 
         monkeypatch.setattr(loop, "train_step", train_step)
         monkeypatch.setattr(loop, "set_learning_rate", lambda engine, lr: events.append(("lr", lr)))
-        heldout = HeldOutResult(0.7, np.array([True, False]), np.array([False, False]))
+        result = HeldOutResult(0.7, np.array([True, False]), np.array([False, False]))
+        for module in (pptrain, pretrain):
+            monkeypatch.setattr(module, "evaluate_heldout", lambda *a, **k: (events.append(("evaluate",)), result)[1])
+        monkeypatch.setattr(pretrain, "evaluate_c4", lambda *a, **k: None)
 
-        def evaluate():
-            events.append(("evaluate",))
-            return heldout
-
-        phase = PPTrain(CURRICULUM, evaluate, "any")
+        world, heldout = World(0, 0, 1), HeldOut([], np.empty(0, np.int64), 0)
+        phase = PPTrain(CURRICULUM, heldout, world, GLOBAL_BATCH, "any")
         sampler = CurriculumSampler(GLOBAL_BATCH)
         if phase_name == "pretrain":
-            phase, sampler = Pretrain(12, 5, 1000, evaluate, lambda: None), MIXTURE
+            blocks = SimpleNamespace(num_blocks=MIXTURE.num_c4_blocks)
+            phase, sampler = Pretrain(12, 5, heldout, blocks, world, GLOBAL_BATCH), MIXTURE
         for name in ("record", "promote"):
             method = getattr(phase, name)
             setattr(phase, name, lambda *args, name=name, method=method: (events.append((name,)), method(*args))[1])
@@ -110,7 +111,7 @@ def launch(tmp_path, monkeypatch):
         fresh = TrainState(1, 1, GLOBAL_BATCH, 1, GLOBAL_BATCH, stage=1 if phase_name == "pptrain" else 0)
         engine = SimpleNamespace(eval=lambda: None, train=lambda: None, monitor=None)
         made = Run(
-            world=World(0, 0, 1), layout=layout, schedule=Schedule(1.0, warmup_steps=4), cadence=Cadence(**given),
+            world=world, layout=layout, schedule=Schedule(1.0, warmup_steps=4), cadence=Cadence(**given),
             engine=engine, stream=PlanStream(sampler, events), phase=phase, state=copy.deepcopy(state) or fresh,
             checkpoints=checkpoints, directory=tmp_path / phase_name,
         )  # fmt: skip
