@@ -149,7 +149,7 @@ def pack(samples: Sequence[Sequence[Document]], first_example: int = 0) -> Micro
     answer = np.concatenate(in_answer) if scored else np.empty(0, np.int64)
     needed = weights != 0
     needed[answer] = True
-    rows = len(documents) if needed.all() and (lengths == lengths[0]).all() and not scored else 1
+    rows = len(documents) if needed.all() and (lengths == lengths[0]).all() else 1
     examples = np.repeat(first_example + np.arange(len(samples)), [len(sample) for sample in samples])
     return MicroBatch(
         input_ids=_tensor(np.concatenate([document.tokens[:-1] for document in documents])).view(rows, -1),

@@ -1,0 +1,99 @@
+"""The engine as DeepSpeed runs it, in this process: precision, learning rate, refusal of non-finite losses."""
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from ds_train.distributed import World, init_distributed
+from ds_train.ds_config import default_json
+from ds_train.engine import Engine, build_engine, set_learning_rate, train_step
+from ds_train.layout import Layout
+from ds_train.losses import PackedLM
+from ds_train.model import build_model
+from ds_train.samplers import CurriculumSampler, Source
+from ds_train.state import Cursor
+from ds_train.stream import RankBatchBuilder
+from tests.ds_train.helpers import tiny_config
+from tests.ds_train.test_stream import _reader
+
+LAYOUT = Layout(world_size=1, micro_batch=2, grad_accum=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group() -> Iterator[None]:
+    init_distributed(World(0, 0, 1))
+    yield
+    dist.destroy_process_group()
+
+
+def _engine(architecture: str = "gpt_neox", **changes: object) -> Engine:
+    config = json.loads(default_json("pptrain").read_text())
+    del config["scheduler"]
+    config |= {"train_batch_size": LAYOUT.global_batch, "gradient_accumulation_steps": LAYOUT.grad_accum, **changes}
+    return build_engine(PackedLM(build_model(tiny_config(architecture, positions=4096), seed=1)), config)
+
+
+def _batch(step: int = 1):
+    builder = RankBatchBuilder({Source.STREAM: _reader()}, LAYOUT, rank=0)
+    return builder.build(CurriculumSampler(LAYOUT.global_batch).plan(Cursor(stage=2), step))
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_rotary_frequencies_stay_fp32_while_training_in_bf16(architecture: str, stage: int) -> None:
+    expected = {
+        name: buffer.clone()
+        for name, buffer in PackedLM(build_model(tiny_config(architecture), seed=1)).named_buffers()
+        if name.endswith("inv_freq")
+    }
+    engine = _engine(architecture, zero_optimization={"stage": stage})
+    train_step(engine, _batch(), LAYOUT, "any")
+    weights = {parameter.dtype for parameter in engine.module.parameters()}
+    frequencies = {name: buffer for name, buffer in engine.module.named_buffers() if name.endswith("inv_freq")}
+    assert weights == {torch.bfloat16}
+    assert frequencies.keys() == expected.keys() and frequencies
+    for name, buffer in frequencies.items():
+        assert buffer.dtype == torch.float32
+        assert torch.equal(buffer.cpu(), expected[name]), name
+
+
+def test_step_uses_exactly_the_rate_that_was_set() -> None:
+    engine = _engine(bf16={"enabled": False})
+    before = copy.deepcopy(dict(engine.module.named_parameters()))
+    set_learning_rate(engine, 0.0)
+    train_step(engine, _batch(), LAYOUT, "any")
+    assert all(torch.equal(p, before[name]) for name, p in engine.module.named_parameters())
+    set_learning_rate(engine, 1e-3)
+    train_step(engine, _batch(), LAYOUT, "any")
+    moved = [(p - before[name]).abs().max().item() for name, p in engine.module.named_parameters()]
+    # Adam moves a weight with a steady gradient by about the rate.
+    assert 5e-4 < np.median(moved) < 1.5e-3
+
+
+def test_loss_that_is_not_finite_stops_before_the_update() -> None:
+    engine = _engine(bf16={"enabled": False})
+    batch = _batch(step=7)
+    batch.micro_batches[1].weights[0] = float("nan")
+    before = copy.deepcopy(dict(engine.module.named_parameters()))
+    with pytest.raises(FloatingPointError, match="step 7"):
+        train_step(engine, batch, LAYOUT, "any")
+    assert all(torch.equal(p, before[name]) for name, p in engine.module.named_parameters())
+
+
+def test_shipped_optimizer_is_torchs_fused_adamw() -> None:
+    optimizer = _engine().basic_optimizer
+    assert type(optimizer) is torch.optim.AdamW
+    assert all(group["fused"] for group in optimizer.param_groups)
+
+
+def test_json_files_differ_only_in_the_schedule() -> None:
+    pptrain, pretrain = (json.loads(Path(default_json(phase)).read_text()) for phase in ("pptrain", "pretrain"))
+    assert {k: v for k, v in pptrain.items() if k != "scheduler"} == {
+        k: v for k, v in pretrain.items() if k != "scheduler"
+    }
