@@ -5,7 +5,9 @@ import json
 import logging
 import os
 import platform
+import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +19,20 @@ import ds_train
 from data_tools.errors import UserError
 from data_tools.files import write_json
 from data_tools.tokenizer import TextTokenizer, load_tokenizer
-from ds_train.checkpoint import Checkpoints, choose_checkpoint, load
+from ds_train.checkpoint import Checkpoints, load, read_state
 from ds_train.distributed import World, init_distributed, on_main, world_from_env
 from ds_train.ds_config import EngineConfig, default_json, resolve_engine_config
-from ds_train.engine import build_engine
+from ds_train.elastic import adapted_state, convert_to_universal, needs_universal
+from ds_train.engine import Engine, build_engine
 from ds_train.flags import ModelFlags, OverrideFlags, RunFlags
 from ds_train.global_rng import seed_rng
 from ds_train.loop import Cadence, ExitCode, Phase, Run, train
 from ds_train.losses import PackedLM
+from ds_train.manifest import choose_checkpoint, set_aside
 from ds_train.model import build_model, is_preset, load_model, load_model_config, prepare_config, save_description
 from ds_train.problems import Problems
 from ds_train.readers import Reader
+from ds_train.run_lock import run_lock
 from ds_train.samplers import Sampler, Source
 from ds_train.state import TrainState
 from ds_train.stream import RankBatchBuilder, Stream
@@ -72,8 +77,9 @@ def check_inputs(
     else:
         with problems.collect():
             _require_writable(directory)
-    for name in ("log_every", "save_every", "stop_step", "num_workers", "keep_last", "keep_every"):
-        value, least = getattr(run, name), 0 if name in ("num_workers", "keep_last", "keep_every") else 1
+    may_be_zero = ("num_workers", "keep_last", "keep_every", "skip_nonfinite")
+    for name in ("log_every", "save_every", "stop_step", *may_be_zero):
+        value, least = getattr(run, name), 0 if name in may_be_zero else 1
         if value is not None and value < least:
             problems.add(f"--{name} is {value}, expected at least {least}.")
     problems.require(model.seq_len >= 2, f"--seq_len is {model.seq_len}, expected at least 2.")
@@ -154,49 +160,76 @@ def launch(inputs: Inputs, all_flags: Sequence[Any], make_setup: Callable[[], Ph
         all_flags: the parsed flag dataclasses, kept in the run directory.
         make_setup: builds the phase's part; called once the process group exists, before the model does.
     """
-    world, layout, flags = inputs.world, inputs.engine.layout, inputs.run_flags
+    world, flags = inputs.world, inputs.run_flags
     for line in inputs.engine.overrides:
         logger.info(line)
     if flags.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     init_distributed(world)
-    setup = make_setup()
-    checkpoints = Checkpoints(
-        inputs.run_directory / "checkpoints",
-        world,
-        describe=lambda directory: save_description(directory, inputs.model_config, inputs.tokenizer),
-        keep_last=flags.keep_last,
-        keep_every=flags.keep_every,
-    )
-    chosen = choose_checkpoint(checkpoints.directory, flags.resume_from or flags.resume, world)
-    seed_rng(flags.seed, world.rank)
-    engine = build_engine(PackedLM(_initial_model(inputs)), inputs.engine.deepspeed)
+    with ExitStack() as stack:
+        on_main(world, lambda: stack.enter_context(run_lock(inputs.run_directory)))
+        return train(_build_run(inputs, make_setup(), all_flags))
+
+
+def _build_run(inputs: Inputs, setup: PhaseSetup, all_flags: Sequence[Any]) -> Run:
+    world, layout, flags = inputs.world, inputs.engine.layout, inputs.run_flags
+    directory = inputs.run_directory / "checkpoints"
+    resume = flags.resume_from or flags.resume
+    chosen = on_main(world, lambda: choose_checkpoint(directory, resume))
     state = _fresh_state(inputs, setup)
+    seed_rng(flags.seed, world.rank)
     if chosen:
-        state = load(engine, chosen, state, world)
+        engine, state = _restored(inputs, chosen, state)
         logger.info("resumed from %s at step %d", chosen, state.step)
+    else:
+        engine = build_engine(PackedLM(_initial_model(inputs)), inputs.engine.deepspeed)
+    if chosen or resume == "none":
+        on_main(world, lambda: set_aside(inputs.run_directory, state.step if chosen else -1))
     on_main(world, lambda: _record_configuration(inputs, all_flags))
-    builder = RankBatchBuilder(setup.readers, layout, world.rank)
     logger.info(
         "%s: %d ranks × %d accumulation × micro batch %d = global batch %d, seq_len %d, %.1f M parameters",
         setup.phase.name, layout.world_size, layout.grad_accum, layout.micro_batch, layout.global_batch,
         inputs.model_flags.seq_len, sum(_num_elements(p) for p in engine.module.parameters()) / 1e6,
     )  # fmt: skip
-    return train(
-        Run(
-            world=world,
-            layout=layout,
-            schedule=inputs.engine.schedule,
-            cadence=setup.cadence,
-            engine=engine,
-            stream=Stream(setup.sampler, builder, setup.num_workers, engine.device),
-            phase=setup.phase,
-            state=state,
-            checkpoints=checkpoints,
-            directory=inputs.run_directory,
-        )
+    builder = RankBatchBuilder(setup.readers, layout, world.rank)
+    return Run(
+        world=world,
+        layout=layout,
+        schedule=inputs.engine.schedule,
+        cadence=setup.cadence,
+        engine=engine,
+        stream=Stream(setup.sampler, builder, setup.num_workers, engine.device),
+        phase=setup.phase,
+        state=state,
+        checkpoints=Checkpoints(
+            directory,
+            world,
+            describe=lambda target: save_description(target, inputs.model_config, inputs.tokenizer),
+            keep_last=flags.keep_last,
+            keep_every=flags.keep_every,
+        ),
+        directory=inputs.run_directory,
+        skip_nonfinite=flags.skip_nonfinite,
     )
+
+
+def _restored(inputs: Inputs, chosen: Path, current: TrainState) -> tuple[Engine, TrainState]:
+    """An engine and state restored from a checkpoint, whatever layout saved it. Refusals come before any change."""
+    world, flags = inputs.world, inputs.run_flags
+    saved = read_state(chosen)
+    state = adapted_state(saved, current, chosen, strict_layout=flags.strict_layout, accepted=flags.accept_change or ())
+    model = PackedLM(build_model(inputs.model_config, flags.seed))  # its weights are about to be replaced
+    config = inputs.engine.deepspeed
+    if not needs_universal(saved, current):
+        engine = build_engine(model, config)
+        load(engine, chosen, saved, world)
+        return engine, state
+    universal = on_main(world, lambda: convert_to_universal(chosen))
+    engine = build_engine(model, config | {"checkpoint": config.get("checkpoint", {}) | {"load_universal": True}})
+    load(engine, universal, saved, world)
+    on_main(world, lambda: shutil.rmtree(universal))
+    return engine, state
 
 
 def _fresh_state(inputs: Inputs, setup: PhaseSetup) -> TrainState:
@@ -207,10 +240,16 @@ def _fresh_state(inputs: Inputs, setup: PhaseSetup) -> TrainState:
         micro_batch=layout.micro_batch,
         grad_accum=layout.grad_accum,
         global_batch=layout.global_batch,
+        zero_stage=inputs.engine.deepspeed.get("zero_optimization", {}).get("stage", 0),
+        precision=_precision(inputs.engine.deepspeed),
         stage=setup.first_stage,
         fingerprints=setup.fingerprints | _common_fingerprints(inputs),
         versions=_versions(),
     )
+
+
+def _precision(config: dict[str, Any]) -> str:
+    return next((name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")), "fp32")
 
 
 def _initial_model(inputs: Inputs) -> PreTrainedModel:

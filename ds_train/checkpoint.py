@@ -1,33 +1,68 @@
-"""The only user of DeepSpeed's checkpoint API: commit, pick, load, prune.
+"""The only user of DeepSpeed's checkpoint API: save and commit, load. What files mean is in manifest.py."""
 
-A checkpoint ``step_00000200/`` exists when its ``manifest.json`` does: the manifest names every file with its size
-and hash and is written last. ``latest`` is advanced after that, for people and tools; resume does not trust it.
-"""
-
-import json
 import logging
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
 from data_tools.errors import UserError
-from data_tools.files import sha256_of_file, whole_file, write_json
 from ds_train.distributed import World, gather_objects, on_main
 from ds_train.engine import Engine
-from ds_train.global_rng import rng_state, set_rng_state
+from ds_train.global_rng import rng_state, seed_rng, set_rng_state
+from ds_train.manifest import FileEntry, commit, file_entry, prune, saving_name, step_directories, sweep
 from ds_train.state import TrainState
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 DESCRIPTION = "huggingface"  # config.json and tokenizer, inside each step directory
-_STEP = "step_{:08d}"
+_BYTES_PER_PARAMETER = 16  # half-precision weights, fp32 weights and two Adam moments, and some room
+
+
+class VerifiedWriter(TorchCheckpointEngine):
+    """Writes a rank's files to disk with their hashes.
+
+    A failed write is kept for the end of the save, when all ranks learn of it: raised at once on one rank, it would
+    leave the others waiting inside DeepSpeed's collective save.
+    """
+
+    def __init__(self) -> None:
+        self.zipfile_serialization = False
+        self.name = type(self).__name__
+        self.written: dict[Path, FileEntry] = {}
+        self.error: str | None = None
+
+    def begin(self) -> None:
+        self.written, self.error = {}, None
+
+    def create(self, info: Any) -> None:
+        pass
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        try:
+            super().makedirs(path, exist_ok=exist_ok)
+        except OSError as error:
+            self.error = f"{path}: {error.strerror}"
+
+    def save(self, state_dict: Any, path: str) -> None:
+        if self.error:
+            return
+        try:
+            with Path(path).open("wb") as file:
+                torch.save(state_dict, file)
+                file.flush()
+                os.fsync(file.fileno())
+            self.written[Path(path)] = file_entry(Path(path))
+        except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+            self.error = (
+                f"{path}: {getattr(error, 'strerror', None) or f'writing stopped short, is the disk full? ({error})'}"
+            )
 
 
 @dataclass
@@ -37,132 +72,93 @@ class Checkpoints:
     Attributes:
         directory: ``RUN/checkpoints``.
         describe: writes config.json and the tokenizer into a directory, so that a checkpoint explains itself.
-        keep_last: newest checkpoints kept.
+        keep_last: newest checkpoints kept; 0 keeps all.
         keep_every: checkpoints at steps divisible by this are kept for good; 0: none.
     """
 
     directory: Path
     world: World
-    describe: Any
+    describe: Callable[[Path], None]
     keep_last: int = 3
     keep_every: int = 0
+    _writer: VerifiedWriter = field(default_factory=VerifiedWriter)
     _committed: set[int] = field(default_factory=set)
 
-    def save(self, engine: Engine, state: TrainState) -> None:
-        """Write and commit a checkpoint of this step, unless it is there already. Collective."""
+    def save(self, engine: Engine, state: TrainState) -> bool:
+        """Write and commit a checkpoint of this step. Collective.
+
+        A save that fails (disk full, directory read-only) is reported and undone; the previous checkpoints stay.
+
+        Returns:
+            whether the checkpoint exists now.
+        """
         if state.step in self._committed:
-            return
+            return True
         started = time.perf_counter()
-        tag = _STEP.format(state.step)
-        target = self.directory / tag
-        if self.world.is_main and target.exists():
-            shutil.rmtree(target)  # left half-written by a killed run, or of a future that resume went behind
-        dist.barrier()
-        state.rng = gather_objects(rng_state())
-        engine.save_checkpoint(str(self.directory), tag=tag, client_state=state.to_client_state(), save_latest=False)
-        dist.barrier()
-        if self.world.is_main:
-            self.describe(target / DESCRIPTION)
-            commit(target, state.step)
-            with whole_file(self.directory / "latest") as file:
-                file.write(tag.encode())
-            self._prune()
-            logger.info("saved %s in %.1f s", target, time.perf_counter() - started)
-        dist.barrier()
+        problem = on_main(self.world, lambda: self._prepare(engine))
+        if problem is None:
+            state.rng = gather_objects(rng_state())
+            self._writer.begin()
+            engine.checkpoint_engine = self._writer
+            engine._copy_recovery_script = _leave_out  # it does not read bf16 runs (export does), and may fail mid-save
+            engine.save_checkpoint(
+                str(self.directory),
+                tag=saving_name(state.step),
+                client_state=state.to_client_state(),
+                save_latest=False,
+            )
+            reports = gather_objects((self._writer.error, self._writer.written))
+            problem = on_main(self.world, lambda: self._commit(state.step, reports))
+        if problem is not None:
+            if self.world.is_main:
+                logger.error("no checkpoint of step %d: %s. Older ones stay.", state.step, problem)
+            return False
+        logger.info("saved step %d in %.1f s", state.step, time.perf_counter() - started)
         self._committed.add(state.step)
+        return True
 
-    def _prune(self) -> None:
-        steps = sorted(step for step in map(step_of, complete_checkpoints(self.directory)))
-        for step in steps[: -self.keep_last] if self.keep_last else []:
-            if not (self.keep_every and step % self.keep_every == 0):
-                shutil.rmtree(self.directory / _STEP.format(step))
-
-
-def commit(target: Path, step: int) -> None:
-    """Make a step directory a checkpoint: flush its files, then write the manifest atomically."""
-    entries = {}
-    for path in sorted(path for path in target.rglob("*") if path.is_file() and path.name != MANIFEST):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        entries[path.relative_to(target).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_of_file(path)}
-    write_json(target / MANIFEST, {"step": step, "files": entries})
-
-
-def step_of(checkpoint: Path) -> int:
-    """The optimizer step in a step directory's name."""
-    return int(checkpoint.name.removeprefix("step_"))
-
-
-def complete_checkpoints(directory: Path) -> list[Path]:
-    """Step directories whose manifest exists and whose files have the sizes it names, oldest first."""
-    found = [path for path in directory.glob("step_*") if path.name.removeprefix("step_").isdigit()]
-    return sorted((path for path in found if not defect_of(path)), key=step_of)
-
-
-def defect_of(checkpoint: Path) -> str | None:
-    """Why a step directory is not a usable checkpoint, or None."""
-    try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-    except FileNotFoundError:
-        return "it has no manifest: its save did not finish"
-    except (OSError, json.JSONDecodeError, KeyError):
-        return "its manifest cannot be read"
-    for name, entry in files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != entry["size"]:
-            return f"{name} has {path.stat().st_size} bytes, its manifest says {entry['size']}"
-    return None
-
-
-def choose_checkpoint(directory: Path, resume: str, world: World) -> Path | None:
-    """The checkpoint to resume from, chosen by rank 0 for all; None for a fresh start. Collective.
-
-    Raises:
-        UserError: a named checkpoint is not usable, or there are some and none is.
-    """
-    return on_main(world, lambda: _choose(directory, resume))
-
-
-def _choose(directory: Path, resume: str) -> Path | None:
-    if resume == "none":
+    def _prepare(self, engine: Engine) -> str | None:
+        """Room for a checkpoint; returns what is in the way."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            sweep(self.directory)
+            needed = self._expected_bytes(engine)
+            free = shutil.disk_usage(self.directory).free
+        except OSError as error:
+            return f"{self.directory}: {error.strerror}"
+        if free < needed:
+            return f"{self.directory} has {free / 2**30:.2f} GiB free and about {needed / 2**30:.2f} GiB are needed"
         return None
-    if resume != "auto":
-        path = Path(resume)
-        if defect := defect_of(path):
-            raise UserError(f"--resume {path}: {defect}. Give a complete step directory, or --resume auto.")
-        return path.absolute()
-    candidates = sorted(directory.glob("step_*"), reverse=True)
-    for path in candidates:
-        defect = defect_of(path)
-        if not defect:
-            return path
-        logger.warning("not resuming from %s: %s", path, defect)
-    if candidates:
-        raise UserError(
-            f"{directory} holds {len(candidates)} checkpoints but none is usable (see above); "
-            "restore one, or start anew with --resume none and another --run_name."
-        )
-    return None
+
+    def _expected_bytes(self, engine: Engine) -> int:
+        for previous in step_directories(self.directory):
+            return sum(path.stat().st_size for path in previous.rglob("*") if path.is_file())
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+        return parameters * _BYTES_PER_PARAMETER
+
+    def _commit(self, step: int, reports: list[tuple[str | None, dict[Path, FileEntry]]]) -> str | None:
+        """Make the written files a checkpoint; returns what went wrong."""
+        saving = self.directory / saving_name(step)
+        try:
+            errors = [error for error, _ in reports if error]
+            if not errors:
+                self.describe(saving / DESCRIPTION)
+                entries = {p.relative_to(saving).as_posix(): e for _, part in reports for p, e in part.items()}
+                for path in (saving / DESCRIPTION).iterdir():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+                    entries[path.relative_to(saving).as_posix()] = file_entry(path)
+                commit(self.directory, step, entries)
+                prune(self.directory, self.keep_last, self.keep_every)
+                return None
+        except OSError as error:
+            errors = [f"{error.filename}: {error.strerror}"]
+        shutil.rmtree(saving, ignore_errors=True)
+        return "; ".join(errors)
 
 
-def load(engine: Engine, checkpoint: Path, current: TrainState, world: World) -> TrainState:
-    """Load weights, optimizer and state; the layout must be the saved one. Collective.
-
-    Args:
-        current: this launch's fresh state, whose seed, layout and fingerprints the saved one must match.
-
-    Raises:
-        UserError: the checkpoint belongs to a run with other settings, or DeepSpeed cannot read it.
-    """
-    saved = read_state(checkpoint)
-    _require_same(saved, current, checkpoint)
-    path, _ = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-    if path is None:
-        raise UserError(f"DeepSpeed could not load {checkpoint}; see the warnings above.")
-    set_rng_state(saved.rng[world.rank])
-    return saved
+def _leave_out(save_path: str) -> None:
+    """Instead of DeepSpeed's zero_to_fp32.py in the checkpoint directory."""
 
 
 def read_state(checkpoint: Path) -> TrainState:
@@ -171,19 +167,21 @@ def read_state(checkpoint: Path) -> TrainState:
     if not files:
         raise UserError(f"{checkpoint} holds no model states; it is not a checkpoint of this program.")
     # DeepSpeed reads its own files without the weights_only restriction; they are as trusted as the program.
-    return TrainState.from_client_state(
-        torch.load(files[0], map_location="cpu", weights_only=False, mmap=True), str(checkpoint)
-    )
+    client_state = torch.load(files[0], map_location="cpu", weights_only=False, mmap=True)
+    return TrainState.from_client_state(client_state, str(checkpoint))
 
 
-def _require_same(saved: TrainState, current: TrainState, checkpoint: Path) -> None:
-    names = ("seed", "global_batch", "world_size", "micro_batch", "grad_accum")
-    pairs = {name: (getattr(saved, name), getattr(current, name)) for name in names}
-    for name in sorted(set(saved.fingerprints) | set(current.fingerprints)):
-        pairs[name] = (saved.fingerprints.get(name, "nothing"), current.fingerprints.get(name, "nothing"))
-    differing = [f"{name}: saved {old}, now {new}" for name, (old, new) in pairs.items() if old != new]
-    if differing:
-        raise UserError(
-            f"{checkpoint} was saved by a run with other settings ({'; '.join(differing)}). "
-            "Use the same settings, or start another run with --run_name."
-        )
+def load(engine: Engine, directory: Path, saved: TrainState, world: World) -> None:
+    """Load weights, optimizer and this rank's random state. Collective.
+
+    Args:
+        directory: the step directory, or its universal copy where the engine was built for one.
+        saved: the state the checkpoint carries.
+    """
+    path, _ = engine.load_checkpoint(str(directory.parent), tag=directory.name)
+    if path is None:
+        raise UserError(f"DeepSpeed could not load {directory}; see the warnings above.")
+    if world.rank < len(saved.rng):
+        set_rng_state(saved.rng[world.rank])
+    else:
+        seed_rng(saved.seed + saved.step, world.rank)

@@ -76,13 +76,16 @@ def check_blocks(config: dict[str, Any], problems: Problems) -> None:
         if key in config:
             _check_block(key, config[key], model, problems)
     _check_optimizer(config.get("optimizer", {}), problems)
+    for block, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
+        if config.get(block, {}).get(key) is False:
+            problems.add(f"{block}.{key} is false: a gradient that is not finite would be applied; leave it out.")
     clip = config.get("gradient_clipping", 0.0)
     if not is_number(clip) or clip < 0:
         problems.add(f"gradient_clipping is {clip!r}, expected a number of at least 0 (0: off).")
 
 
 def check_precision(config: dict[str, Any], overrides: list[str], problems: Problems) -> None:
-    """Report precisions that cannot work; under bf16 gradients are made to add up in fp32 (said in ``overrides``)."""
+    """Report precisions that cannot work; half precision is made to add gradients up in fp32 (see ``overrides``)."""
     data_types = config.get("data_types", {})
     _check_names(
         "data_types", data_types, ("grad_accum_dtype", "param_dtype", "buffer_dtype", "keep_in_fp32_modules"), problems
@@ -98,13 +101,19 @@ def check_precision(config: dict[str, Any], overrides: list[str], problems: Prob
     bf16 = bool(config.get("bf16", {}).get("enabled"))
     if bf16 and config.get("fp16", {}).get("enabled"):
         problems.add("bf16.enabled and fp16.enabled are both true; enable one.")
-    if not bf16:
+    if not bf16 and not config.get("fp16", {}).get("enabled"):
         return
-    if data_types.get("grad_accum_dtype") is None:
-        # DeepSpeed would add gradients up in bf16, where the sum depends on how they are split.
+    accumulate = data_types.get("grad_accum_dtype")
+    if accumulate is None:
+        # DeepSpeed would add gradients up in half precision, where the sum depends on how they are split.
         config.setdefault("data_types", {})["grad_accum_dtype"] = "fp32"
-        overrides.append("data_types.grad_accum_dtype set to fp32: bf16 sums would depend on the accumulation steps")
-    if config.get("zero_optimization", {}).get("stage", 0) == 0:
+        overrides.append("data_types.grad_accum_dtype set to fp32: half-precision sums depend on the accumulation")
+    elif accumulate != "fp32":
+        problems.add(
+            f"data_types.grad_accum_dtype is {accumulate!r}: sums in half precision depend on how a batch is split, so "
+            "the trajectory would depend on the layout; set fp32 or leave it out."
+        )
+    if bf16 and config.get("zero_optimization", {}).get("stage", 0) == 0:
         problems.add(
             "zero_optimization.stage is 0 with bf16: DeepSpeed cannot accumulate gradients in fp32 there; "
             "use stage 1, 2 or 3, or --mixed_precision no."

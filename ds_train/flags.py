@@ -36,7 +36,10 @@ class RunFlags:
     stop_step: int | None = flag(None, "end this launch cleanly at this step with a checkpoint, exit code 86")
     resume: str = flag("auto", "auto (newest complete checkpoint, else a fresh start), none, or a step directory")
     resume_from: str | None = flag(None, "step directory to resume from; the same as --resume PATH")
+    strict_layout: bool = flag(False, "refuse to resume in another layout (ranks, ZeRO stage, micro batch)")
+    accept_change: list[str] | None = flag(None, "settings of the trajectory that a resumed run may change, by name")
     num_workers: int = flag(1, "loader processes per rank; 0 builds batches in the trainer")
+    skip_nonfinite: int = flag(0, "steps with a non-finite loss or gradient that the run skips before it stops")
     deterministic: bool = flag(False, "ask torch for deterministic kernels (bitwise resume on a GPU)")
     local_rank: int = flag(-1, "set by the deepspeed launcher")
 

@@ -7,11 +7,13 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Protocol
 
+from data_tools.errors import UserError
 from ds_train.checkpoint import Checkpoints
 from ds_train.distributed import World
 from ds_train.engine import Engine, StepResult, set_learning_rate, train_step
 from ds_train.layout import Layout
 from ds_train.metrics import JsonlLog, Throughput, progress_line, send_to_monitor
+from ds_train.nonfinite import NonFinite
 from ds_train.readers import Overflow
 from ds_train.schedule import Schedule
 from ds_train.state import TrainState
@@ -80,6 +82,7 @@ class Run:
     state: TrainState
     checkpoints: Checkpoints
     directory: Path
+    skip_nonfinite: int = 0  # optimizer steps that may be skipped, over the whole run
 
 
 def train(run: Run) -> ExitCode:
@@ -108,6 +111,8 @@ def train(run: Run) -> ExitCode:
         set_learning_rate(run.engine, lr)
         result = train_step(run.engine, batch, run.layout, phase.accuracy)
         _advance(state, result)
+        if result.nonfinite:
+            _skip_or_stop(run, result, result.nonfinite)
         throughput.trained(int(result.tokens.sum()))
 
         phase.record(state, result)
@@ -117,6 +122,7 @@ def train(run: Run) -> ExitCode:
             row |= {
                 "tokens": state.tokens,
                 "grad_norm": result.grad_norm,
+                "skipped_steps": state.skipped_steps,
                 "ledger": state.ledger,
                 **throughput.report(),
             }
@@ -127,7 +133,9 @@ def train(run: Run) -> ExitCode:
         if phase.wants_evaluation(state, promoted):
             _evaluate(run, logs["eval"])
         if state.step % cadence.save_every == 0 or is_last:
-            run.checkpoints.save(run.engine, state)
+            saved = run.checkpoints.save(run.engine, state)
+            if is_last and not saved:
+                raise UserError(f"the last checkpoint, of step {state.step}, could not be saved (see above).")
         if promoted and not is_last:
             run.stream.restart(state.cursor, state.step)
     overflow_report.summary(state.overflows)
@@ -142,6 +150,30 @@ def _advance(state: TrainState, result: StepResult) -> None:
     state.tokens += int(result.tokens.sum())
     state.mixin_tokens += int(result.tokens[1])
     state.overflows += result.num_overflows
+
+
+def _skip_or_stop(run: Run, result: StepResult, nonfinite: NonFinite) -> None:
+    """Count a step that updated nothing, and keep what it was made of; one too many ends the run on every rank."""
+    state = run.state
+    state.skipped_steps += 1
+    said = nonfinite.describe(result.plan, run.layout)
+    path = run.directory / f"nonfinite_step_{state.step:08d}.json"
+    if run.world.is_main:
+        values = {"loss": str(result.loss), "grad_norm": str(result.grad_norm)}  # JSON knows no nan
+        try:
+            nonfinite.dump(path, result.plan, run.layout, values)
+        except OSError as error:  # must not keep the other ranks waiting
+            logger.error("cannot write %s: %s", path, error.strerror)
+    if state.skipped_steps > run.skip_nonfinite:
+        raise UserError(
+            f"{said}. Stopped before the update; older checkpoints are as good as they were. {path} lists all samples "
+            f"of the step. Look at them, lower --lr, or resume with --skip_nonfinite {state.skipped_steps} to go on "
+            "without this step."
+        )
+    if run.world.is_main:
+        logger.warning(
+            "%s. No update (skipped steps: %d of %d); see %s", said, state.skipped_steps, run.skip_nonfinite, path
+        )
 
 
 def _evaluate(run: Run, log: JsonlLog) -> None:

@@ -17,12 +17,13 @@ from data_tools.errors import UserError
 from data_tools.shards import PackedBlocks
 from data_tools.splits import Splits, find_data_dir, split_file_name
 from ds_train.assembly import Inputs, PhaseSetup, check_inputs, launch
-from ds_train.checkpoint import complete_checkpoints
+from ds_train.checkpoint import DESCRIPTION
 from ds_train.distributed import World, on_main, run_entry, set_up_logging, world_from_env
 from ds_train.engine import Engine, StepResult
 from ds_train.evaluation import HeldOut, evaluate_c4, evaluate_heldout, heldout_examples
 from ds_train.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags, flag, parse_flags
 from ds_train.loop import Cadence
+from ds_train.manifest import step_directories
 from ds_train.mixin_table import MixinTable, load_mixin_table
 from ds_train.problems import Problems
 from ds_train.readers import C4Reader, MixinReader
@@ -124,9 +125,10 @@ def _initial_weights(run: RunFlags, flags: PretrainFlags) -> Weights | None:
     if flags.pptrain_checkpoint == "none":
         return None
     directory = Path(run.scratch_dir) / (run.run_name or "pretrain")
-    own = complete_checkpoints(directory / "checkpoints") if run.resume == "auto" and not run.resume_from else []
-    if own:
-        return Weights(own[-1], True)
+    if run.resume == "auto" and not run.resume_from:
+        for own in step_directories(directory / "checkpoints"):
+            if (own / DESCRIPTION / "config.json").exists():
+                return Weights(own, True)
     return find_weights(flags.pptrain_checkpoint, Path(run.scratch_dir) / flags.pptrain_run)
 
 

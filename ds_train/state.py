@@ -27,6 +27,8 @@ class TrainState:
     micro_batch: int
     grad_accum: int
     global_batch: int
+    zero_stage: int
+    precision: str  # bf16, fp16 or fp32
     step: int = 0  # optimizer steps done
     consumed_index: int = 0
     stage: int = 0
@@ -37,6 +39,7 @@ class TrainState:
     tokens: int = 0  # real target tokens trained on
     mixin_tokens: int = 0  # those of them that were synthetic
     overflows: int = 0  # candidates of consumed samples that were longer than seq_len
+    skipped_steps: int = 0  # steps whose loss or gradient was not finite: samples consumed, nothing updated
     ledger: str = ""  # rolling hash over (source, index, stage) of every consumed sample
     rng: list[dict[str, Any]] = field(default_factory=list)  # per rank, gathered before each save
     fingerprints: dict[str, str] = field(default_factory=dict)

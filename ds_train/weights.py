@@ -2,7 +2,9 @@
 
 import json
 import logging
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from data_tools.errors import UserError
-from ds_train.checkpoint import DESCRIPTION, MANIFEST, complete_checkpoints, defect_of, read_state
+from ds_train.checkpoint import DESCRIPTION, read_state
+from ds_train.manifest import MANIFEST, defect_of, newest_usable
 from ds_train.model import build_model, load_model
 
 logger = logging.getLogger(__name__)
@@ -61,15 +64,15 @@ def find_weights(spec: str, run_directory: Path | None = None) -> Weights:
 
 
 def _newest(run_directory: Path) -> Path:
-    complete = complete_checkpoints(run_directory / "checkpoints")
-    if not complete:
+    newest = newest_usable(run_directory / "checkpoints")
+    if newest is None:
         raise UserError(
             f"{run_directory} has no complete checkpoint; finish a pptrain run there, name another with --pptrain_run, "
             "or give --pptrain_checkpoint PATH or none."
         )
-    if not read_state(complete[-1]).finished:
-        logger.warning("%s: the curriculum of this checkpoint had not finished", complete[-1])
-    return complete[-1]
+    if not read_state(newest).finished:
+        logger.warning("%s: the curriculum of this checkpoint had not finished", newest)
+    return newest
 
 
 def model_with_weights(weights: Weights, config: PretrainedConfig) -> PreTrainedModel:
@@ -81,16 +84,45 @@ def model_with_weights(weights: Weights, config: PretrainedConfig) -> PreTrained
     return model
 
 
-def checkpoint_weights(checkpoint: Path) -> dict[str, Any]:
-    """The module's state dict; below ZeRO-3 rank 0 saved it whole, under ZeRO-3 DeepSpeed gathers the shards."""
-    whole = checkpoint / "mp_rank_00_model_states.pt"
-    if whole.exists():
-        state = torch.load(whole, map_location="cpu", weights_only=False, mmap=True)["module"]
-    else:
+def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The trained weights by the model's own names: the fp32 ones that the optimizer updates, whatever the ZeRO stage.
+
+    ZeRO 0 keeps none beside the module's, which are fp32 themselves (under fp16 they are half precision).
+    """
+    shards = list(checkpoint.glob("*_optim_states.pt"))
+    if not shards:
+        state = _load(checkpoint / "mp_rank_00_model_states.pt")["module"]
+    elif "zero_stage" in _load(shards[0])["optimizer_state_dict"]:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it prints its progress
+            state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    else:
+        state = _weights_of_bf16_optimizer(checkpoint, len(shards))
     return {name.removeprefix(_WRAPPER): tensor for name, tensor in state.items()}
+
+
+def _weights_of_bf16_optimizer(checkpoint: Path, num_ranks: int) -> dict[str, torch.Tensor]:
+    """What DeepSpeed's zero_to_fp32 does, for the one layout it does not know (ZeRO 1 in bf16 with fp32 gradients).
+
+    Each rank holds a flat piece of every parameter group, and a map from parameter names to slices of its piece.
+    """
+    module_states = _load(checkpoint / "mp_rank_00_model_states.pt")
+    state = dict(module_states["module"])  # buffers, and the shapes of parameters
+    pieces: dict[str, list[torch.Tensor]] = {}
+    for rank in range(num_ranks):
+        shard = _load(checkpoint / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
+        for flat, slices in zip(shard["single_partition_of_fp32_groups"], shard["param_slice_mappings"], strict=True):
+            for name, part in slices.items():
+                pieces.setdefault(name, []).append(flat[part.start : part.start + part.numel])
+    state |= {name: torch.cat(parts).view_as(state[name]) for name, parts in pieces.items()}
+    state |= {alias: state[name] for alias, name in module_states["shared_params"].items()}
+    return state
+
+
+def _load(path: Path) -> dict[str, Any]:
+    # DeepSpeed reads its own files without the weights_only restriction; they are as trusted as the program.
+    return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
 
 
 def saved_seq_len(weights: Weights) -> int | None:

@@ -20,6 +20,7 @@ MAX_FUNCTION_LINES = 60
 # Everything else reaches DeepSpeed through these, for the reason given.
 DEEPSPEED_USERS = {
     "ds_train.assembly",  # versions, for the checkpoint
+    "ds_train.checkpoint",
     "ds_train.config_checks",  # its own models of the JSON's blocks
     "ds_train.distributed",  # process group
     "ds_train.engine",  # initialize

@@ -99,7 +99,7 @@ def test_bad_values_are_named(changes, named):
 
 
 def phase_and_state(curriculum: Curriculum) -> tuple[PPTrain, TrainState]:
-    state = TrainState(seed=1, world_size=1, micro_batch=1, grad_accum=1, global_batch=1, stage=curriculum.start_stage)
+    state = TrainState(1, 1, 1, 1, 1, zero_stage=1, precision="bf16", stage=curriculum.start_stage)
     nothing_held_out = HeldOut([], np.empty(0, np.int64), 0)
     return PPTrain(curriculum, nothing_held_out, World(0, 0, 1), micro_batch=1, accuracy="any"), state
 

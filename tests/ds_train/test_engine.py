@@ -11,11 +11,13 @@ import torch
 import torch.distributed as dist
 
 from ds_train.distributed import World, init_distributed
+from ds_train.documents import MicroBatch
 from ds_train.ds_config import default_json
 from ds_train.engine import Engine, build_engine, set_learning_rate, train_step
 from ds_train.layout import Layout
 from ds_train.losses import PackedLM
 from ds_train.model import build_model
+from ds_train.nonfinite import NonFinite
 from ds_train.samplers import CurriculumSampler, Source
 from ds_train.state import Cursor
 from ds_train.stream import RankBatchBuilder
@@ -76,14 +78,27 @@ def test_step_uses_exactly_the_rate_that_was_set() -> None:
     assert 5e-4 < np.median(moved) < 1.5e-3
 
 
-def test_loss_that_is_not_finite_stops_before_the_update() -> None:
-    engine = _engine(bf16={"enabled": False})
-    batch = _batch(step=7)
-    batch.micro_batches[1].weights[0] = float("nan")
+@pytest.mark.parametrize("stage", [0, 1])
+def test_loss_that_is_not_finite_updates_nothing(stage: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where every gradient is finite; see test_nonfinite.py for all layouts."""
+    engine = _engine(bf16={"enabled": False}, zero_optimization={"stage": stage})
     before = copy.deepcopy(dict(engine.module.named_parameters()))
-    with pytest.raises(FloatingPointError, match="step 7"):
-        train_step(engine, batch, LAYOUT, "any")
+    forward = PackedLM.forward
+
+    def with_bad_sum(model: PackedLM, micro_batch: MicroBatch) -> tuple:
+        loss, source_sums, is_right = forward(model, micro_batch)
+        return loss, source_sums * float("inf"), is_right
+
+    monkeypatch.setattr(PackedLM, "forward", with_bad_sum)
+    result = train_step(engine, _batch(), LAYOUT, "any")
+    assert result.nonfinite == NonFinite("loss", [[0, 1]]) and result.flags == []
     assert all(torch.equal(p, before[name]) for name, p in engine.module.named_parameters())
+
+    monkeypatch.undo()
+    result = train_step(engine, _batch(), LAYOUT, "any")
+    assert result.nonfinite is None and len(result.flags) == LAYOUT.global_batch
+    assert result.grad_norm is not None and 0 < result.grad_norm < 100
+    assert not any(torch.equal(p, before[name]) for name, p in engine.module.named_parameters() if p.dim() > 1)
 
 
 def test_shipped_optimizer_is_torchs_fused_adamw() -> None:

@@ -9,7 +9,8 @@ import pytest
 from tests.ds_train import tiny
 from tests.ds_train.launching import launch, read_log
 
-THROUGHPUT = {"tokens", "grad_norm", "ledger", "tokens_per_second", "data_wait_fraction", "peak_memory_gb"}
+THROUGHPUT = {"tokens", "grad_norm", "skipped_steps", "ledger",
+              "tokens_per_second", "data_wait_fraction", "peak_memory_gb"}  # fmt: skip
 TRAIN_FIELDS = {
     "pptrain": {"step", "loss", "lr", "curr_acc", "stage", "alpha", "timestamp"} | THROUGHPUT,
     "pretrain": {

@@ -51,9 +51,10 @@ class KeptStates:
         self.saved: dict[int, TrainState] = {}
         self.events = events
 
-    def save(self, engine, state) -> None:
+    def save(self, engine, state) -> bool:
         self.saved[state.step] = copy.deepcopy(state)
         self.events.append(("save", state.step))
+        return True
 
 
 class KilledError(Exception):
@@ -108,7 +109,7 @@ def launch(tmp_path, monkeypatch):
         checkpoints = KeptStates(events)
         given = {"log_every": 1, "save_every": 4, "max_steps": 12 if phase_name == "pretrain" else None,
                  "stop_step": None, **cadence}  # fmt: skip
-        fresh = TrainState(1, 1, GLOBAL_BATCH, 1, GLOBAL_BATCH, stage=1 if phase_name == "pptrain" else 0)
+        fresh = TrainState(1, 1, GLOBAL_BATCH, 1, GLOBAL_BATCH, 1, "bf16", stage=1 if phase_name == "pptrain" else 0)
         engine = SimpleNamespace(eval=lambda: None, train=lambda: None, monitor=None)
         made = Run(
             world=world, layout=layout, schedule=Schedule(1.0, warmup_steps=4), cadence=Cadence(**given),

@@ -14,7 +14,15 @@ from ds_train.checkpoint import rng_state, set_rng_state
 from ds_train.metrics import JsonlLog
 from ds_train.state import Cursor, TrainState
 
-LAYOUT = {"seed": 1337, "world_size": 2, "micro_batch": 2, "grad_accum": 8, "global_batch": 32}
+LAYOUT = {
+    "seed": 1337,
+    "world_size": 2,
+    "micro_batch": 2,
+    "grad_accum": 8,
+    "global_batch": 32,
+    "zero_stage": 2,
+    "precision": "bf16",
+}
 
 
 def full_state() -> TrainState:

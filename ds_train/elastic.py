@@ -1,0 +1,106 @@
+"""What a resumed run may change: everything that decides speed, nothing that decides the trajectory."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from data_tools.errors import UserError
+from ds_train.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+UNIVERSAL = "universal"  # DeepSpeed's layout-free copy, inside its step directory
+LAYOUT = ("world_size", "zero_stage", "micro_batch", "grad_accum")
+_WHAT_WORKS = (
+    "ZeRO 1 and 2 at any number of ranks into one another, ZeRO 3 and ZeRO 0 at any number of ranks into themselves"
+)
+
+
+def adapted_state(
+    saved: TrainState, current: TrainState, checkpoint: Path, *, strict_layout: bool, accepted: Collection[str]
+) -> TrainState:
+    """The saved state, to go on in the current layout.
+
+    Args:
+        saved, current: of the checkpoint, and of this launch as it would start afresh.
+        strict_layout: refuse a changed layout too.
+        accepted: names of trajectory settings that may change all the same (``--accept_change``).
+
+    Raises:
+        UserError: something changed that may not.
+    """
+    _refuse_other_trajectory(saved, current, checkpoint, accepted)
+    changes = [
+        f"{name} {getattr(saved, name)} → {getattr(current, name)}"
+        for name in LAYOUT
+        if getattr(saved, name) != getattr(current, name)
+    ]
+    if changes and strict_layout:
+        raise UserError(f"{checkpoint}: the layout changed ({', '.join(changes)}), and --strict_layout refuses that.")
+    if needs_universal(saved, current) is None:
+        raise UserError(
+            f"{checkpoint} was saved with ZeRO {saved.zero_stage} and cannot be resumed with ZeRO "
+            f"{current.zero_stage}. What works: {_WHAT_WORKS}. Resume with --zero_stage {saved.zero_stage}, or start "
+            "another run from its weights (an export keeps them, not the optimizer)."
+        )
+    if changes:
+        logger.warning("layout changed: %s. Global batches, samples and schedule stay the same.", ", ".join(changes))
+    layout = {name: getattr(current, name) for name in (*LAYOUT, "seed", "global_batch", "precision")}
+    return replace(saved, **layout, fingerprints=current.fingerprints, versions=current.versions)
+
+
+def needs_universal(saved: TrainState, current: TrainState) -> bool | None:
+    """Whether the checkpoint must be converted to be loaded in the current layout; None where that cannot be done."""
+    same_stage = saved.zero_stage == current.zero_stage
+    if same_stage and (saved.world_size == current.world_size or saved.zero_stage == 0):
+        return False
+    return True if same_stage or {saved.zero_stage, current.zero_stage} == {1, 2} else None
+
+
+def _refuse_other_trajectory(
+    saved: TrainState, current: TrainState, checkpoint: Path, accepted: Collection[str]
+) -> None:
+    pairs = {name: (getattr(saved, name), getattr(current, name)) for name in ("seed", "global_batch", "precision")}
+    for name in sorted(set(saved.fingerprints) | set(current.fingerprints)):
+        pairs[name] = (saved.fingerprints.get(name, "nothing"), current.fingerprints.get(name, "nothing"))
+    if unknown := sorted(set(accepted) - set(pairs)):
+        raise UserError(f"--accept_change {' '.join(unknown)}: no such setting; it takes {', '.join(sorted(pairs))}.")
+    differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    for name in sorted(set(differing) & set(accepted)):
+        logger.warning("--accept_change %s: saved %s, now %s; the trajectory is another one", name, *differing[name])
+    refused = {name: pair for name, pair in differing.items() if name not in accepted}
+    if refused:
+        listed = "; ".join(f"{name}: saved {old}, now {new}" for name, (old, new) in refused.items())
+        raise UserError(
+            f"{checkpoint} belongs to another trajectory ({listed}). Use the saved settings, start another run with "
+            f"--run_name, or give --accept_change {' '.join(refused)}."
+        )
+
+
+def convert_to_universal(checkpoint: Path) -> Path:
+    """Make DeepSpeed's universal copy of a checkpoint inside its step directory, whole or not at all."""
+    target, partial = checkpoint / UNIVERSAL, checkpoint / f".{UNIVERSAL}_partial"
+    if target.exists():
+        return target
+    logger.info("converting %s to DeepSpeed's universal format", checkpoint)
+    shutil.rmtree(partial, ignore_errors=True)
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    launcher_variables = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    done = subprocess.run(
+        [*command, "--input_folder", str(checkpoint), "--output_folder", str(partial)],
+        env={name: value for name, value in os.environ.items() if name not in launcher_variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode != 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"DeepSpeed could not convert {checkpoint}:\n{done.stdout[-2000:]}")
+    (checkpoint / "latest_universal").unlink(missing_ok=True)  # it names the temporary directory
+    partial.rename(target)
+    return target

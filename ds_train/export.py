@@ -1,0 +1,89 @@
+"""Export a checkpoint as a Hugging Face directory: safetensors, config, generation config, tokenizer.
+
+    python -m ds_train.export RUN/checkpoints/step_00010000 OUT
+    python -m ds_train.export RUN OUT --dtype bf16
+
+CKPT is a step directory, or a run directory (its newest usable checkpoint), of any ZeRO stage and precision. OUT opens
+with ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer.from_pretrained``, and serves evaluate and
+``pretrain --pptrain_checkpoint``. The weights are the fp32 ones that the optimizer updates; a bf16 run trains with them
+rounded to bf16, which is what ``--dtype bf16`` writes. Dropout stays as it was trained (0, but for --keep_dropout).
+"""
+
+import argparse
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from data_tools.errors import UserError, run_command
+from data_tools.files import sync_directory
+from data_tools.tokenizer import TextTokenizer, load_tokenizer
+from ds_train.distributed import set_up_logging, world_from_env
+from ds_train.model import load_model_config
+from ds_train.weights import checkpoint_weights, find_weights
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", metavar="CKPT", help="step or run directory")
+    parser.add_argument("out", metavar="OUT", type=Path, help="directory to make; it may exist if it is empty")
+    parser.add_argument("--dtype", choices=_DTYPES, default="fp32", help="of the exported weights (default fp32)")
+    args = parser.parse_args(argv)
+    set_up_logging(world_from_env())
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise UserError(f"{args.out} exists and is not an empty directory; nothing is overwritten. Give another name.")
+    weights = find_weights(args.checkpoint)
+    if not weights.is_checkpoint:
+        raise UserError(f"{weights.path} is a Hugging Face directory already; there is nothing to export.")
+    config = load_model_config(str(weights.description))
+    tokenizer = load_tokenizer(str(weights.description))
+    model, state = _model_and_state(weights.path, config, tokenizer, _DTYPES[args.dtype])
+    _write(args.out, model, state, tokenizer)
+    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    logger.info("exported %s (%.1f M parameters, %s) to %s", weights.path, parameters, args.dtype, args.out)
+
+
+def _model_and_state(
+    checkpoint: Path, config: PretrainedConfig, tokenizer: TextTokenizer, dtype: torch.dtype
+) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
+    """A model without storage, which knows how its kind is saved, and the weights to save."""
+    config.use_cache = True  # training sets it off, generation wants it
+    config.eos_token_id = tokenizer.eos_id
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    state = checkpoint_weights(checkpoint)
+    if differing := sorted(set(state) ^ set(model.state_dict())):
+        raise UserError(f"{checkpoint}: its weights do not fit its own config.json (differing: {differing[:4]} …).")
+    # Tied weights are recognised by their common storage, which a conversion one by one would part.
+    converted = {t.data_ptr(): t.to(dtype) for t in state.values() if t.is_floating_point()}
+    return model, {name: converted.get(tensor.data_ptr(), tensor) for name, tensor in state.items()}
+
+
+def _write(out: Path, model: PreTrainedModel, state: dict[str, torch.Tensor], tokenizer: TextTokenizer) -> None:
+    """Write everything into ``out``, whole or not at all."""
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial, state_dict=state)
+        tokenizer.save(partial)
+        for path in partial.iterdir():
+            path.chmod(partial.stat().st_mode & 0o666)  # safetensors makes its files private
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        partial.replace(out)  # an empty directory gives way
+        sync_directory(out.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

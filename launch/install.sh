@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Install ds-train into .venv of this repository; run again, it does only what is missing.
+#
+#     bash launch/install.sh [test]         test: with the tools that tests/run.sh needs
+#
+# PYTHON names the interpreter (default python3). Without an NVIDIA GPU the exact versions of constraints-cpu.txt are
+# taken, with one the newest that setup.cfg allows. pip's own variables (PIP_INDEX_URL, PIP_CONSTRAINT …) are respected.
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+[[ $# -le 1 && "${1:-test}" == test ]] || fail "install.sh takes no argument or the word test, got: $*"
+python="${PYTHON:-python3}"
+package="$repository${1:+[$1]}"
+stamp="$virtualenv/installed.txt" # what was installed; equal: nothing to do
+
+command -v "$python" >/dev/null || fail "no $python here: install Python 3.11 or newer, or name one with PYTHON=…"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    fail "$("$python" --version) is too old: ds-train needs 3.11 or newer; name one with PYTHON=…"
+
+constraints=()
+if ! has_nvidia_gpu; then
+    constraints=(--constraint "$repository/launch/constraints-cpu.txt")
+fi
+wanted="$(cd "$repository" && echo "$package ${constraints[*]}" && cat setup.cfg pyproject.toml launch/constraints-cpu.txt)"
+if [[ -f "$stamp" && "$(<"$stamp")" == "$wanted" ]]; then
+    echo "already installed in $virtualenv"
+    exit
+fi
+
+if [[ ! -x "$virtualenv/bin/pip" ]]; then
+    "$python" -m venv "$virtualenv" ||
+        fail "$python cannot make a virtual environment; on Debian and Ubuntu install python3-venv"
+fi
+rm -f "$stamp"
+echo "installing into $virtualenv${constraints:+ (exact versions: no NVIDIA GPU here)}"
+"$virtualenv/bin/pip" install --quiet --disable-pip-version-check "${constraints[@]}" --editable "$package"
+echo "$wanted" >"$stamp"

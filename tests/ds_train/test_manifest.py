@@ -1,0 +1,188 @@
+"""Which directories are checkpoints, and which one a resume takes, whatever happened to them."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_tools.errors import UserError
+from ds_train.manifest import (
+    LATEST,
+    MANIFEST,
+    choose_checkpoint,
+    commit,
+    defect_of,
+    file_entry,
+    prune,
+    saving_name,
+    set_aside,
+    step_directories,
+    step_name,
+    sweep,
+)
+from ds_train.run_lock import run_lock
+
+FILES = {"mp_rank_00_model_states.pt": b"weights" * 50, "zero_pp_rank_0_optim_states.pt": b"adam" * 80}
+
+
+def write_checkpoint(directory: Path, step: int) -> Path:
+    saving = directory / saving_name(step)
+    (saving / "huggingface").mkdir(parents=True)
+    for name, content in {**FILES, "huggingface/config.json": b"{}"}.items():
+        (saving / name).write_bytes(content + str(step).encode())
+    entries = {path.relative_to(saving).as_posix(): file_entry(path) for path in saving.rglob("*") if path.is_file()}
+    return commit(directory, step, entries)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    path = tmp_path / "run" / "checkpoints"
+    path.mkdir(parents=True)
+    for step in (100, 200, 300):
+        write_checkpoint(path, step)
+    return path
+
+
+def _first_file(checkpoint: Path) -> Path:
+    return checkpoint / next(iter(FILES))
+
+
+def _flip_a_bit(checkpoint: Path) -> None:
+    content = bytearray(_first_file(checkpoint).read_bytes())
+    content[17] ^= 4
+    _first_file(checkpoint).write_bytes(content)
+
+
+def _edit_manifest(checkpoint: Path, **changes: object) -> None:
+    path = checkpoint / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated": (lambda c: os.truncate(_first_file(c), 20), "has 20 bytes"),
+    "empty": (lambda c: os.truncate(_first_file(c), 0), "has 0 bytes"),
+    "longer": (lambda c: _first_file(c).write_bytes(_first_file(c).read_bytes() + b"x"), "bytes, its manifest"),
+    "bit flipped": (_flip_a_bit, "is damaged"),
+    "missing": (lambda c: _first_file(c).unlink(), "is missing"),
+    "no manifest": (lambda c: (c / MANIFEST).unlink(), "has no manifest"),
+    "empty manifest": (lambda c: (c / MANIFEST).write_text(""), "cannot be read"),
+    "torn manifest": (lambda c: os.truncate(c / MANIFEST, 40), "cannot be read"),
+    "strange manifest": (lambda c: (c / MANIFEST).write_text("[1]"), "cannot be read"),
+    "renamed": (lambda c: _edit_manifest(c, step=200), "is that of step 200"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_newest_is_passed_over_and_said(name: str, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    damage, reason = DAMAGES[name]
+    assert choose_checkpoint(directory, "auto") == directory / step_name(300)
+    damage(directory / step_name(300))
+    with caplog.at_level(logging.WARNING):
+        assert choose_checkpoint(directory, "auto") == directory / step_name(200)
+    assert reason in caplog.text and step_name(300) in caplog.text
+    with pytest.raises(UserError, match=reason):
+        choose_checkpoint(directory, str(directory / step_name(300)))
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_all_damaged_is_an_error_never_a_fresh_start(name: str, directory: Path) -> None:
+    for path in step_directories(directory):
+        DAMAGES[name][0](path)
+    if name == "renamed":
+        _edit_manifest(directory / step_name(200), step=1)
+    with pytest.raises(UserError, match=r"3 checkpoints and none is usable.*--resume none"):
+        choose_checkpoint(directory, "auto")
+
+
+@pytest.mark.parametrize("content", [None, "", "step_00000100", "step_00000999", "garbage"])
+def test_latest_is_not_trusted(content: str | None, directory: Path) -> None:
+    (directory / LATEST).unlink()
+    if content is not None:
+        (directory / LATEST).write_text(content)
+    assert choose_checkpoint(directory, "auto") == directory / step_name(300)
+
+
+def test_nothing_there_is_a_fresh_start(tmp_path: Path) -> None:
+    assert choose_checkpoint(tmp_path / "checkpoints", "auto") is None
+
+
+def test_unfinished_first_save_is_a_fresh_start(tmp_path: Path) -> None:
+    (tmp_path / saving_name(100)).mkdir()
+    (tmp_path / saving_name(100) / MANIFEST).write_text("{}")
+    assert choose_checkpoint(tmp_path, "auto") is None
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_order_is_by_number_and_other_names_are_left_alone(directory: Path) -> None:
+    write_checkpoint(directory, 123_456_789)
+    for name in ("step_00000400_universal", "step_copy", "old"):
+        (directory / name).mkdir()
+    assert [path.name for path in step_directories(directory)] == [
+        "step_123456789", "step_00000300", "step_00000200", "step_00000100",
+    ]  # fmt: skip
+    assert choose_checkpoint(directory, "auto") == directory / "step_123456789"
+
+
+def test_retention(directory: Path) -> None:
+    for step in range(400, 1100, 100):
+        write_checkpoint(directory, step)
+        prune(directory, keep_last=2, keep_every=500)
+    assert [path.name for path in step_directories(directory)] == [step_name(s) for s in (1000, 900, 500)]
+    assert all(defect_of(path) is None for path in step_directories(directory))
+    prune(directory, keep_last=0, keep_every=0)
+    assert len(step_directories(directory)) == 3
+
+
+def test_abandoned_future_is_moved_aside_not_lost(directory: Path) -> None:
+    run = directory.parent
+    set_aside(run, after_step=100)
+    assert [path.name for path in step_directories(directory)] == [step_name(100)]
+    assert sorted(path.name for path in (run / "superseded_1").iterdir()) == [step_name(200), step_name(300)]
+    set_aside(run, after_step=100)
+    assert not (run / "superseded_2").exists()
+    (run / "logs").mkdir()
+    set_aside(run, after_step=-1)
+    assert sorted(path.name for path in (run / "superseded_2").iterdir()) == ["logs", step_name(100)]
+    assert choose_checkpoint(directory, "auto") is None
+
+
+def test_save_over_a_damaged_checkpoint_replaces_it(directory: Path) -> None:
+    _flip_a_bit(directory / step_name(300))
+    write_checkpoint(directory, 300)
+    assert choose_checkpoint(directory, "auto") == directory / step_name(300)
+    assert not list(directory.glob(".*"))
+
+
+class TestLock:
+    HOLDER = (
+        "import sys, pathlib; from ds_train.run_lock import run_lock\n"
+        "with run_lock(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+
+    def _hold(self, run: Path) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-c", self.HOLDER, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        return process
+
+    def test_second_trainer_is_refused_and_told_by_whom(self, tmp_path: Path) -> None:
+        holder = self._hold(tmp_path)
+        with pytest.raises(UserError, match=rf"in use by process {holder.pid} on"), run_lock(tmp_path):
+            pass
+        holder.communicate()
+        with run_lock(tmp_path):
+            pass
+
+    def test_lock_of_a_killed_trainer_does_not_stand_in_the_way(self, tmp_path: Path) -> None:
+        holder = self._hold(tmp_path)
+        holder.kill()
+        holder.wait()
+        with run_lock(tmp_path):
+            pass
