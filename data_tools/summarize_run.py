@@ -1,9 +1,9 @@
-"""Print a short table of what runs achieved, from their logs and from evaluation files.
+"""Print in short what runs achieved, from their logs and from evaluation files.
 
     python -m data_tools.summarize_run SCRATCH/pptrain SCRATCH/pretrain --evaluation pptrain.json pretrain.json
 
-A RUN holds logs/train.jsonl and logs/eval.jsonl, finished or still going on; the files of --evaluation are what
-``ds_train/evaluate.py --output`` writes.
+A RUN holds logs/train.jsonl and logs/eval.jsonl, of a finished run or one still going on; the files of --evaluation
+are what ``ds_train/evaluate.py --output`` writes.
 """
 
 import argparse
@@ -16,75 +16,131 @@ from typing import Any
 from data_tools.errors import UserError, run_command
 
 Row = dict[str, Any]
-_ROWS_AVERAGED = 10  # a single step's loss is noise
+_ROWS_AVERAGED = 5  # a single step's loss is noise
 
 
 def summarize_run(directory: Path) -> str:
-    """What the logs of one run say, as text: progress, losses, and for pptrain the curriculum.
+    """What the logs of one run say: progress, losses first → last, and of pptrain the curriculum.
 
     Raises:
-        UserError: the directory holds no logs, or a line that is no row.
+        UserError: the directory holds no logs, or no rows yet, or rows of another form.
     """
-    train = _read_log(directory / "logs" / "train.jsonl")
-    evaluations = _read_log(directory / "logs" / "eval.jsonl")
+    train, evaluations = (_read_log(directory / "logs" / f"{name}.jsonl") for name in ("train", "eval"))
     if not train:
-        raise UserError(f"{directory / 'logs' / 'train.jsonl'} has no rows yet; wait for the run's first log interval.")
+        raise UserError(f"{directory}: logs/train.jsonl has no rows yet; the first comes after --log_every steps.")
     lines = [f"{directory.name}: {_progress(train)}", f"  training loss {_change(train, 'loss')}"]
-    if any("c4_loss" in row for row in train):
-        lines += _pretrain_lines(train, evaluations)
-    if any("stage" in row for row in train):
-        lines += _curriculum_lines(train, evaluations)
-    if scored := [row for row in evaluations if row.get("heldout_acc") is not None]:
-        lines.append(
-            f"  held-out problems of full difficulty ({scored[-1]['num_examples']}): "
-            f"accuracy {scored[0]['heldout_acc']:.3f} → {scored[-1]['heldout_acc']:.3f}, "
-            f"loss {_number(scored[0]['heldout_loss'])} → {_number(scored[-1]['heldout_loss'])}"
-        )
+    if "c4_loss" in train[-1]:
+        lines.append(f"  of which C4 {_change(train, 'c4_loss')}, synthetic {_change(train, 'mixin_loss')}")
+        lines.append(f"  synthetic share of tokens {_number(train[-1]['mixin_fraction'])}")
+        lines.append(f"  held-out C4 loss {_first_and_last(evaluations, 'heldout_c4_loss')}")
+    if "stage" in train[-1]:
+        lines += _curriculum(train, evaluations)
+    accuracy, loss = (_first_and_last(evaluations, f"heldout_{name}") for name in ("acc", "loss"))
+    lines.append(f"  held-out problems of full difficulty: accuracy {accuracy}, weighted loss {loss}")
     return "\n".join(lines)
 
 
 def _progress(train: list[Row]) -> str:
-    """Steps and tokens so far, and the time that took, without pauses between launches."""
-    text = f"{train[-1]['step']:,} steps"
-    if not all(row.get("tokens_per_second") and row.get("tokens") for row in train):
-        return text
-    before = [0, *(row["tokens"] for row in train)]
-    seconds = sum((row["tokens"] - start) / row["tokens_per_second"] for row, start in zip(train, before, strict=False))
-    return f"{text}, {before[-1]:,} tokens in {seconds:,.0f} s ({before[-1] / seconds:,.0f} tokens/s)"
+    """Steps and tokens so far, and the time they took, without the pauses between launches."""
+    steps = f"{train[-1]['step']:,} steps"
+    if not all(row.get("tokens") and row.get("tokens_per_second") for row in train):
+        return steps
+    num_tokens = [0, *(row["tokens"] for row in train)]
+    seconds = sum(
+        (end - start) / row["tokens_per_second"] for (start, end), row in zip(pairwise(num_tokens), train, strict=True)
+    )
+    return f"{steps}, {num_tokens[-1]:,} tokens in {seconds:,.0f} s ({num_tokens[-1] / seconds:,.0f} tokens/s)"
 
 
-def _pretrain_lines(train: list[Row], evaluations: list[Row]) -> Iterator[str]:
-    yield f"  training loss on C4 {_change(train, 'c4_loss')}"
-    yield f"  training loss on synthetic blocks {_change(train, 'mixin_loss')}"
-    if (share := train[-1].get("mixin_fraction")) is not None:
-        yield f"  synthetic share of tokens {share:.3f}"
-    held_out = [row for row in evaluations if row.get("heldout_c4_loss") is not None]
-    if held_out:
-        losses = " → ".join(f"{row['heldout_c4_loss']:.3f} (step {row['step']:,})" for row in held_out[:: len(held_out)])
-        yield f"  held-out C4 loss {losses}"
-
-
-def _curriculum_lines(train: list[Row], evaluations: list[Row]) -> Iterator[str]:
-    """One line a mastered stage: pptrain evaluates at its start and after each advance, never otherwise."""
-    window = {row["step"]: row.get("curr_acc") for row in train}
+def _curriculum(train: list[Row], evaluations: list[Row]) -> Iterator[str]:
+    """A line for each mastered stage: pptrain evaluates at its start and after every advance, never otherwise."""
+    window = {row["step"]: row["curr_acc"] for row in train}
     for before, after in pairwise(evaluations):
-        accuracy = window.get(after["step"])
         yield (
             f"  stage {before['stage']} (alpha {before['alpha']:.3f}) mastered at step {after['step']:,}, "
-            f"window accuracy {_number(accuracy)}"
+            f"window accuracy {_number(window.get(after['step']))}"
         )
     last = train[-1]
-    yield f"  stage {last['stage']} at the end, window accuracy {_number(last['curr_acc'])}"
+    yield f"  last: stage {last['stage']} (alpha {last['alpha']:.3f}), window accuracy {_number(last['curr_acc'])}"
 
 
 def _change(rows: list[Row], column: str) -> str:
     """First value → mean of the last ones."""
     values = [row[column] for row in rows if row.get(column) is not None]
-    if not values:
-        return "–"
     last = values[-_ROWS_AVERAGED:]
-    return f"{values[0]:.3f} → {sum(last) / len(last):.3f}"
+    return f"{values[0]:.3f} → {sum(last) / len(last):.3f}" if values else "–"
+
+
+def _first_and_last(evaluations: list[Row], column: str) -> str:
+    values = [row[column] for row in evaluations if row.get(column) is not None]
+    return f"{values[0]:.3f} → {values[-1]:.3f}" if values else "–"
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def tabulate_evaluations(reports: Sequence[Row]) -> str:
+    """Evaluations side by side: a column each; rows for losses, accuracy, and accuracy by lookahead."""
+    by_lookahead = [{row["lookahead"]: row for row in report["by_lookahead"]} for report in reports]
+    table = [
+        ["", *(_checkpoint_name(report["checkpoint"]) for report in reports)],
+        ["split", *(report["split"] for report in reports)],
+        ["problems", *(f"{report['num_examples']:,}" for report in reports)],
+        ["C4 validation loss", *(_number(report["c4_loss"]) for report in reports)],
+        ["weighted loss", *(_number(report["loss"]) for report in reports)],
+        ["accuracy, any valid answer", *(_number(report["accuracy_any"]) for report in reports)],
+        ["accuracy, first answer", *(_number(report["accuracy_first"]) for report in reports)],
+    ]
+    for lookahead in sorted(set().union(*by_lookahead)):
+        found = [rows.get(lookahead, {}).get("accuracy_any") for rows in by_lookahead]
+        table.append([f"  any valid, lookahead {lookahead}", *map(_number, found)])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in table
+    )
+
+
+def _checkpoint_name(path: str) -> str:
+    """``RUN/step`` of a step directory, else the last part."""
+    parts = [part for part in Path(path).parts if part != "checkpoints"]
+    return "/".join(parts[-2:] if parts[-1].startswith("step_") else parts[-1:])
+
+
+def _read_log(path: Path) -> list[Row]:
+    """The rows of a log; a last line that is being written is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give the directory of a run.") from None
+    except ValueError as error:
+        raise UserError(f"{path} holds a line that is not JSON ({error}).") from None
+
+
+def _read_report(path: Path) -> Row:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--evaluation {path}: expected a file of evaluate.py --output ({error}).") from None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command; see ``--help``."""
+    parser = argparse.ArgumentParser(prog="summarize_run", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="directories of runs")
+    parser.add_argument("--evaluation", nargs="+", type=Path, default=[], metavar="FILE", help="files of evaluate.py")
+    args = parser.parse_args(argv)
+    if not args.runs and not args.evaluation:
+        raise UserError("nothing to summarize: give directories of runs, or --evaluation FILE.")
+    parts = [summarize_run(run) for run in args.runs]
+    if args.evaluation:
+        parts.append(tabulate_evaluations([_read_report(path) for path in args.evaluation]))
+    print("\n\n".join(parts))
+
+
+if __name__ == "__main__":
+    run_command(main)

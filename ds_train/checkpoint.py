@@ -59,10 +59,10 @@ class VerifiedWriter(TorchCheckpointEngine):
                 file.flush()
                 os.fsync(file.fileno())
             self.written[Path(path)] = file_entry(Path(path))
-        except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-            self.error = (
-                f"{path}: {getattr(error, 'strerror', None) or f'writing stopped short, is the disk full? ({error})'}"
-            )
+        except OSError as error:
+            self.error = f"{path}: {error.strerror}"
+        except RuntimeError as error:  # what torch's zip writer makes of a write that failed
+            self.error = f"{path}: writing stopped short, is the disk full? ({error})"
 
 
 @dataclass

@@ -10,32 +10,33 @@ fail() {
 }
 
 has_nvidia_gpu() {
-    command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU '
+    command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep '^GPU ' >/dev/null
 }
 
-# Cores this process may use (nproc alone would answer with OMP_NUM_THREADS).
-num_cores() {
-    env -u OMP_NUM_THREADS nproc
-}
-
-# Put the installed package first on PATH; later commands find python, deepspeed and ninja there.
+# Put what install.sh installed first on PATH, and quieten the libraries.
 use_virtualenv() {
-    [[ -x "$virtualenv/bin/deepspeed" ]] || fail "ds-train is not installed in $virtualenv: run bash launch/install.sh"
+    [[ -x "$virtualenv/bin/deepspeed" ]] || fail "nothing is installed in $virtualenv: run bash launch/install.sh"
     export PATH="$virtualenv/bin:$PATH"
     export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore::FutureWarning}"
-    export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}" # the loader workers are the parallelism
+    export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}" # loader workers are the parallelism
 }
 
-# How many ranks to start here: one a device, at most $1. Sets `ranks`, and on CPU what its ranks need.
+# Set `ranks` to the devices of this machine (GPUs, else cores), at most $1, rounded down to a power of two.
+# On CPU each rank gets one thread: unset, every rank would start one a core.
 choose_ranks() {
-    local limit=$1 gpus
-    gpus="$(python -c 'import torch; print(torch.cuda.device_count())')"
-    if ((gpus > 0)); then
-        ranks=$((gpus < limit ? gpus : limit))
-        return
+    local limit=$1 devices
+    devices="$(python -c 'import torch; print(torch.cuda.device_count())')"
+    if ((devices == 0)); then
+        devices="$(env -u OMP_NUM_THREADS nproc)" # with the variable set nproc would answer that
+        export DS_ACCELERATOR=cpu OMP_NUM_THREADS=1
     fi
-    ranks="$(num_cores)"
-    ranks=$((ranks < limit ? ranks : limit))
-    export DS_ACCELERATOR=cpu
-    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # unset, every rank would take all cores
+    ranks=1
+    while ((ranks * 2 <= devices && ranks * 2 <= limit)); do
+        ranks=$((ranks * 2))
+    done
+}
+
+# A port that was free a moment ago, so that two jobs of one machine do not meet at the launcher's default.
+free_port() {
+    python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
 }

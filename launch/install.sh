@@ -6,7 +6,7 @@
 # PYTHON names the interpreter (default python3). Without an NVIDIA GPU the exact versions of constraints-cpu.txt are
 # taken, with one the newest that setup.cfg allows. pip's own variables (PIP_INDEX_URL, PIP_CONSTRAINT …) are respected.
 set -euo pipefail
-# shellcheck source=launch/common.sh
+# shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 [[ $# -le 1 && "${1:-test}" == test ]] || fail "install.sh takes no argument or the word test, got: $*"

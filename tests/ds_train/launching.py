@@ -11,12 +11,13 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 TIMEOUT_S = 600
+_OF_THIS_PROCESS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # its port may still be taken
 
 
 def environment(num_ranks: int = 1) -> dict[str, str]:
     """Variables for quiet CPU runs: one thread a rank (thread counts change the bits), the venv's programs first."""
     return {
-        **{name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")},
+        **{name: value for name, value in os.environ.items() if name not in _OF_THIS_PROCESS},
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

@@ -30,7 +30,7 @@ DEEPSPEED_USERS = {
 # Pure in numbers: usable, and tested, without torch, files or processes.
 PURE = {"data_tools.rng", "ds_train.curriculum", "ds_train.layout", "ds_train.problems", "ds_train.samplers",
         "ds_train.schedule"}  # fmt: skip
-ENTRY_POINTS = {"ds_train.pptrain", "ds_train.pretrain", "ds_train.evaluate", "ds_train.export"}
+ENTRY_POINTS = {"ds_train.pptrain", "ds_train.pretrain", "ds_train.evaluate", "ds_train.export", "ds_train.audit"}
 
 
 def imported_names(tree: ast.AST) -> set[str]:

@@ -1,0 +1,201 @@
+"""Compare two runs by their logs: in which step they part, and in what.
+
+    python -m ds_train.audit RUN_A RUN_B --loss_tolerance 1e-6
+
+Compared are the rows of logs/train.jsonl that both have: the samples consumed so far (``ledger``, a rolling hash of
+their ids), curriculum stage, learning rate, loss. Exit code 0 when they agree, 1 when not.
+"""
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from data_tools.errors import UserError, run_command
+
+Row = dict[str, Any]
+_NAMES = {"ledger": "samples", "stage": "stage", "lr": "learning rate", "loss": "loss"}
+# Settings that may differ between equal trajectories. Overrides are left out because deepspeed.json has their effect.
+_NEUTRAL_FLAGS = frozenset(
+    """scratch_dir run_name log_every save_every keep_last keep_every stop_step resume resume_from strict_layout
+    num_workers deterministic local_rank skip_nonfinite deepspeed_config global_batch micro_batch grad_accum lr
+    warmup_steps weight_decay grad_clip mixed_precision zero_stage min_lr_ratio""".split()
+)
+_NEUTRAL_BLOCKS = frozenset(
+    """train_micro_batch_size_per_gpu gradient_accumulation_steps zero_optimization checkpoint activation_checkpointing
+    aio compile comms_logger flops_profiler tensorboard wandb csv_monitor comet steps_per_print wall_clock_breakdown
+    memory_breakdown dump_state log_level""".split()
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One column of both logs over their common steps.
+
+    Attributes:
+        first: the first common step at which it differs, None where it never does.
+        values: of both runs at that step.
+        largest: largest absolute difference and its step; infinite where one run has no number.
+    """
+
+    first: int | None
+    values: tuple[Any, Any]
+    largest: tuple[float, int]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", metavar="RUN", nargs=2, type=Path, help="run directory")
+    parser.add_argument("--loss_tolerance", type=float, default=0.0, help="losses may differ by this much (default 0)")
+    args = parser.parse_args(argv)
+    if not 0 <= args.loss_tolerance < math.inf:
+        raise UserError(f"--loss_tolerance is {args.loss_tolerance}, expected a number of at least 0.")
+    rows, others = logs = [read_rows(run) for run in args.runs]
+    steps = sorted(rows.keys() & others.keys())
+    if not steps:
+        raise UserError(
+            f"{args.runs[0]} and {args.runs[1]} have no common step in their logs ({_extent(rows)}; "
+            f"{_extent(others)}); log both at the same --log_every."
+        )
+    settings = [_settings(run) for run in args.runs]
+    for label, run, log, setting in zip("AB", args.runs, logs, settings, strict=True):
+        print(f"{label}  {run}: {_extent(log)}{_layout(setting)}")
+    print(f"settings that differ: {'; '.join(_differing(settings[0], settings[1])) or 'none'}")
+    print(f"common steps: {len(steps)} ({steps[0]} to {steps[-1]})")
+    results = compare(rows, others, steps, args.loss_tolerance)
+    for column, result in results.items():
+        print(f"  {_NAMES[column]:<14}{_told(column, result, args.loss_tolerance)}")
+    print(_verdict(results, steps))
+    return int(any(result.first is not None for result in results.values()))
+
+
+def read_rows(run: Path) -> dict[int, Row]:
+    """The rows of a run's train.jsonl by step; a last line that is still being written is left out.
+
+    Raises:
+        UserError: there is no such log, or no row in it, or a line that is none.
+    """
+    path = run / "logs" / "train.jsonl"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give the directory of a run.") from error
+    rows = {}
+    lines = text.splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        if number == len(lines) and not line.endswith("\n"):
+            break
+        try:
+            row = json.loads(line)
+            rows[int(row["step"])] = row
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"line {number} of {path} is no row of a training log ({error}).") from error
+    if not rows:
+        raise UserError(f"{path} has no rows yet.")
+    return rows
+
+
+def compare(
+    rows: dict[int, Row], others: dict[int, Row], steps: list[int], loss_tolerance: float
+) -> dict[str, Comparison]:
+    """Compare the columns that both logs have.
+
+    Raises:
+        UserError: one log has a column that the other lacks, so they are of different phases or versions.
+    """
+    columns = [[name for name in _NAMES if name in log[steps[0]]] for log in (rows, others)]
+    if columns[0] != columns[1] or "ledger" not in columns[0]:
+        raise UserError(
+            f"the runs cannot be compared: their logs have the columns {columns[0]} and {columns[1]}. Both must be of "
+            "pptrain or both of pretrain, and have a ledger of their samples."
+        )
+    results = {}
+    for column in columns[0]:
+        tolerance = loss_tolerance if column == "loss" else 0
+        pairs = {step: (rows[step].get(column), others[step].get(column)) for step in steps}
+        distances = {step: _distance(*pair) for step, pair in pairs.items()}
+        first = next((step for step in steps if distances[step] > tolerance), None)
+        at = max(steps, key=distances.__getitem__)
+        results[column] = Comparison(first, pairs[first] if first else (None, None), (distances[at], at))
+    return results
+
+
+def _distance(value: Any, other: Any) -> float:
+    """How far apart two logged values are; nulls, logged for numbers that were not finite, and ledgers: 0 or inf."""
+    if value == other:
+        return 0.0
+    is_number = all(isinstance(v, int | float) for v in (value, other))
+    return abs(value - other) if is_number else math.inf
+
+
+def _told(column: str, result: Comparison, loss_tolerance: float) -> str:
+    distance, step = result.largest
+    most = f"; largest difference {distance:.2g}, at step {step}" if column == "loss" and distance else ""
+    if result.first is None:
+        return f"equal{f' within {loss_tolerance:g}' if most else ''}{most}"
+    values = "" if column == "ledger" else f" ({' | '.join(json.dumps(value) for value in result.values)})"
+    return f"first differs at step {result.first}{values}{most}"
+
+
+def _verdict(results: dict[str, Comparison], steps: list[int]) -> str:
+    """The earliest difference, and the steps in which it must have come about: rows are log_every steps apart."""
+    found = [result.first for result in results.values() if result.first is not None]
+    if not found:
+        return "The runs are equal at all common steps."
+    first = min(found)
+    before = next(a for a, b in pairwise([0, *steps]) if b == first)  # they still agree there
+    where = f"step {first}" if before == first - 1 else f"steps {before + 1} to {first}"
+    return (
+        f"The runs part in {where}: {', '.join(_NAMES[c] for c, result in results.items() if result.first == first)}."
+    )
+
+
+def _extent(rows: dict[int, Row]) -> str:
+    return f"{len(rows)} rows, steps {min(rows)} to {max(rows)}"
+
+
+def _settings(run: Path) -> dict[str, Any]:
+    """What a run was started with: the effective DeepSpeed JSON, flattened, and the flags."""
+    found: dict[str, Any] = {}
+    for name in ("deepspeed.json", "flags.json"):
+        try:
+            content = json.loads((run / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # the logs can be compared without
+        found |= dict(_flat(content)) if name == "deepspeed.json" else content
+    return found
+
+
+def _flat(block: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in block.items():
+        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return pairs
+
+
+def _layout(settings: dict[str, Any]) -> str:
+    try:
+        micro, accumulation = settings["train_micro_batch_size_per_gpu"], settings["gradient_accumulation_steps"]
+        ranks = settings["train_batch_size"] // (micro * accumulation)
+    except KeyError:
+        return ""
+    zero = settings.get("zero_optimization.stage", 0)
+    return f"; {ranks} ranks × {accumulation} accumulation × micro batch {micro}, ZeRO {zero}"
+
+
+def _differing(settings: dict[str, Any], others: dict[str, Any]) -> list[str]:
+    """Settings with other values in the two runs, but for those that may not change a trajectory."""
+    if not settings or not others:
+        return ["unknown, a run has neither deepspeed.json nor flags.json"]
+    names = [
+        name for name in settings | others if name not in _NEUTRAL_FLAGS and name.split(".")[0] not in _NEUTRAL_BLOCKS
+    ]
+    pairs = [(name, settings.get(name), others.get(name)) for name in names]
+    return [f"{name} {json.dumps(a)} | {json.dumps(b)}" for name, a, b in pairs if a != b]
+
+
+if __name__ == "__main__":
+    run_command(main)
