@@ -266,11 +266,22 @@ def _num_elements(parameter: torch.Tensor) -> int:
 
 def _common_fingerprints(inputs: Inputs) -> dict[str, str]:
     model = json.dumps(inputs.model_config.to_diff_dict(), sort_keys=True, default=str)
+    config = inputs.engine.effective
     return {
+        "optimizer": _hyper_parameters(config["optimizer"]),
+        "schedule": str(inputs.engine.schedule),
+        "gradient_clipping": str(float(config.get("gradient_clipping", 0.0))),
         "seq_len": str(inputs.model_flags.seq_len),
         "tokenizer": inputs.tokenizer.fingerprint,
         "model": hashlib.sha256(model.encode()).hexdigest(),
     }
+
+
+def _hyper_parameters(optimizer: dict[str, Any]) -> str:
+    """Type and parameters of the JSON's optimizer, without those that choose an implementation."""
+    implementation = ("torch_adam", "fused", "foreach")
+    params = {name: value for name, value in optimizer.get("params", {}).items() if name not in implementation}
+    return json.dumps({"type": optimizer["type"], **params}, sort_keys=True)
 
 
 def _versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ CHECKPOINT is a step directory, a run directory (its newest checkpoint) or a Hug
 """
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 
 from data_tools.errors import UserError
 from data_tools.files import write_json
-from data_tools.shards import PackedBlocks
+from data_tools.shards import META_NAME, PackedBlocks
 from data_tools.splits import Splits, find_data_dir
 from data_tools.tokenizer import load_tokenizer
 from ds_train.distributed import World, init_distributed, run_entry, set_up_logging, world_from_env
@@ -26,6 +27,8 @@ from ds_train.evaluation import HeldOut, HeldOutResult, evaluate_c4, evaluate_he
 from ds_train.losses import PackedLM
 from ds_train.model import load_model_config, prepare_config
 from ds_train.weights import Weights, find_weights, model_with_weights, saved_seq_len
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _DEFAULT_SEQ_LEN = 2048
@@ -39,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     splits = Splits(find_data_dir(args.scratch_dir, args.data_dir))
     tokenizer = load_tokenizer(args.tokenizer or str(weights.description))
     seq_len = args.seq_len or saved_seq_len(weights) or _DEFAULT_SEQ_LEN
+    if not args.seq_len and not saved_seq_len(weights):
+        logger.warning("%s does not say its seq_len; longer examples than %d are left out", weights.path, seq_len)
     blocks = _pack(args, tokenizer.fingerprint)
     heldout = heldout_examples(
         splits.rows(args.split), tokenizer, seq_len=seq_len, subset_size=args.num_examples, seed=args.seed
@@ -92,7 +97,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 def _pack(args: argparse.Namespace, tokenizer_fingerprint: str) -> PackedBlocks | None:
     """The pack whose validation blocks are scored; the default one is left out where it does not fit."""
     directory = args.pack_dir or Path(args.scratch_dir) / "data" / "c4_packed"
-    if not args.pack_dir and not directory.exists():
+    if not args.pack_dir and not (directory / META_NAME).exists():
         return None
     blocks = PackedBlocks(directory)
     if blocks.meta.tokenizer_sha256 != tokenizer_fingerprint:
@@ -146,7 +151,7 @@ def as_table(report: dict[str, Any]) -> str:
     c4_loss = "" if report["c4_loss"] is None else f"   C4 validation loss {report['c4_loss']:.4f}"
     lines = [
         f"{report['checkpoint']} on {report['split']}: {report['num_examples']} examples, "
-        f"{report['num_too_long']} too long left out",
+        f"{report['num_too_long']} longer than seq_len {report['seq_len']} left out",
         f"weighted loss {report['loss']:.4f}{c4_loss}",
         "lookahead  examples  accuracy (any answer)  accuracy (first answer)",
     ]

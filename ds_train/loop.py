@@ -98,6 +98,8 @@ def train(run: Run) -> ExitCode:
     if state.step == 0:
         _evaluate(run, logs["eval"])
     run.stream.restart(state.cursor, state.step)
+    if state.finished or cadence.is_over(state.step):
+        logger.info("nothing to do: step %d is the end of this run", state.step)
     while not (state.finished or cadence.is_over(state.step)):
         if cadence.stop_step is not None and state.step >= cadence.stop_step:
             overflow_report.summary(state.overflows)

@@ -35,6 +35,8 @@ def load_model_config(name: str) -> PretrainedConfig:
         if is_preset(name):
             with as_file(_PRESETS / f"{name}.json") as path:
                 return AutoConfig.from_pretrained(path)
+        if name.startswith("pythia-"):  # a preset misspelt; the hub would be asked for long, and in vain
+            raise ValueError("no preset of that name")
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise UserError(

@@ -71,7 +71,7 @@ def _newest(run_directory: Path) -> Path:
             "or give --pptrain_checkpoint PATH or none."
         )
     if not read_state(newest).finished:
-        logger.warning("%s: the curriculum of this checkpoint had not finished", newest)
+        logger.warning("%s: its run had not finished (curriculum, or steps)", newest)
     return newest
 
 

@@ -11,8 +11,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 [[ $# -le 1 && "${1:-test}" == test ]] || fail "install.sh takes no argument or the word test, got: $*"
 python="${PYTHON:-python3}"
-package="$repository${1:+[$1]}"
-stamp="$virtualenv/installed.txt" # what was installed; equal: nothing to do
+stamp="$virtualenv/installed.txt" # describes what is there
 
 command -v "$python" >/dev/null || fail "no $python here: install Python 3.11 or newer, or name one with PYTHON=…"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
@@ -22,17 +21,25 @@ constraints=()
 if ! has_nvidia_gpu; then
     constraints=(--constraint "$repository/launch/constraints-cpu.txt")
 fi
-wanted="$(cd "$repository" && echo "$package ${constraints[*]}" && cat setup.cfg pyproject.toml launch/constraints-cpu.txt)"
-if [[ -f "$stamp" && "$(<"$stamp")" == "$wanted" ]]; then
-    echo "already installed in $virtualenv"
-    exit
-fi
+
+# All that decides what an installation with extra $1 holds.
+description() {
+    echo "$repository" "$1" "${constraints[@]}"
+    cat "$repository/setup.cfg" "$repository/pyproject.toml" "$repository/launch/constraints-cpu.txt"
+}
+
+for extra in "${1:-}" test; do
+    if [[ -f "$stamp" && "$(<"$stamp")" == "$(description "$extra")" ]]; then
+        echo "already installed in $virtualenv"
+        exit
+    fi
+done
 
 if [[ ! -x "$virtualenv/bin/pip" ]]; then
     "$python" -m venv "$virtualenv" ||
         fail "$python cannot make a virtual environment; on Debian and Ubuntu install python3-venv"
 fi
 rm -f "$stamp"
-echo "installing into $virtualenv${constraints:+ (exact versions: no NVIDIA GPU here)}"
-"$virtualenv/bin/pip" install --quiet --disable-pip-version-check "${constraints[@]}" --editable "$package"
-echo "$wanted" >"$stamp"
+echo "installing into $virtualenv${constraints:+, exact versions because there is no NVIDIA GPU here}"
+"$virtualenv/bin/pip" install -qq --disable-pip-version-check "${constraints[@]}" --editable "$repository${1:+[$1]}"
+description "${1:-}" >"$stamp"

@@ -99,6 +99,8 @@ class TestRefusals:
             ("--seed", "7"): "seed: saved 1337, now 7",
             ("--global_batch", "24"): "global_batch: saved 12, now 24",
             ("--seq_len", "200"): "seq_len: saved 256, now 200",
+            ("--lr", "1e-2"): '"lr": 0.01',
+            ("--warmup_steps", "9", "--grad_clip", "0.5"): "gradient_clipping: saved 1.0, now 0.5; schedule: saved",
             ("--curr_threshold", "0.9"): "curr_threshold: saved 0.4, now 0.9",
             ("--mixed_precision", "bf16"): "precision: saved fp32, now bf16",
             ("--seed", "7", "--accept_change", "sead"): "--accept_change sead: no such setting",

@@ -101,6 +101,19 @@ def test_loss_that_is_not_finite_updates_nothing(stage: int, monkeypatch: pytest
     assert not any(torch.equal(p, before[name]) for name, p in engine.module.named_parameters() if p.dim() > 1)
 
 
+def test_bad_gradient_that_does_not_come_back_updates_nothing() -> None:
+    """The second look for its origin finds nothing then, and must not train on what it finds."""
+    engine = _engine(bf16={"enabled": False})
+    before = copy.deepcopy(dict(engine.module.named_parameters()))
+    factors = iter([float("inf"), 1, 1, 1])
+    hook = engine.module.causal_lm.get_input_embeddings().weight.register_hook(lambda grad: grad * next(factors))
+    result = train_step(engine, _batch(), LAYOUT, "any")
+    hook.remove()
+    assert result.nonfinite == NonFinite("gradient norm", [[]])
+    assert all(torch.equal(p, before[name]) for name, p in engine.module.named_parameters())
+    assert next(factors, None) is None
+
+
 def test_shipped_optimizer_is_torchs_fused_adamw() -> None:
     optimizer = _engine().basic_optimizer
     assert type(optimizer) is torch.optim.AdamW
