@@ -90,7 +90,7 @@ def _peak_memory_gb() -> float:
 
 def progress_line(row: dict[str, Any]) -> str:
     """A row as one readable line."""
-    shown = {key: value for key, value in row.items() if key != "timestamp"}
+    shown = {key: value for key, value in row.items() if key not in ("timestamp", "ledger")}
     return "  ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()
     )
