@@ -37,20 +37,20 @@ fi
 python -m data_tools.train_tokenizer --corpus "$scratch/corpus" --documents 2000 --extra "$splits/mixin.jsonl" \
     --extra_rows 5000 --vocab_size 1024 --out "$scratch/tokenizer"
 python data_tools/build_pretrain.py --scratch_dir "$scratch" --source "$scratch/corpus" \
-    --tokenizer "$scratch/tokenizer" --seq_len 512 --total_steps 300 --effective_batch 8 --val_blocks 64
+    --tokenizer "$scratch/tokenizer" --seq_len 512 --total_steps 250 --effective_batch 8 --val_blocks 64
 
 stage "pptrain on $ranks ranks: 8 stages; 98 % of the last 200 problems right opens the next"
-launch pptrain --model_name pythia-tiny --tokenizer "$scratch/tokenizer" --seq_len 512 --max_steps 800 \
+launch pptrain --model_name pythia-tiny --tokenizer "$scratch/tokenizer" --seq_len 512 --max_steps 750 \
     --micro_batch 4 --lr 1e-3 --warmup_steps 100 --mixed_precision no --eval_subset_size 200
 
 stage "pretrain on $ranks ranks: the documents, with 10 % synthetic tokens"
-launch pretrain --pptrain_checkpoint latest --seq_len 512 --total_steps 300 --mixin_percent 0.1 \
+launch pretrain --pptrain_checkpoint latest --seq_len 512 --total_steps 250 --mixin_percent 0.1 \
     --global_batch 8 --micro_batch 1 --lr 1e-3 --warmup_steps 30 --mixed_precision no \
-    --eval_every 100 --save_every 100 --eval_subset_size 200
+    --eval_every 125 --save_every 125 --eval_subset_size 200
 
 stage "evaluate both on the test split"
 for run in pptrain pretrain; do
-    launch evaluate "$scratch/$run" --split test --output "$scratch/$run/test.json" >/dev/null
+    launch evaluate "$scratch/$run" --split test --micro_batch 2 --output "$scratch/$run/test.json" >/dev/null
 done
 
 stage "results"
