@@ -1,10 +1,7 @@
 """From flags to a run: everything is checked first, then built. Shared by both phases."""
 
-import hashlib
-import json
 import logging
 import os
-import platform
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -15,27 +12,30 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-import ds_train
 from data_tools.errors import UserError
 from data_tools.files import write_json
 from data_tools.tokenizer import TextTokenizer, load_tokenizer
 from ds_train.checkpoint import Checkpoints, load, read_state
-from ds_train.distributed import World, init_distributed, on_main, world_from_env
+from ds_train.distributed import check_num_nodes, device_of, init_distributed, on_main
 from ds_train.ds_config import EngineConfig, default_json, resolve_engine_config
 from ds_train.elastic import adapted_state, convert_to_universal, needs_universal
 from ds_train.engine import Engine, build_engine
+from ds_train.fingerprints import common_fingerprints, precision, versions
 from ds_train.flags import ModelFlags, OverrideFlags, RunFlags
 from ds_train.global_rng import seed_rng
-from ds_train.loop import Cadence, ExitCode, Phase, Run, train
+from ds_train.loop import Cadence, Phase, Run, train
 from ds_train.losses import PackedLM
 from ds_train.manifest import choose_checkpoint, set_aside
 from ds_train.model import build_model, is_preset, load_model, load_model_config, prepare_config, save_description
+from ds_train.preemption import ExitCode, StopRequests, StopTraining
 from ds_train.problems import Problems
+from ds_train.ranks import World, check_num_ranks
 from ds_train.readers import Reader
 from ds_train.run_lock import run_lock
 from ds_train.samplers import Sampler, Source
 from ds_train.state import TrainState
 from ds_train.stream import RankBatchBuilder, Stream
+from ds_train.watchdog import LONG_S, Watchdog, supervision
 from ds_train.weights import Weights, model_with_weights
 
 logger = logging.getLogger(__name__)
@@ -64,13 +64,13 @@ def check_inputs(
     overrides: OverrideFlags,
     problems: Problems,
     *,
+    world: World,
     total_steps: int | None,
     min_lr_ratio: float | None = None,
     weights: Weights | None = None,
 ) -> Inputs | None:
     """Check and load what both phases share; None when something is wrong (said in ``problems``)."""
     before = len(problems)
-    world = world_from_env()
     directory = Path(run.scratch_dir) / (run.run_name or phase)
     if directory.name != (run.run_name or phase):
         problems.add(f"--run_name {run.run_name} is not a plain directory name; runs lie directly under --scratch_dir.")
@@ -83,6 +83,9 @@ def check_inputs(
         if value is not None and value < least:
             problems.add(f"--{name} is {value}, expected at least {least}.")
     problems.require(model.seq_len >= 2, f"--seq_len is {model.seq_len}, expected at least 2.")
+    problems.require(run.hang_timeout_s > 0, f"--hang_timeout_s is {run.hang_timeout_s}, expected seconds > 0.")
+    with problems.collect():
+        check_num_ranks(world, run.num_ranks)
     path = Path(overrides.deepspeed_config) if overrides.deepspeed_config else default_json(phase)
     engine = resolve_engine_config(
         path, overrides, problems, world_size=world.size, total_steps=total_steps, min_lr_ratio=min_lr_ratio
@@ -153,31 +156,52 @@ class PhaseSetup:
     fingerprints: dict[str, str]
 
 
-def launch(inputs: Inputs, all_flags: Sequence[Any], make_setup: Callable[[], PhaseSetup]) -> ExitCode:
-    """Join the process group, build the run, restore the newest checkpoint, train.
+@dataclass(frozen=True)
+class Prepared:
+    """A checked run, nothing of it built.
 
-    Args:
+    Attributes:
         all_flags: the parsed flag dataclasses, kept in the run directory.
         make_setup: builds the phase's part; called once the process group exists, before the model does.
     """
+
+    inputs: Inputs
+    all_flags: Sequence[Any]
+    make_setup: Callable[[], PhaseSetup]
+
+
+def launch(prepared: Prepared) -> ExitCode:
+    """Join the process group, build the run, restore the newest checkpoint, train."""
+    inputs = prepared.inputs
     world, flags = inputs.world, inputs.run_flags
     for line in inputs.engine.overrides:
         logger.info(line)
     if flags.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    init_distributed(world)
-    with ExitStack() as stack:
+    init_distributed(world, timeout_s=2 * max(LONG_S, flags.hang_timeout_s))  # the watchdog comes first, and explains
+    check_num_nodes(world, flags.num_nodes)
+    stop = StopRequests(inputs.run_directory, world.is_main, device_of(world))
+    with supervision(world, flags.hang_timeout_s) as watchdog, ExitStack() as stack:
         on_main(world, lambda: stack.enter_context(run_lock(inputs.run_directory)))
-        return train(_build_run(inputs, make_setup(), all_flags))
+        try:
+            train(_build_run(inputs, prepared.make_setup(), prepared.all_flags, stop, watchdog))
+            return ExitCode.FINISHED
+        except StopTraining as stopped:
+            stop.consume()
+            logger.warning("stopped at a checkpoint or before the first step: %s", stopped)
+            return stopped.exit_code
 
 
-def _build_run(inputs: Inputs, setup: PhaseSetup, all_flags: Sequence[Any]) -> Run:
+def _build_run(
+    inputs: Inputs, setup: PhaseSetup, all_flags: Sequence[Any], stop: StopRequests, watchdog: Watchdog
+) -> Run:
     world, layout, flags = inputs.world, inputs.engine.layout, inputs.run_flags
     directory = inputs.run_directory / "checkpoints"
     resume = flags.resume_from or flags.resume
     chosen = on_main(world, lambda: choose_checkpoint(directory, resume))
-    state = _fresh_state(inputs, setup)
+    state = fresh_state(inputs, setup)
+    stop.check()
     seed_rng(flags.seed, world.rank)
     if chosen:
         engine, state = _restored(inputs, chosen, state)
@@ -208,8 +232,11 @@ def _build_run(inputs: Inputs, setup: PhaseSetup, all_flags: Sequence[Any]) -> R
             describe=lambda target: save_description(target, inputs.model_config, inputs.tokenizer),
             keep_last=flags.keep_last,
             keep_every=flags.keep_every,
+            committed=state.step,
         ),
         directory=inputs.run_directory,
+        stop=stop,
+        watchdog=watchdog,
         skip_nonfinite=flags.skip_nonfinite,
     )
 
@@ -232,7 +259,8 @@ def _restored(inputs: Inputs, chosen: Path, current: TrainState) -> tuple[Engine
     return engine, state
 
 
-def _fresh_state(inputs: Inputs, setup: PhaseSetup) -> TrainState:
+def fresh_state(inputs: Inputs, setup: PhaseSetup) -> TrainState:
+    """The state before the first step; a checkpoint is compared with it."""
     layout = inputs.engine.layout
     return TrainState(
         seed=inputs.run_flags.seed,
@@ -241,15 +269,12 @@ def _fresh_state(inputs: Inputs, setup: PhaseSetup) -> TrainState:
         grad_accum=layout.grad_accum,
         global_batch=layout.global_batch,
         zero_stage=inputs.engine.deepspeed.get("zero_optimization", {}).get("stage", 0),
-        precision=_precision(inputs.engine.deepspeed),
+        precision=precision(inputs.engine.deepspeed),
         stage=setup.first_stage,
-        fingerprints=setup.fingerprints | _common_fingerprints(inputs),
-        versions=_versions(),
+        fingerprints=setup.fingerprints
+        | common_fingerprints(inputs.engine, inputs.model_config, inputs.tokenizer, inputs.model_flags.seq_len),
+        versions=versions(),
     )
-
-
-def _precision(config: dict[str, Any]) -> str:
-    return next((name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")), "fp32")
 
 
 def _initial_model(inputs: Inputs) -> PreTrainedModel:
@@ -262,34 +287,6 @@ def _initial_model(inputs: Inputs) -> PreTrainedModel:
 
 def _num_elements(parameter: torch.Tensor) -> int:
     return getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves empty tensors that know their size
-
-
-def _common_fingerprints(inputs: Inputs) -> dict[str, str]:
-    model = json.dumps(inputs.model_config.to_diff_dict(), sort_keys=True, default=str)
-    config = inputs.engine.effective
-    return {
-        "optimizer": _hyper_parameters(config["optimizer"]),
-        "schedule": str(inputs.engine.schedule),
-        "gradient_clipping": str(float(config.get("gradient_clipping", 0.0))),
-        "seq_len": str(inputs.model_flags.seq_len),
-        "tokenizer": inputs.tokenizer.fingerprint,
-        "model": hashlib.sha256(model.encode()).hexdigest(),
-    }
-
-
-def _hyper_parameters(optimizer: dict[str, Any]) -> str:
-    """Type and parameters of the JSON's optimizer, without those that choose an implementation."""
-    implementation = ("torch_adam", "fused", "foreach")
-    params = {name: value for name, value in optimizer.get("params", {}).items() if name not in implementation}
-    return json.dumps({"type": optimizer["type"], **params}, sort_keys=True)
-
-
-def _versions() -> dict[str, str]:
-    import deepspeed
-    import transformers
-
-    packages = {"ds_train": ds_train, "torch": torch, "deepspeed": deepspeed, "transformers": transformers}
-    return {"python": platform.python_version()} | {name: str(p.__version__) for name, p in packages.items()}
 
 
 def _record_configuration(inputs: Inputs, all_flags: Sequence[Any]) -> None:

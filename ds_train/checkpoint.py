@@ -13,10 +13,11 @@ import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
 from data_tools.errors import UserError
-from ds_train.distributed import World, gather_objects, on_main
+from ds_train.distributed import gather_objects, on_main
 from ds_train.engine import Engine
 from ds_train.global_rng import rng_state, seed_rng, set_rng_state
 from ds_train.manifest import FileEntry, commit, file_entry, prune, saving_name, step_directories, sweep
+from ds_train.ranks import World
 from ds_train.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -81,8 +82,8 @@ class Checkpoints:
     describe: Callable[[Path], None]
     keep_last: int = 3
     keep_every: int = 0
+    committed: int = 0  # step that needs no saving: resumed from or saved last; a fresh start is at 0
     _writer: VerifiedWriter = field(default_factory=VerifiedWriter)
-    _committed: set[int] = field(default_factory=set)
 
     def save(self, engine: Engine, state: TrainState) -> bool:
         """Write and commit a checkpoint of this step. Collective.
@@ -92,7 +93,7 @@ class Checkpoints:
         Returns:
             whether the checkpoint exists now.
         """
-        if state.step in self._committed:
+        if state.step == self.committed:
             return True
         started = time.perf_counter()
         problem = on_main(self.world, lambda: self._prepare(engine))
@@ -114,7 +115,7 @@ class Checkpoints:
                 logger.error("no checkpoint of step %d: %s. Older ones stay.", state.step, problem)
             return False
         logger.info("saved step %d in %.1f s", state.step, time.perf_counter() - started)
-        self._committed.add(state.step)
+        self.committed = state.step
         return True
 
     def _prepare(self, engine: Engine) -> str | None:

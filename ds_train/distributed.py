@@ -6,61 +6,60 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from data_tools.errors import UserError
+from ds_train.preemption import ignore_signals
+from ds_train.ranks import World, rendezvous, world_from_env
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class World:
-    """This process among all processes of the job."""
-
-    rank: int
-    local_rank: int
-    size: int
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+def device_of(world: World) -> torch.device:
+    """This rank's device: the GPU of its local rank, or the only one that its Slurm task has been bound to."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    is_bound = world.launcher == "srun" and torch.cuda.device_count() == 1
+    return torch.device("cuda", 0 if is_bound else world.local_rank)
 
 
-def world_from_env() -> World:
-    """Read the launcher's variables; a process started without a launcher is a world of its own."""
-    return World(
-        rank=int(os.environ.get("RANK", "0")),
-        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-        size=int(os.environ.get("WORLD_SIZE", "1")),
-    )
+def init_distributed(world: World, timeout_s: float = 1800.0) -> None:
+    """Join the process group (NCCL on GPUs, gloo on CPU) and give each CPU rank its share of the cores.
 
-
-def init_distributed(world: World) -> None:
-    """Join the process group (NCCL on GPUs, gloo on CPU) and give each CPU rank its share of the cores."""
+    Args:
+        timeout_s: of every collective, the rendezvous included.
+    """
     import deepspeed
 
-    for name, value in (("RANK", world.rank), ("LOCAL_RANK", world.local_rank), ("WORLD_SIZE", world.size)):
-        os.environ.setdefault(name, str(value))
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(_free_port())
+    address, port = rendezvous(world) or ("127.0.0.1", _free_port())
+    for name, value in (
+        ("RANK", world.rank), ("LOCAL_RANK", device_of(world).index or 0), ("WORLD_SIZE", world.size),
+        ("MASTER_ADDR", address), ("MASTER_PORT", port),
+    ):  # fmt: skip
+        os.environ[name] = str(value)
     if torch.cuda.is_available():
-        torch.cuda.set_device(world.local_rank)
+        torch.cuda.set_device(device_of(world))
     else:
         # The shared-memory collectives serve CPU inference only, and building them costs a minute of g++ at first use.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        if "OMP_NUM_THREADS" not in os.environ:
-            ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", str(world.size)))
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
-    deepspeed.init_distributed(verbose=False)
+    deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout_s))
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        ranks_here = gather_objects(socket.gethostname()).count(socket.gethostname())
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+
+
+def check_num_nodes(world: World, asked: int | None) -> None:
+    """Refuse a job on another number of nodes than was asked for. Collective."""
+    num_nodes = sum(local_rank == 0 for local_rank in gather_objects(world.local_rank))
+    if asked is not None and num_nodes != asked:
+        raise UserError(
+            f"--num_nodes {asked}, but {world.launcher} started {world.size} ranks on {num_nodes}. Check the "
+            "hostfile, or the nodes of the job; --num_nodes is what the run must have."
+        )
 
 
 def _free_port() -> int:
@@ -105,6 +104,8 @@ def broadcast_object(value: Any) -> Any:
 
 def on_main(world: World, work: Callable[[], T]) -> T:
     """Run ``work`` on rank 0 and give its result, or raise its ``UserError``, on all ranks. Collective."""
+    if not dist.is_initialized():  # preflight: nobody to agree with
+        return work()
     outcome: Any = None
     if world.is_main:
         try:
@@ -120,20 +121,28 @@ def on_main(world: World, work: Callable[[], T]) -> T:
 _SECONDS_FOR_MAIN_TO_SPEAK = 10
 
 
+def _is_main() -> bool:
+    try:
+        return world_from_env().is_main
+    except UserError:
+        return True
+
+
 def run_entry(main: Callable[[], int]) -> None:
     """Run an entry point on this rank and exit with its code; a ``UserError`` is one message and exit code 1.
 
     Most errors meet all ranks alike, and rank 0 should report them once. Launchers kill every rank when the first
     one fails, so the others wait until rank 0 has spoken; who is still there then had an error of its own.
     """
-    rank = world_from_env().rank
     try:
         code = main()
+        if dist.is_initialized():
+            ignore_signals()  # launchers send them as soon as the first rank has left with a code that is not 0
+            dist.barrier()
+            dist.destroy_process_group()
     except UserError as error:
         code = 1
-        if rank != 0:
+        if not _is_main():
             time.sleep(_SECONDS_FOR_MAIN_TO_SPEAK)
         print(f"error: {error}", file=sys.stderr, flush=True)
-    if dist.is_initialized() and code == 0:
-        dist.destroy_process_group()
     sys.exit(code)

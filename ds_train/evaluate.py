@@ -22,10 +22,11 @@ from data_tools.files import write_json
 from data_tools.shards import META_NAME, PackedBlocks
 from data_tools.splits import Splits, find_data_dir
 from data_tools.tokenizer import load_tokenizer
-from ds_train.distributed import World, init_distributed, run_entry, set_up_logging, world_from_env
+from ds_train.distributed import device_of, init_distributed, run_entry, set_up_logging
 from ds_train.evaluation import HeldOut, HeldOutResult, evaluate_c4, evaluate_heldout, heldout_examples
 from ds_train.losses import PackedLM
 from ds_train.model import load_model_config, prepare_config
+from ds_train.ranks import World, world_from_env
 from ds_train.weights import Weights, find_weights, model_with_weights, saved_seq_len
 
 logger = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ def _load(weights: Weights, world: World, seq_len: int, vocab_size: int, dtype: 
     model = PackedLM(model_with_weights(weights, config)).eval()
     for parameter in model.parameters():  # parameters only: a cast of the module would damage rotary frequencies
         parameter.data = parameter.data.to(dtype)
-    return model.to(world.device)
+    return model.to(device_of(world))
 
 
 def summarize(result: HeldOutResult, heldout: HeldOut) -> dict[str, Any]:

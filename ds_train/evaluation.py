@@ -10,12 +10,18 @@ from data_tools.rng import permutation
 from data_tools.shards import PackedBlocks
 from data_tools.splits import SplitRows
 from data_tools.tokenizer import TextTokenizer
-from ds_train.distributed import World, sum_over_ranks
+from ds_train.distributed import device_of, sum_over_ranks
 from ds_train.documents import Document, encode_examples, example_documents, pack
 from ds_train.losses import Flags
+from ds_train.ranks import World
 from ds_train.readers import c4_document
 
 Forward = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # a PackedLM, or an engine around one
+Pulse = Callable[[], None]  # called by all ranks before each of their batches; may raise
+
+
+def no_pulse() -> None:
+    """For evaluations that nobody interrupts."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +74,24 @@ class HeldOutResult:
         return float(self.by_any.mean()) if len(self.by_any) else None
 
 
-def evaluate_heldout(forward: Forward, heldout: HeldOut, *, micro_batch: int, world: World) -> HeldOutResult:
+def evaluate_heldout(
+    forward: Forward, heldout: HeldOut, *, micro_batch: int, world: World, pulse: Pulse = no_pulse
+) -> HeldOutResult:
     """Teacher-forced accuracy and loss on graph-search examples."""
-    flags = Flags.none(len(heldout.samples), world.device)
-    loss = _run(forward, heldout.samples, flags, micro_batch, world)
+    flags = Flags.none(len(heldout.samples), device_of(world))
+    loss = _run(forward, heldout.samples, flags, micro_batch, world, pulse)
     by_any, by_first = (
         sum_over_ranks(part.to(torch.uint8)).cpu().numpy().astype(bool) for part in (flags.by_any, flags.by_first)
     )
     return HeldOutResult(loss, by_any, by_first)
 
 
-def evaluate_c4(forward: Forward, blocks: PackedBlocks, *, micro_batch: int, world: World) -> float | None:
+def evaluate_c4(
+    forward: Forward, blocks: PackedBlocks, *, micro_batch: int, world: World, pulse: Pulse = no_pulse
+) -> float | None:
     """Mean negative log-likelihood per token of the pack's validation blocks; None where there are none."""
     samples = [[c4_document(blocks.validation_block(n))] for n in range(blocks.num_validation_blocks)]
-    return _run(forward, samples, None, micro_batch, world)
+    return _run(forward, samples, None, micro_batch, world, pulse)
 
 
 @torch.no_grad()
@@ -91,11 +101,13 @@ def _run(
     flags: Flags | None,
     micro_batch: int,
     world: World,
+    pulse: Pulse,
 ) -> float | None:
     """Sum(w · nll) / sum(w) over all samples; each rank takes every world-size'th run of ``micro_batch`` samples."""
-    device = world.device
+    device = device_of(world)
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     for first in range(0, len(samples), micro_batch * world.size):
+        pulse()
         mine = first + world.rank * micro_batch
         part = samples[mine : mine + micro_batch]
         if not part:

@@ -21,8 +21,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from data_tools.errors import UserError, run_command
 from data_tools.files import sync_directory
 from data_tools.tokenizer import TextTokenizer, load_tokenizer
-from ds_train.distributed import set_up_logging, world_from_env
+from ds_train.distributed import set_up_logging
 from ds_train.model import load_model_config
+from ds_train.ranks import world_from_env
 from ds_train.weights import checkpoint_weights, find_weights
 
 logger = logging.getLogger(__name__)

@@ -2,31 +2,29 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import Any, Protocol
 
 from data_tools.errors import UserError
 from ds_train.checkpoint import Checkpoints
-from ds_train.distributed import World
 from ds_train.engine import Engine, StepResult, set_learning_rate, train_step
 from ds_train.layout import Layout
 from ds_train.metrics import JsonlLog, Throughput, progress_line, send_to_monitor
 from ds_train.nonfinite import NonFinite
+from ds_train.preemption import ExitCode, StopRequests, StopTraining
+from ds_train.ranks import World
 from ds_train.readers import Overflow
 from ds_train.schedule import Schedule
 from ds_train.state import TrainState
 from ds_train.stream import Stream
+from ds_train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 _OVERFLOWS_IN_FULL = 5
-
-
-class ExitCode(IntEnum):
-    FINISHED = 0
-    STOPPED = 86
+LOGS = ("train", "eval")
 
 
 class Phase(Protocol):
@@ -50,8 +48,8 @@ class Phase(Protocol):
 
     def wants_evaluation(self, state: TrainState, promoted: bool) -> bool: ...
 
-    def evaluate(self, engine: Engine, state: TrainState) -> dict[str, Any]:
-        """This phase's columns of an evaluation row. Collective."""
+    def evaluate(self, engine: Engine, state: TrainState, pulse: Callable[[], None]) -> dict[str, Any]:
+        """This phase's columns of an evaluation row; ``pulse`` is called before each batch. Collective."""
         ...
 
 
@@ -82,66 +80,87 @@ class Run:
     state: TrainState
     checkpoints: Checkpoints
     directory: Path
+    stop: StopRequests
+    watchdog: Watchdog
     skip_nonfinite: int = 0  # optimizer steps that may be skipped, over the whole run
 
 
-def train(run: Run) -> ExitCode:
-    """Train until the phase is finished or a stop is asked for; ends with a checkpoint either way.
+def train(run: Run) -> None:
+    """Train until the phase is finished; ends with a checkpoint, also where it is told to stop before.
 
-    Order within a step: update, flags, promotion, evaluation, save.
+    Raises:
+        StopTraining: on all ranks alike, by a signal, a STOP file or ``stop_step``; the checkpoint is saved.
+        UserError: the last checkpoint could not be saved, or a loss was not finite.
     """
+    state = run.state
+    logs = _Logs(run)
+    overflow_report = OverflowReport(state.overflows)
+    try:
+        if state.step == 0 or state.evaluation_pending:
+            _evaluate(run, logs)
+        run.stream.restart(state.cursor, state.step)
+        if _is_over(run):
+            logger.info("nothing to do: step %d is the end of this run", state.step)
+        while not _is_over(run):
+            _check_stop(run)
+            _optimizer_step(run, logs, overflow_report)
+    except StopTraining:
+        _save_last(run)
+        raise
+    finally:
+        overflow_report.summary(state.overflows)
+    _save_last(run)
+
+
+def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") -> None:
+    """One optimizer step and what follows it, in this order: update, flags, promotion, evaluation, save."""
     state, phase, cadence = run.state, run.phase, run.cadence
-    logs = {name: JsonlLog(run.directory / "logs" / f"{name}.jsonl", run.world.is_main) for name in ("train", "eval")}
-    for log in logs.values():
-        log.rewind(state.step or -1)  # a fresh start evaluates again at step 0
-    throughput, overflow_report = Throughput(), OverflowReport(state.overflows)
-    if state.step == 0:
-        _evaluate(run, logs["eval"])
-    run.stream.restart(state.cursor, state.step)
-    if state.finished or cadence.is_over(state.step):
-        logger.info("nothing to do: step %d is the end of this run", state.step)
-    while not (state.finished or cadence.is_over(state.step)):
-        if cadence.stop_step is not None and state.step >= cadence.stop_step:
-            overflow_report.summary(state.overflows)
-            return ExitCode.STOPPED
-        started = time.perf_counter()
-        batch = run.stream.next()
-        throughput.waited(time.perf_counter() - started)
-        overflow_report.seen(batch.overflows)
+    run.watchdog.progress(f"step {state.step + 1}")
+    started = time.perf_counter()
+    batch = run.stream.next()
+    logs.throughput.waited(time.perf_counter() - started)
+    overflow_report.seen(batch.overflows)
 
-        lr = run.schedule.lr(batch.plan.step)
-        set_learning_rate(run.engine, lr)
-        result = train_step(run.engine, batch, run.layout, phase.accuracy)
-        _advance(state, result)
-        if result.nonfinite:
-            _skip_or_stop(run, result, result.nonfinite)
-        throughput.trained(int(result.tokens.sum()))
+    lr = run.schedule.lr(batch.plan.step)
+    set_learning_rate(run.engine, lr)
+    result = train_step(run.engine, batch, run.layout, phase.accuracy)
+    _advance(state, result)
+    if result.nonfinite:
+        _skip_or_stop(run, result, result.nonfinite)
+    logs.throughput.trained(int(result.tokens.sum()))
 
-        phase.record(state, result)
-        if state.step % cadence.log_every == 0:
-            columns = phase.train_columns(state, result)
-            row = {"step": state.step, "loss": result.loss, "lr": lr, **columns, "timestamp": time.time()}
-            row |= {
-                "tokens": state.tokens,
-                "grad_norm": result.grad_norm,
-                "skipped_steps": state.skipped_steps,
-                "ledger": state.ledger,
-                **throughput.report(),
-            }
-            _write(run, logs["train"], "train", row)
-        promoted = phase.promote(state)
-        state.finished |= phase.is_finished(state)
-        is_last = state.finished or cadence.is_over(state.step) or state.step == cadence.stop_step
-        if phase.wants_evaluation(state, promoted):
-            _evaluate(run, logs["eval"])
-        if state.step % cadence.save_every == 0 or is_last:
-            saved = run.checkpoints.save(run.engine, state)
-            if is_last and not saved:
-                raise UserError(f"the last checkpoint, of step {state.step}, could not be saved (see above).")
-        if promoted and not is_last:
-            run.stream.restart(state.cursor, state.step)
-    overflow_report.summary(state.overflows)
-    return ExitCode.FINISHED
+    phase.record(state, result)
+    if state.step % cadence.log_every == 0:
+        logs.write_train_row(run, result, lr)
+    promoted = phase.promote(state)
+    state.finished |= phase.is_finished(state)
+    if phase.wants_evaluation(state, promoted):
+        _evaluate(run, logs)
+    if state.step % cadence.save_every == 0:
+        _save(run)
+    if promoted and not _is_over(run):
+        run.stream.restart(state.cursor, state.step)
+
+
+def _is_over(run: Run) -> bool:
+    return run.state.finished or run.cadence.is_over(run.state.step)
+
+
+def _check_stop(run: Run) -> None:
+    run.stop.check()
+    stop_step = run.cadence.stop_step
+    if stop_step is not None and run.state.step >= stop_step:
+        raise StopTraining(ExitCode.STOPPED, f"--stop_step {stop_step}")
+
+
+def _save(run: Run) -> bool:
+    run.watchdog.progress(f"saving step {run.state.step}", is_long=True)
+    return run.checkpoints.save(run.engine, run.state)
+
+
+def _save_last(run: Run) -> None:
+    if not _save(run):
+        raise UserError(f"the last checkpoint, of step {run.state.step}, could not be saved (see above).")
 
 
 def _advance(state: TrainState, result: StepResult) -> None:
@@ -178,18 +197,50 @@ def _skip_or_stop(run: Run, result: StepResult, nonfinite: NonFinite) -> None:
         )
 
 
-def _evaluate(run: Run, log: JsonlLog) -> None:
+def _evaluate(run: Run, logs: "_Logs") -> None:
+    """Evaluate and log; one that is cut short stays pending in the state."""
+
+    def pulse() -> None:
+        run.watchdog.progress(f"evaluation at step {run.state.step}")
+        run.stop.check()
+
+    run.state.evaluation_pending = True
     run.engine.eval()
-    row = {"step": run.state.step, **run.phase.evaluate(run.engine, run.state), "timestamp": time.time()}
+    row = {"step": run.state.step, **run.phase.evaluate(run.engine, run.state, pulse), "timestamp": time.time()}
     run.engine.train()
-    _write(run, log, "eval", row)
+    run.state.evaluation_pending = False
+    logs.write(run, "eval", row)
 
 
-def _write(run: Run, log: JsonlLog, kind: str, row: dict[str, Any]) -> None:
-    log.append(row)
-    if run.world.is_main:
-        logger.info("%s  %s", kind, progress_line(row))
-    send_to_monitor(run.engine.monitor, f"{run.phase.name}/{kind}", row)
+class _Logs:
+    """The two logs of a run, without rows from beyond its checkpoint."""
+
+    def __init__(self, run: Run) -> None:
+        self._files = {name: JsonlLog(run.directory / "logs" / f"{name}.jsonl", run.world.is_main) for name in LOGS}
+        self.throughput = Throughput()
+        state = run.state
+        evaluates_again = state.step == 0 or state.evaluation_pending
+        self._files["train"].rewind(state.step)
+        self._files["eval"].rewind(state.step - 1 if evaluates_again else state.step)
+
+    def write_train_row(self, run: Run, result: StepResult, lr: float) -> None:
+        state = run.state
+        columns = run.phase.train_columns(state, result)
+        row = {"step": state.step, "loss": result.loss, "lr": lr, **columns, "timestamp": time.time()}
+        row |= {
+            "tokens": state.tokens,
+            "grad_norm": result.grad_norm,
+            "skipped_steps": state.skipped_steps,
+            "ledger": state.ledger,
+            **self.throughput.report(),
+        }
+        self.write(run, "train", row)
+
+    def write(self, run: Run, kind: str, row: dict[str, Any]) -> None:
+        self._files[kind].append(row)
+        if run.world.is_main:
+            logger.info("%s  %s", kind, progress_line(row))
+        send_to_monitor(run.engine.monitor, f"{run.phase.name}/{kind}", row)
 
 
 class OverflowReport:

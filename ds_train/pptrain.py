@@ -12,18 +12,23 @@ from typing import Any, Literal
 
 if __package__ in (None, ""):  # launched as a file: import the project, not the modules beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":  # before the imports, which take seconds in which a signal would kill
+    from ds_train.preemption import install_handlers
+
+    install_handlers()
 
 from data_tools.errors import UserError
 from data_tools.generator import ExampleSource
 from data_tools.splits import Splits, find_data_dir
-from ds_train.assembly import Inputs, PhaseSetup, check_inputs, launch
+from ds_train.assembly import Inputs, PhaseSetup, Prepared, check_inputs, launch
 from ds_train.curriculum import Curriculum
-from ds_train.distributed import World, run_entry, set_up_logging, world_from_env
+from ds_train.distributed import run_entry, set_up_logging
 from ds_train.engine import Engine, StepResult
-from ds_train.evaluation import HeldOut, evaluate_heldout, heldout_examples
+from ds_train.evaluation import HeldOut, Pulse, evaluate_heldout, heldout_examples
 from ds_train.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags, flag, parse_flags
 from ds_train.loop import Cadence
 from ds_train.problems import Problems
+from ds_train.ranks import World, world_from_env
 from ds_train.readers import StreamReader
 from ds_train.samplers import CurriculumSampler, Source
 from ds_train.state import TrainState
@@ -83,8 +88,8 @@ class PPTrain:
     def wants_evaluation(self, state: TrainState, promoted: bool) -> bool:
         return promoted
 
-    def evaluate(self, engine: Engine, state: TrainState) -> dict[str, Any]:
-        result = evaluate_heldout(engine, self.heldout, micro_batch=self.micro_batch, world=self.world)
+    def evaluate(self, engine: Engine, state: TrainState, pulse: Pulse) -> dict[str, Any]:
+        result = evaluate_heldout(engine, self.heldout, micro_batch=self.micro_batch, world=self.world, pulse=pulse)
         return {
             **self._stage_columns(state),
             "heldout_acc": result.accuracy,
@@ -131,11 +136,11 @@ def _check_overflow(heldout: HeldOut, seq_len: int) -> None:
         )
 
 
-def main(argv: list[str] | None = None) -> int:
+def prepare(argv: list[str] | None, world: World) -> Prepared:
+    """Parse and check everything; a ``UserError`` tells all problems. Nothing is built, no process group joined."""
     groups = (RunFlags, PPTrainFlags, ModelFlags, DataFlags, OverrideFlags)
     all_flags = parse_flags(*groups, description=__doc__ or "", argv=argv)
     run, flags, model, data, overrides = all_flags
-    set_up_logging(world_from_env())
     problems = Problems()
     splits = curriculum = source = None
     with problems.collect():
@@ -148,10 +153,16 @@ def main(argv: list[str] | None = None) -> int:
             curriculum = _curriculum(flags, splits.meta.max_lookahead)
     problems.require(flags.max_steps is None or flags.max_steps > 0, f"--max_steps is {flags.max_steps}, expected > 0.")
     problems.require(data.eval_subset_size > 0, f"--eval_subset_size is {data.eval_subset_size}, expected > 0.")
-    inputs = check_inputs("pptrain", run, model, overrides, problems, total_steps=flags.max_steps)
+    inputs = check_inputs("pptrain", run, model, overrides, problems, world=world, total_steps=flags.max_steps)
     problems.raise_if_any()
     assert inputs and splits and curriculum and source
-    return launch(inputs, all_flags, partial(_setup, inputs, flags, data, splits, curriculum, source))
+    return Prepared(inputs, all_flags, partial(_setup, inputs, flags, data, splits, curriculum, source))
+
+
+def main(argv: list[str] | None = None) -> int:
+    world = world_from_env()
+    set_up_logging(world)
+    return launch(prepare(argv, world))
 
 
 def _training_source(flags: PPTrainFlags, splits: Splits, seed: int) -> ExampleSource:

@@ -12,20 +12,25 @@ from typing import Any, Literal
 
 if __package__ in (None, ""):  # launched as a file: import the project, not the modules beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":  # before the imports, which take seconds in which a signal would kill
+    from ds_train.preemption import install_handlers
+
+    install_handlers()
 
 from data_tools.errors import UserError
 from data_tools.shards import PackedBlocks
 from data_tools.splits import Splits, find_data_dir, split_file_name
-from ds_train.assembly import Inputs, PhaseSetup, check_inputs, launch
+from ds_train.assembly import Inputs, PhaseSetup, Prepared, check_inputs, launch
 from ds_train.checkpoint import DESCRIPTION
-from ds_train.distributed import World, on_main, run_entry, set_up_logging, world_from_env
+from ds_train.distributed import on_main, run_entry, set_up_logging
 from ds_train.engine import Engine, StepResult
-from ds_train.evaluation import HeldOut, evaluate_c4, evaluate_heldout, heldout_examples
+from ds_train.evaluation import HeldOut, Pulse, evaluate_c4, evaluate_heldout, heldout_examples
 from ds_train.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags, flag, parse_flags
 from ds_train.loop import Cadence
 from ds_train.manifest import step_directories
 from ds_train.mixin_table import MixinTable, load_mixin_table
 from ds_train.problems import Problems
+from ds_train.ranks import World, world_from_env
 from ds_train.readers import C4Reader, MixinReader
 from ds_train.samplers import MixinShare, MixtureSampler, Source, c4_blocks_needed
 from ds_train.state import TrainState
@@ -96,9 +101,10 @@ class Pretrain:
     def wants_evaluation(self, state: TrainState, promoted: bool) -> bool:
         return state.step % self.eval_every == 0 or state.finished
 
-    def evaluate(self, engine: Engine, state: TrainState) -> dict[str, Any]:
-        result = evaluate_heldout(engine, self.heldout, micro_batch=self.micro_batch, world=self.world)
-        c4_loss = evaluate_c4(engine, self.blocks, micro_batch=self.micro_batch, world=self.world)
+    def evaluate(self, engine: Engine, state: TrainState, pulse: Pulse) -> dict[str, Any]:
+        how: Any = {"micro_batch": self.micro_batch, "world": self.world, "pulse": pulse}
+        result = evaluate_heldout(engine, self.heldout, **how)
+        c4_loss = evaluate_c4(engine, self.blocks, **how)
         return {
             "heldout_acc": result.accuracy,
             "heldout_loss": result.loss,
@@ -155,11 +161,11 @@ def _fingerprints(flags: PretrainFlags, splits: Splits, blocks: PackedBlocks) ->
     }
 
 
-def main(argv: list[str] | None = None) -> int:
+def prepare(argv: list[str] | None, world: World) -> Prepared:
+    """Parse and check everything; a ``UserError`` tells all problems. Nothing is built, no process group joined."""
     groups = (RunFlags, PretrainFlags, ModelFlags, DataFlags, OverrideFlags)
     all_flags = parse_flags(*groups, description=__doc__ or "", argv=argv)
     run, flags, model, data, overrides = all_flags
-    set_up_logging(world_from_env())
     problems = Problems()
     splits = blocks = inputs = None
     with problems.collect():
@@ -171,14 +177,20 @@ def main(argv: list[str] | None = None) -> int:
     share = _share(flags, problems)
     with problems.collect():
         inputs = check_inputs(
-            "pretrain", run, model, overrides, problems,
+            "pretrain", run, model, overrides, problems, world=world,
             total_steps=flags.total_steps, min_lr_ratio=flags.min_lr_ratio, weights=_initial_weights(run, flags),
         )  # fmt: skip
     if inputs and blocks:
         _check_pack(blocks, inputs, problems)
     problems.raise_if_any()
     assert inputs and splits and blocks
-    return launch(inputs, all_flags, partial(_setup, inputs, flags, data, share, splits, blocks))
+    return Prepared(inputs, all_flags, partial(_setup, inputs, flags, data, share, splits, blocks))
+
+
+def main(argv: list[str] | None = None) -> int:
+    world = world_from_env()
+    set_up_logging(world)
+    return launch(prepare(argv, world))
 
 
 def _setup(

@@ -35,6 +35,7 @@ class TrainState:
     c4_block_idx: int = 0
     mixin_idx: int = 0
     window: list[int] = field(default_factory=list)  # accuracy flags (0/1) since the last promotion, newest last
+    evaluation_pending: bool = False  # the evaluation of this step was cut short, and is repeated on resume
     finished: bool = False  # the phase has reached its end: the last stage mastered, or total_steps done
     tokens: int = 0  # real target tokens trained on
     mixin_tokens: int = 0  # those of them that were synthetic

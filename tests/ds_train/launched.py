@@ -19,7 +19,8 @@ from typing import Any
 
 from data_tools.errors import UserError
 from ds_train import pptrain, pretrain
-from ds_train.distributed import run_entry, world_from_env
+from ds_train.distributed import run_entry
+from ds_train.ranks import world_from_env
 
 MAINS = {"pptrain": pptrain.main, "pretrain": pretrain.main}
 

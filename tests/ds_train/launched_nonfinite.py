@@ -18,7 +18,8 @@ import torch
 from data_tools.errors import UserError
 from data_tools.files import write_json
 from ds_train import engine, loop
-from ds_train.distributed import gather_objects, run_entry, world_from_env
+from ds_train.distributed import gather_objects, run_entry
+from ds_train.ranks import world_from_env
 from tests.ds_train.launched import MAINS
 from tests.ds_train.test_resume import _tensors
 

@@ -8,9 +8,9 @@ import pytest
 
 from data_tools.errors import UserError
 from ds_train.curriculum import Curriculum
-from ds_train.distributed import World
 from ds_train.evaluation import HeldOut
 from ds_train.pptrain import PPTrain
+from ds_train.ranks import World
 from ds_train.state import TrainState
 
 

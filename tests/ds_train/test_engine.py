@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ds_train.distributed import World, init_distributed
+from ds_train.distributed import init_distributed
 from ds_train.documents import MicroBatch
 from ds_train.ds_config import default_json
 from ds_train.engine import Engine, build_engine, set_learning_rate, train_step
@@ -18,6 +18,7 @@ from ds_train.layout import Layout
 from ds_train.losses import PackedLM
 from ds_train.model import build_model
 from ds_train.nonfinite import NonFinite
+from ds_train.ranks import World
 from ds_train.samplers import CurriculumSampler, Source
 from ds_train.state import Cursor
 from ds_train.stream import RankBatchBuilder

@@ -1,8 +1,10 @@
 """The training loop around a pretended engine: order within a step, logs, promotion, stopping and going on."""
 
 import copy
+import itertools
 import json
 from contextlib import suppress
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,13 +12,14 @@ import pytest
 
 from ds_train import loop, pptrain, pretrain
 from ds_train.curriculum import Curriculum
-from ds_train.distributed import World
 from ds_train.engine import StepResult
 from ds_train.evaluation import HeldOut, HeldOutResult
 from ds_train.layout import Layout
-from ds_train.loop import Cadence, ExitCode, Run, train
+from ds_train.loop import Cadence, Run, train
 from ds_train.pptrain import PPTrain
+from ds_train.preemption import ExitCode, StopTraining
 from ds_train.pretrain import Pretrain
+from ds_train.ranks import World
 from ds_train.samplers import CurriculumSampler, MixinShare, MixtureSampler, Source
 from ds_train.schedule import Schedule
 from ds_train.state import TrainState
@@ -47,11 +50,14 @@ class PlanStream:
 class KeptStates:
     """Checkpoints in memory."""
 
-    def __init__(self, events) -> None:
+    def __init__(self, events, committed) -> None:
         self.saved: dict[int, TrainState] = {}
-        self.events = events
+        self.events, self.committed = events, committed
 
     def save(self, engine, state) -> bool:
+        if state.step == self.committed:
+            return True
+        self.committed = state.step
         self.saved[state.step] = copy.deepcopy(state)
         self.events.append(("save", state.step))
         return True
@@ -80,8 +86,20 @@ def pretended_result(plan) -> StepResult:
 def launch(tmp_path, monkeypatch):
     """Run the loop; returns the exit code, the checkpoints, and what happened in order."""
 
-    def run(phase_name="pptrain", state=None, kill_at=None, **cadence):
+    def run(phase_name="pptrain", state=None, kill_at=None, signal_at=None, **cadence):
+        """``signal_at`` counts the polls for a signal: one before each optimizer step and each evaluation batch."""
         events: list[tuple] = []
+        polls = itertools.count(1)
+
+        def check_stop() -> None:
+            if next(polls) == signal_at:
+                raise StopTraining(ExitCode.PREEMPTED, "a signal")
+
+        def evaluate(*args, pulse, **kwargs):
+            for _ in range(3):  # batches
+                pulse()
+            events.append(("evaluate",))
+            return result
 
         def train_step(engine, batch, layout, accuracy):
             if batch.plan.step == kill_at:
@@ -93,7 +111,7 @@ def launch(tmp_path, monkeypatch):
         monkeypatch.setattr(loop, "set_learning_rate", lambda engine, lr: events.append(("lr", lr)))
         result = HeldOutResult(0.7, np.array([True, False]), np.array([False, False]))
         for module in (pptrain, pretrain):
-            monkeypatch.setattr(module, "evaluate_heldout", lambda *a, **k: (events.append(("evaluate",)), result)[1])
+            monkeypatch.setattr(module, "evaluate_heldout", evaluate)
         monkeypatch.setattr(pretrain, "evaluate_c4", lambda *a, **k: None)
 
         world, heldout = World(0, 0, 1), HeldOut([], np.empty(0, np.int64), 0)
@@ -106,19 +124,25 @@ def launch(tmp_path, monkeypatch):
             method = getattr(phase, name)
             setattr(phase, name, lambda *args, name=name, method=method: (events.append((name,)), method(*args))[1])
         layout = Layout(1, GLOBAL_BATCH, 1)
-        checkpoints = KeptStates(events)
+        checkpoints = KeptStates(events, state.step if state else 0)
         given = {"log_every": 1, "save_every": 4, "max_steps": 12 if phase_name == "pretrain" else None,
                  "stop_step": None, **cadence}  # fmt: skip
         fresh = TrainState(1, 1, GLOBAL_BATCH, 1, GLOBAL_BATCH, 1, "bf16", stage=1 if phase_name == "pptrain" else 0)
+        stop = SimpleNamespace(check=check_stop)
+        watchdog = SimpleNamespace(progress=lambda doing, is_long=False: None)
         engine = SimpleNamespace(eval=lambda: None, train=lambda: None, monitor=None)
         made = Run(
             world=world, layout=layout, schedule=Schedule(1.0, warmup_steps=4), cadence=Cadence(**given),
             engine=engine, stream=PlanStream(sampler, events), phase=phase, state=copy.deepcopy(state) or fresh,
-            checkpoints=checkpoints, directory=tmp_path / phase_name,
+            checkpoints=checkpoints, directory=tmp_path / phase_name, stop=stop, watchdog=watchdog,
         )  # fmt: skip
         code = None
         with suppress(KilledError):
-            code = train(made)
+            try:
+                train(made)
+                code = ExitCode.FINISHED
+            except StopTraining as stopped:
+                code = stopped.exit_code
         return code, checkpoints.saved, events
 
     return run
@@ -224,6 +248,35 @@ def test_a_stopped_run_goes_on_with_the_schedule_unchanged(launch, tmp_path, pha
     code, after, _ = launch(phase, state=saved[stop])
     assert code == ExitCode.FINISHED and after[max(after)] == whole[max(whole)]
     assert [rows(tmp_path, phase, name, timed=False) for name in ("train", "eval")] == expected
+
+
+@pytest.mark.parametrize("phase", ["pptrain", "pretrain"])
+@pytest.mark.parametrize("signal_at", range(1, 22))
+def test_a_signal_at_any_poll_loses_no_step_and_repeats_no_row(launch, tmp_path, phase, signal_at):
+    _, whole, _ = launch(phase)
+    expected = [rows(tmp_path, phase, name, timed=False) for name in ("train", "eval")]
+    for name in ("train", "eval"):
+        (tmp_path / phase / "logs" / f"{name}.jsonl").unlink()
+
+    code, saved, events = launch(phase, signal_at=signal_at)
+    assert code == ExitCode.PREEMPTED
+    updates = [step for name, step, *_ in (event for event in events if event[0] == "update")]
+    assert max(saved, default=0) == max(updates, default=0)  # the step it was in is saved, and nothing before is lost
+    code, after, events = launch(phase, state=saved[max(saved)] if saved else None)
+    # The evaluation of the very last step may be all that was left to do: then no further checkpoint is written.
+    last = after[max(after)] if after else replace(saved[max(saved)], evaluation_pending=False)
+    assert code == ExitCode.FINISHED and last == whole[max(whole)]
+    assert updates + [step for name, step, *_ in (e for e in events if e[0] == "update")] == list(
+        range(1, max(whole) + 1)
+    )
+    assert [rows(tmp_path, phase, name, timed=False) for name in ("train", "eval")] == expected
+
+
+def test_an_evaluation_cut_short_is_pending(launch):
+    _, saved, _ = launch(signal_at=8)  # polls: 3 of the evaluation at step 0, steps 1 to 3, the evaluation at step 3
+    assert saved[3].evaluation_pending and saved[3].stage == 3
+    _, _, events = launch(state=saved[3])
+    assert [event[0] for event in events[:3]] == ["evaluate", "restart", "lr"]
 
 
 def test_a_finished_run_is_left_alone(launch):

@@ -13,7 +13,11 @@ from data_tools.errors import UserError
 from ds_train.ds_config import default_json
 from ds_train.layout import Layout
 from ds_train.model import load_model_config, preset_names
+from tests.ds_train import tiny
+from tests.ds_train.launching import read_log, run_all
 
+CONFIGS = default_json("pptrain").parent
+SCALES = ("", "_zero2", "_zero3", "_offload")  # of the users' runs; _cpu is for debugging
 OPTIMIZER = {"lr": 5e-4, "betas": [0.9, 0.999], "eps": 1e-6, "weight_decay": 0.1}
 
 
@@ -79,3 +83,70 @@ def test_presets_are_pythias_published_sizes(size, num_parameters):
 
 def test_every_pythia_is_a_preset():
     assert set(preset_names()) == {f"pythia-{size}" for size in (*PYTHIA_PARAMETERS, "tiny")}
+
+
+def _without(config: dict, *keys: str) -> dict:
+    return {key: value for key, value in config.items() if key not in keys}
+
+
+def test_files_are_those_the_readme_lists():
+    shipped = {path.stem for path in CONFIGS.glob("*.json")}
+    assert shipped == {f"{phase}{scale}" for phase in ("pptrain", "pretrain") for scale in (*SCALES, "_cpu")}
+    readme = (CONFIGS / "README.md").read_text()
+    assert all(f"`*{scale}.json`" in readme for scale in (*SCALES[1:], "_cpu"))
+
+
+@pytest.mark.parametrize("phase", ["pptrain", "pretrain"])
+@pytest.mark.parametrize("scale", SCALES[1:])
+def test_another_scale_is_the_same_trajectory(phase, scale):
+    """Switching files changes the ZeRO block and nothing else."""
+    default, scaled = (json.loads((CONFIGS / f"{phase}{name}.json").read_text()) for name in ("", scale))
+    assert _without(scaled, "zero_optimization") == _without(default, "zero_optimization")
+    assert scaled["zero_optimization"] != default["zero_optimization"]
+
+
+@pytest.mark.parametrize("scale", [*SCALES, "_cpu"])
+def test_phases_differ_in_the_schedule_only(scale):
+    pptrain, pretrain = (
+        json.loads((CONFIGS / f"{phase}{scale}.json").read_text()) for phase in ("pptrain", "pretrain")
+    )
+    assert _without(pptrain, "scheduler") == _without(pretrain, "scheduler")
+
+
+def test_debugging_keeps_optimizer_and_schedule():
+    default, cpu = (json.loads((CONFIGS / f"pretrain{name}.json").read_text()) for name in ("", "_cpu"))
+    assert cpu["optimizer"] == default["optimizer"] and cpu["gradient_clipping"] == default["gradient_clipping"]
+    assert "bf16" not in cpu
+    warmup = {"warmup_num_steps": default["scheduler"]["params"]["warmup_num_steps"]}
+    assert cpu["scheduler"]["params"] | warmup == default["scheduler"]["params"]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_file_passes_our_checks(path):
+    resolved = resolve_file(path, 1, 10_000)
+    assert not resolved.overrides
+    assert (resolved.layout.global_batch, resolved.layout.micro_batch) == ((4, 1) if "_cpu" in path.stem else (32, 2))
+
+
+@pytest.mark.launch
+def test_every_file_trains_and_all_scales_alike(tiny_scratch, tmp_path):
+    length = {"pptrain": "--max_steps 2", "pretrain": "--total_steps 4 --stop_step 2 --pptrain_checkpoint none"}
+    runs = [
+        {
+            "phase": phase,
+            "argv": [*tiny.flags(tiny_scratch), "--run_name", f"shipped_{phase}{scale}", "--num_workers", "0",
+                     "--deepspeed_config", str(CONFIGS / f"{phase}{scale}.json"), *length[phase].split()],
+            "code": {"pptrain": 0, "pretrain": 86}[phase],
+        }
+        for phase in length
+        for scale in (*SCALES, "_cpu")
+    ]  # fmt: skip
+    run_all(runs, tmp_path, num_ranks=1)
+    for phase in length:
+        losses = {
+            scale: [row["loss"] for row in read_log(tiny_scratch / f"shipped_{phase}{scale}")]
+            for scale in (*SCALES, "_cpu")
+        }
+        assert {len(values) for values in losses.values()} == {2}
+        for scale in SCALES[1:]:
+            assert losses[scale] == pytest.approx(losses[""], rel=1e-3), (phase, scale)

@@ -1,0 +1,120 @@
+"""Stopping on request: a signal or a STOP file, agreed over ranks, so that all leave after the same optimizer step.
+
+Imports nothing heavy: entry points install the handlers before everything else, since a signal kills a process that has
+none.
+"""
+
+import os
+import signal
+import threading
+import time
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+STOP_FILE = "STOP"
+_BURST_S = 2.0  # pdsh sends INT and TERM together, a launcher repeats what the terminal sent already: one request
+
+
+class ExitCode(IntEnum):
+    """What a trainer's exit says to a job script."""
+
+    FINISHED = 0
+    ERROR = 1
+    PREEMPTED = 85  # by a signal: start again
+    STOPPED = 86  # by STOP or --stop_step: somebody wants it so
+    RANK_LOST = 87  # a rank died or hangs
+
+
+class StopTraining(Exception):  # noqa: N818  a request, not an error
+    """Raised on all ranks alike where they have agreed to stop."""
+
+    def __init__(self, exit_code: ExitCode, reason: str) -> None:
+        super().__init__(reason)
+        self.exit_code = exit_code
+
+
+class _Received:
+    """The signal this process got, if any."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._time = 0.0
+
+    def take(self, number: int) -> None:
+        if self.number is None:
+            self.number, self._time = number, time.monotonic()
+        elif time.monotonic() - self._time > _BURST_S:
+            os.write(2, f"\nsecond signal ({signal.Signals(number).name}): leaving at once\n".encode())
+            os._exit(ExitCode.PREEMPTED)
+
+
+_received = _Received()
+
+
+def install_handlers() -> None:
+    """Take SIGUSR1, SIGTERM and SIGINT as requests to stop; a second one, two seconds later or more, ends the process.
+
+    A thread reads them: a Python handler would wait until the main thread comes back from a collective, perhaps never.
+    """
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: None)
+
+    def listen() -> None:
+        while numbers := os.read(read_end, 64):
+            for number in numbers:
+                if number in SIGNALS:
+                    _received.take(number)
+
+    threading.Thread(target=listen, name="signals", daemon=True).start()
+
+
+def ignore_signals() -> None:
+    """From here on no signal stops this process short of SIGKILL: it is about to leave by itself."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class StopRequests:
+    """Asks all ranks whether one of them has been told to stop.
+
+    Args:
+        run_directory: where a file named STOP asks for it.
+        is_main: whether this rank looks for the file.
+        device: where collectives run.
+    """
+
+    def __init__(self, run_directory: Path, is_main: bool, device: "torch.device") -> None:
+        self._file = run_directory / STOP_FILE
+        self._is_main = is_main
+        self._device = device
+
+    def check(self) -> None:
+        """Leave the present work if any rank has been told to stop. Collective.
+
+        Raises:
+            StopTraining: on every rank.
+        """
+        import torch
+        import torch.distributed as dist
+
+        by_file = int(self._is_main and self._file.exists())
+        asked = torch.tensor([by_file, _received.number or 0], device=self._device)
+        dist.all_reduce(asked, dist.ReduceOp.MAX)
+        stop_file, number = asked.tolist()
+        if stop_file:  # first: who wrote it does not want a requeue
+            raise StopTraining(ExitCode.STOPPED, f"found {self._file}")
+        if number:
+            raise StopTraining(ExitCode.PREEMPTED, f"received {signal.Signals(number).name}")
+
+    def consume(self) -> None:
+        """Remove the STOP file, so that it stops one run and not the next."""
+        if self._is_main:
+            self._file.unlink(missing_ok=True)

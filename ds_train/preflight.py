@@ -1,0 +1,259 @@
+"""Before the queue is paid for: would this launch start, does it fit, how long is it?
+
+python -m ds_train.preflight pretrain --nodes 1 8 --gpus_per_node 8 --scratch_dir DIR …  (the trainer's own flags)
+
+Runs the trainer's own checks for the ranks asked about, on a login node, without a process group or a model. Each
+combination of --nodes and --deepspeed_config is a column. Exit code 0 when all of them would start, else 1.
+"""
+
+import argparse
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from data_tools.errors import UserError, run_command
+from ds_train import pptrain, pretrain
+from ds_train.assembly import PhaseSetup, Prepared, fresh_state
+from ds_train.checkpoint import read_state
+from ds_train.elastic import adapted_state
+from ds_train.loop import Cadence
+from ds_train.manifest import choose_checkpoint, step_directories
+from ds_train.memory import GIB, ModelShape, RankMemory, checkpoint_bytes, model_shape, predict
+from ds_train.ranks import World
+from ds_train.samplers import MixtureSampler, c4_blocks_needed
+
+PHASES: dict[str, ModuleType] = {"pptrain": pptrain, "pretrain": pretrain}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One column: nodes × accelerators, and a DeepSpeed JSON (None: the phase's default)."""
+
+    nodes: int
+    gpus_per_node: int
+    config: str | None
+
+    @property
+    def world(self) -> World:
+        return World(0, 0, self.nodes * self.gpus_per_node, "preflight")
+
+    @property
+    def title(self) -> str:
+        size = f"{self.nodes} × {self.gpus_per_node}"
+        return f"{size} {Path(self.config).stem}" if self.config else size
+
+
+def main(argv: list[str] | None = None) -> int:
+    options, trainer_flags = _parse(argv)
+    warnings = _collect_warnings()
+    launches = [
+        Launch(nodes, options.gpus_per_node, config)
+        for config in options.deepspeed_config or [None]
+        for nodes in options.nodes
+    ]
+    columns: list[tuple[str, dict[str, str]]] = []
+    problems: dict[str, list[str]] = {}  # message → launches; most concern all of them
+    for launch in launches:
+        found: list[str] = []
+        try:
+            columns.append((launch.title, _report(options.phase, launch, trainer_flags, options.gpu_memory_gb, found)))
+        except UserError as error:
+            found.append(str(error))
+        for message in found:
+            problems.setdefault(message, []).append(launch.title)
+    if columns:
+        print(table(columns))
+    for message in warnings:
+        print(f"\nwarning: {message}")
+    for message, titles in problems.items():
+        print(f"\nproblem ({', '.join(titles)}): {message}")
+    print(f"\n{'would not start' if problems else 'would start'}")
+    return 1 if problems else 0
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="python -m ds_train.preflight",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="All other flags are the trainer's: see `pptrain.py --help`, `pretrain.py --help`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("phase", choices=PHASES)
+    parser.add_argument("--nodes", type=int, nargs="+", default=[1], help="numbers of nodes to check for (default: 1)")
+    parser.add_argument("--gpus_per_node", type=int, default=8, help="ranks on each node (default: 8)")
+    parser.add_argument("--gpu_memory_gb", type=float, default=80.0, help="memory of a GPU in GiB (default: 80)")
+    parser.add_argument("--deepspeed_config", nargs="+", help="DeepSpeed JSON files (default: the phase's)")
+    options, trainer_flags = parser.parse_known_args(argv)
+    if min(*options.nodes, options.gpus_per_node) < 1 or options.gpu_memory_gb <= 0:
+        parser.error("--nodes, --gpus_per_node and --gpu_memory_gb must be above 0")
+    return options, trainer_flags
+
+
+def _collect_warnings() -> dict[str, None]:
+    """What the checks would warn of, each once (every column repeats them)."""
+    messages: dict[str, None] = {}
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages[record.getMessage()] = None
+
+    logging.basicConfig(handlers=[Collector(logging.WARNING)], force=True)
+    return messages
+
+
+def _report(
+    phase: str, launch: Launch, trainer_flags: list[str], gpu_memory_gb: float, problems: list[str]
+) -> dict[str, str]:
+    """The rows of one column; raises the trainer's own ``UserError`` where it would refuse."""
+    argv = [*trainer_flags, *(["--deepspeed_config", launch.config] if launch.config else [])]
+    prepared = PHASES[phase].prepare(argv, launch.world)
+    setup = prepared.make_setup()
+    inputs, layout, flags = prepared.inputs, prepared.inputs.engine.layout, prepared.inputs.run_flags
+    if flags.num_nodes not in (None, launch.nodes):
+        problems.append(
+            f"--num_nodes {flags.num_nodes} refuses a launch on {launch.nodes} nodes; leave it out or make them agree."
+        )
+    chosen = choose_checkpoint(inputs.run_directory / "checkpoints", flags.resume_from or flags.resume)
+    step = 0
+    if chosen:
+        saved = read_state(chosen)
+        adapted_state(
+            saved, fresh_state(inputs, setup), chosen, strict_layout=flags.strict_layout,
+            accepted=flags.accept_change or (),
+        )  # fmt: skip
+        step = saved.step
+    shape = model_shape(inputs.model_config)
+    rows = {
+        "ranks": f"{layout.world_size}",
+        "accumulation × micro batch": f"{layout.grad_accum} × {layout.micro_batch}",
+        "global batch": f"{layout.global_batch:,}",
+        "starts": f"at step {step:,}" if chosen else "fresh",
+        "model, parameters": f"{shape.num_parameters / 1e6:,.1f} M",
+    }
+    rows |= _length_rows(prepared, setup)
+    rows |= _disk_rows(prepared, shape, setup.cadence, problems)
+    return rows | _memory_rows(prepared, shape, launch.gpus_per_node, gpu_memory_gb, problems)
+
+
+def _length_rows(prepared: Prepared, setup: PhaseSetup) -> dict[str, str]:
+    """Steps, tokens and data of the whole run."""
+    schedule, layout = prepared.inputs.engine.schedule, prepared.inputs.engine.layout
+    seq_len, steps = prepared.inputs.model_flags.seq_len, setup.cadence.max_steps
+    rows = {"warm-up steps": f"{schedule.warmup_steps:,}"}
+    if isinstance(setup.sampler, MixtureSampler):
+        assert steps is not None
+        num_tokens = layout.global_batch * seq_len
+        needed, share = c4_blocks_needed(setup.sampler, steps), setup.sampler.share
+        rows |= {
+            "steps": f"{steps:,}",
+            "tokens a step": f"{num_tokens:,}",
+            "tokens in all": f"{num_tokens * steps / 1e9:,.3f} G",
+            "C4 blocks needed / packed": f"{needed:,} / {setup.sampler.num_c4_blocks:,}",
+            "synthetic share": " → ".join(f"{end:.1%}" for end in dict.fromkeys((share.start, share.end))),
+        }
+        return rows
+    assert isinstance(setup.phase, pptrain.PPTrain)
+    curriculum, samples = setup.phase.curriculum, setup.phase.heldout.samples
+    tokens = layout.global_batch * sum(len(documents[0].weights) for documents in samples) / len(samples)
+    stages = -(-(curriculum.max_stage - curriculum.start_stage) // curriculum.stage_step) + 1
+    checks = -(-curriculum.window // (layout.global_batch * curriculum.check_every))
+    rows |= {
+        "steps": f"at most {steps:,}" if steps else "until finished",
+        "stages, steps at least": f"{stages}, {stages * checks * curriculum.check_every:,}",
+        "tokens a step, last stage": f"{tokens:,.0f}",
+    }
+    return rows | ({"tokens in all": f"at most {tokens * steps / 1e9:,.3f} G"} if steps else {})
+
+
+def _is_half(prepared: Prepared) -> bool:
+    config = prepared.inputs.engine.deepspeed
+    return any(config.get(name, {}).get("enabled") for name in ("bf16", "fp16"))
+
+
+def _disk_rows(prepared: Prepared, shape: ModelShape, cadence: Cadence, problems: list[str]) -> dict[str, str]:
+    """Checkpoints that retention keeps, and the one being written, must fit."""
+    inputs, flags = prepared.inputs, prepared.inputs.run_flags
+    stage = inputs.engine.deepspeed.get("zero_optimization", {}).get("stage", 0)
+    size = checkpoint_bytes(shape.num_parameters, stage=stage, half=_is_half(prepared))
+    kept: int | None = flags.keep_last
+    if flags.keep_last == 0:
+        kept = cadence.max_steps and -(-cadence.max_steps // cadence.save_every)
+    elif flags.keep_every:
+        kept = cadence.max_steps and flags.keep_last + cadence.max_steps // flags.keep_every
+    own = sum(
+        path.stat().st_size
+        for directory in step_directories(inputs.run_directory / "checkpoints")
+        for path in directory.rglob("*")
+        if path.is_file()
+    )
+    free = shutil.disk_usage(inputs.run_directory).free
+    rows = {"checkpoint": _gib(size), "free for checkpoints": _gib(free + own)}
+    if kept is None:
+        return rows | {"needed for checkpoints": "grows without end"}
+    needed = (kept + 1) * size
+    if needed > free + own:
+        problems.append(
+            f"checkpoints need {_gib(needed)} in {inputs.run_directory} ({kept} kept and one being written, "
+            f"{_gib(size)} each), {_gib(free + own)} are there; free some, or use a smaller --keep_last."
+        )
+    return rows | {"needed for checkpoints": f"{kept} + 1: {_gib(needed)}"}
+
+
+def _memory_rows(
+    prepared: Prepared, shape: ModelShape, gpus_per_node: int, gpu_memory_gb: float, problems: list[str]
+) -> dict[str, str]:
+    """Predictions for the configured stage in parts, and for the others in all."""
+    inputs, layout, half = prepared.inputs, prepared.inputs.engine.layout, _is_half(prepared)
+    zero = inputs.engine.deepspeed.get("zero_optimization", {})
+
+    def at(stage: int) -> RankMemory:
+        return predict(
+            shape, {**zero, "stage": stage}, half=half, num_ranks=layout.world_size,
+            row_tokens=layout.micro_batch * inputs.model_flags.seq_len,
+            attention=inputs.model_flags.attn_implementation,
+        )  # fmt: skip
+
+    configured = zero.get("stage", 0)
+    own = at(configured)
+    rows = {f"rank memory, ZeRO {stage}": _gib(at(stage).device) for stage in range(4) if not (half and stage == 0)}
+    rows[f"rank memory, ZeRO {configured}"] += " *"
+    rows |= {
+        "* weights": _gib(own.weights),
+        "* gradients": _gib(own.gradients),
+        "* optimizer": _gib(own.optimizer),
+        "* buckets, gathered weights": _gib(own.buffers),
+        "* activations, logits (most)": _gib(own.activations),
+        # Every rank builds the whole model in fp32 before DeepSpeed takes it over.
+        "host memory of a node": _gib(gpus_per_node * (own.host + 4 * shape.num_parameters)),
+    }
+    if own.device > gpu_memory_gb * GIB:
+        fitting = [stage for stage in range(1, 4) if at(stage).device <= gpu_memory_gb * GIB]
+        problems.append(
+            f"a rank is predicted to need {_gib(own.device)}, more than --gpu_memory_gb {gpu_memory_gb:g}; "
+            + (f"ZeRO {' or '.join(map(str, fitting))} would fit, or " if fitting else "use ")
+            + "a smaller --micro_batch."
+        )
+    return rows
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:,.2f} GiB"
+
+
+def table(columns: list[tuple[str, dict[str, str]]]) -> str:
+    """Columns of equal rows as aligned text, titles first; a row that a column lacks stays empty."""
+    names = list(dict.fromkeys(name for _, rows in columns for name in rows))
+    lines = [["", *(title for title, _ in columns)]]
+    lines += [[name, *(rows.get(name, "") for _, rows in columns)] for name in names]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)

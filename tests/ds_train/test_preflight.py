@@ -1,0 +1,212 @@
+"""preflight refuses what the trainer refuses, and predicts what DeepSpeed's engines really hold."""
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+
+from data_tools.errors import UserError
+from ds_train import memory, preflight, pretrain
+from ds_train.documents import Document, pack
+from ds_train.losses import PackedLM
+from ds_train.memory import GIB, activations, checkpoint_bytes, model_shape, predict
+from ds_train.model import build_model, load_model_config
+from ds_train.ranks import World
+from tests.ds_train import tiny
+from tests.ds_train.helpers import tiny_config
+from tests.ds_train.launched_memory import model_config
+from tests.ds_train.launching import launch
+
+BATCH = "--global_batch 8 --micro_batch 2".split()
+FRESH = ["--pptrain_checkpoint", "none"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
+    code = preflight.main(list(argv))
+    return code, capsys.readouterr().out
+
+
+def row(output: str, name: str) -> list[str]:
+    """The cells of a row."""
+    (line,) = [line for line in output.splitlines() if line.startswith(f"{name}  ")]
+    return line.removeprefix(name).split("  ")[1:]
+
+
+def cells(output: str, name: str) -> list[str]:
+    return [cell.strip() for cell in row(output, name) if cell.strip()]
+
+
+@pytest.fixture
+def scratch(tiny_scratch: Path, tmp_path: Path) -> Path:
+    for name in ("data", "tokenizer", "model"):
+        shutil.copytree(tiny_scratch / name, tmp_path / name)
+    return tmp_path
+
+
+def test_pretrain_on_one_and_two_nodes(scratch, capsys):
+    flags = [*tiny.flags(scratch), *BATCH, *FRESH, "--total_steps", "20"]
+    code, output = run(capsys, "pretrain", *flags, "--nodes", "1", "2", "--gpus_per_node", "2")
+    assert code == 0 and output.endswith("would start\n")
+    assert cells(output, "ranks") == ["2", "4"]
+    assert cells(output, "accumulation × micro batch") == ["2 × 2", "1 × 2"]
+    assert cells(output, "tokens a step") == [f"{8 * tiny.SEQ_LEN:,}"] * 2
+    assert cells(output, "C4 blocks needed / packed") == ["160 / 200"] * 2
+    assert cells(output, "warm-up steps") == ["4", "4"]
+    assert not torch.distributed.is_initialized() and not list(scratch.glob("*/checkpoints"))
+
+
+def test_pptrain_says_how_long_the_curriculum_is_at_least(scratch, capsys):
+    code, output = run(capsys, "pptrain", *tiny.flags(scratch), *BATCH, "--gpus_per_node", "1", "--curr_window", "100")
+    assert code == 0
+    assert cells(output, "stages, steps at least") == [f"8, {8 * 20}"]  # 13 steps fill the window; checked at 20
+    assert cells(output, "steps") == ["until finished"]
+
+
+def test_every_launch_that_cannot_start_is_told_and_the_others_are_shown(scratch, capsys):
+    flags = [*tiny.flags(scratch), *BATCH, "--gpus_per_node", "2"]
+    code, output = run(capsys, "pptrain", *flags, "--nodes", "1", "3", "8")
+    assert code == 1 and output.endswith("would not start\n")
+    assert cells(output, "ranks") == ["2"]
+    assert "problem (3 × 2): global batch 8" in output and "problem (8 × 2): global batch 8" in output
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--global_batch", "9", "--mixin_percent", "7", "--log_every", "0"],
+        ["--total_steps", "1000"],
+        ["--seq_len", "128"],
+        ["--pack_dir", "/nowhere"],
+        ["--deepspeed_config", "/nowhere.json"],
+        ["--resume", "/nowhere/step_00000001"],
+    ],
+)
+def test_it_refuses_in_the_trainers_own_words(scratch, capsys, flags):
+    given = [*tiny.flags(scratch), *BATCH, *FRESH, *flags]
+    with pytest.raises(UserError) as refused:
+        prepared = pretrain.prepare(given, World(0, 0, 2))
+        prepared.make_setup()
+        preflight.choose_checkpoint(scratch / "pretrain" / "checkpoints", prepared.inputs.run_flags.resume)
+    code, output = run(capsys, "pretrain", *given, "--gpus_per_node", "2")
+    assert code == 1 and str(refused.value) in output
+
+
+def test_several_json_files_are_columns(scratch, capsys):
+    configs = [str(Path(preflight.__file__).parents[1] / "ds_configs" / f"pptrain{n}.json") for n in ("", "_zero3")]
+    code, output = run(
+        capsys, "pptrain", *tiny.flags(scratch), *BATCH, "--gpus_per_node", "2", "--deepspeed_config", *configs
+    )
+    assert code == 0
+    assert cells(output, "") == ["1 × 2 pptrain", "1 × 2 pptrain_zero3"]
+    assert cells(output, "rank memory, ZeRO 3")[1].endswith("*")
+
+
+def test_too_little_disk_and_too_little_memory_are_problems(scratch, capsys, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(2, 1, 1))
+    flags = [*tiny.flags(scratch), *BATCH, "--gpus_per_node", "1", "--gpu_memory_gb", "0.1"]
+    code, output = run(capsys, "pptrain", *flags)
+    assert code == 1
+    assert "checkpoints need" in output and "3 kept and one being written" in output
+    assert "more than --gpu_memory_gb 0.1" in output
+
+
+def _share(case: dict, num_ranks: int) -> int:
+    """What the prediction says is alive between two micro-batches."""
+    shape = model_shape(model_config())
+    found = predict(shape, case["zero"], half=case["half"], num_ranks=num_ranks, row_tokens=20)
+    stage, offloaded = case["zero"]["stage"], "offload_optimizer" in case["zero"]
+    stays = stage == 3 or (stage == 1 and (not case["half"] or offloaded))  # other stages free their buckets
+    gathered = (
+        0 if num_ranks > 1 or stage < 3 else shape.num_parameters * (2 if case["half"] else 4)
+    )  # nothing to gather
+    return found.weights + found.gradients + found.optimizer + found.host + stays * (found.buffers - gathered)
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_engines_hold_what_is_predicted(num_ranks, tmp_path):
+    bucket = {"reduce_bucket_size": 301_000}
+    offload = {"offload_optimizer": {"device": "cpu"}}
+    settings = [(1, {}, True), (2, {}, True), (3, {}, True), (1, {}, False), (2, offload, True)]
+    cases = [{"zero": {"stage": stage} | bucket | more, "half": half} for stage, more, half in settings]
+    if num_ranks == 1:  # the same code, less is sharded
+        cases = cases[::2]
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps(cases))
+    done = launch("tests/ds_train/launched_memory.py", str(path), num_ranks=num_ranks)
+    assert done.returncode == 0, done.stdout[-3000:]
+    room = 2 * 512 * 128 * 4  # temporary copies of the largest parameter; less than a byte for each of all parameters
+    for case, measured in zip(cases, json.loads((tmp_path / "cases.json.out").read_text()), strict=True):
+        predicted = _share(case, num_ranks)
+        assert predicted <= measured <= predicted + room, (case, measured - predicted)
+
+
+def test_against_deepspeeds_estimators():
+    """Its ZeRO 2 counts 2 more bytes a parameter, sharded: half-precision gradients that are reduced away at once."""
+    p, n = 10**9, 16
+    shape = memory.ModelShape(p, 2048, 8192, 16, 16, 50304, gated=False)
+
+    def states(zero: dict) -> int:
+        found = predict(shape, zero, half=True, num_ranks=n, row_tokens=1)
+        return found.weights + found.gradients + found.optimizer
+
+    _, two = estimate_zero2_model_states_mem_needs(p, num_gpus_per_node=8, num_nodes=2, cpu_offload=False)
+    assert two - states({"stage": 2}) == 2 * p // n
+    _, three, largest = estimate_zero3_model_states_mem_needs(
+        p, 10**8, num_gpus_per_node=8, num_nodes=2, cpu_offload=False, cpu_offload_params=False
+    )
+    assert three - largest == states({"stage": 3})
+
+
+def test_defaults_are_deepspeeds():
+    defaults = DeepSpeedZeroConfig()
+    assert (
+        defaults.reduce_bucket_size, defaults.max_live_parameters, defaults.prefetch_bucket_size,
+    ) == (memory.BUCKET, memory.MAX_LIVE, memory.PREFETCH)  # fmt: skip
+
+
+@pytest.mark.parametrize(("architecture", "margin"), [("gpt_neox", 1.02), ("llama", 1.15)])
+def test_activations_are_what_autograd_keeps(architecture, margin):
+    """Two packed documents in bf16; Llama's norms keep fp32 copies, which the formula leaves out."""
+    config = tiny_config(architecture)
+    tokens = 254
+    model = PackedLM(build_model(config, seed=0)).bfloat16()
+    batch = pack([[Document(np.arange(n + 1) % 60, np.ones(n, np.float32))] for n in (100, tokens - 100)])
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(batch)
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values() if tensor.is_floating_point())
+    logits_gradient = 2 * tokens * config.vocab_size  # made in backward only
+    predicted = activations(model_shape(config), tokens, 2, "sdpa") - logits_gradient
+    assert predicted / 1.05 < measured < predicted * margin
+
+
+def test_pythia_160m_checkpoint_is_what_was_measured():
+    """2.2 GB of real files (bf16, ZeRO 1)."""
+    num_parameters = model_shape(load_model_config("pythia-160m")).num_parameters
+    assert num_parameters == 162_322_944
+    assert checkpoint_bytes(num_parameters, stage=1, half=True) == pytest.approx(2.27e9, rel=0.01)
+
+
+def test_large_model_fits_where_it_should():
+    shape = model_shape(load_model_config("pythia-6.9b"))
+    device = {
+        stage: predict(shape, {"stage": stage}, half=True, num_ranks=64, row_tokens=2048).device / GIB
+        for stage in (1, 2, 3)
+    }
+    assert device[1] > 50 > device[2] > device[3]
