@@ -21,8 +21,8 @@ _NAMES = {"ledger": "samples", "stage": "stage", "lr": "learning rate", "loss": 
 # Settings that may differ between equal trajectories. Overrides are left out because deepspeed.json has their effect.
 _NEUTRAL_FLAGS = frozenset(
     """scratch_dir run_name log_every save_every keep_last keep_every stop_step resume resume_from strict_layout
-    num_workers num_ranks num_nodes hang_timeout_s deterministic local_rank skip_nonfinite deepspeed_config global_batch micro_batch grad_accum lr
-    warmup_steps weight_decay grad_clip mixed_precision zero_stage min_lr_ratio""".split()
+    num_workers num_ranks num_nodes hang_timeout_s deterministic local_rank skip_nonfinite deepspeed_config global_batch
+    micro_batch grad_accum lr warmup_steps weight_decay grad_clip mixed_precision zero_stage min_lr_ratio""".split()
 )
 _NEUTRAL_BLOCKS = frozenset(
     """train_micro_batch_size_per_gpu gradient_accumulation_steps zero_optimization checkpoint activation_checkpointing

@@ -2,7 +2,7 @@
 # shellcheck shell=bash
 
 repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-virtualenv="$repository/.venv"
+virtualenv="${DS_TRAIN_VENV:-$repository/.venv}" # on a cluster: where every node sees it
 
 fail() {
     echo "error: $*" >&2

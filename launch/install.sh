@@ -17,6 +17,8 @@ command -v "$python" >/dev/null || fail "no $python here: install Python 3.11 or
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     fail "$("$python" --version) is too old: ds-train needs 3.11 or newer; name one with PYTHON=…"
 
+mkdir -p "$repository/slurm" # logs of the job scripts; Slurm does not create it
+
 constraints=()
 if ! has_nvidia_gpu; then
     constraints=(--constraint "$repository/launch/constraints-cpu.txt")
