@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -15,10 +14,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from data_tools.errors import UserError
 from data_tools.files import write_json
 from data_tools.tokenizer import TextTokenizer, load_tokenizer
-from ds_train.checkpoint import Checkpoints, load, read_state
+from ds_train.checkpoint import Checkpoints, read_state
 from ds_train.distributed import check_num_nodes, device_of, init_distributed, on_main
 from ds_train.ds_config import EngineConfig, default_json, resolve_engine_config
-from ds_train.elastic import adapted_state, convert_to_universal, needs_universal
+from ds_train.elastic import adapted_state
 from ds_train.engine import Engine, build_engine
 from ds_train.fingerprints import common_fingerprints, precision, versions
 from ds_train.flags import ModelFlags, OverrideFlags, RunFlags
@@ -31,6 +30,7 @@ from ds_train.preemption import ExitCode, StopRequests, StopTraining
 from ds_train.problems import Problems
 from ds_train.ranks import World, check_num_ranks
 from ds_train.readers import Reader
+from ds_train.restore import restored_engine
 from ds_train.run_lock import run_lock
 from ds_train.samplers import Sampler, Source
 from ds_train.state import TrainState
@@ -247,16 +247,7 @@ def _restored(inputs: Inputs, chosen: Path, current: TrainState) -> tuple[Engine
     saved = read_state(chosen)
     state = adapted_state(saved, current, chosen, strict_layout=flags.strict_layout, accepted=flags.accept_change or ())
     model = PackedLM(build_model(inputs.model_config, flags.seed))  # its weights are about to be replaced
-    config = inputs.engine.deepspeed
-    if not needs_universal(saved, current):
-        engine = build_engine(model, config)
-        load(engine, chosen, saved, world)
-        return engine, state
-    universal = on_main(world, lambda: convert_to_universal(chosen))
-    engine = build_engine(model, config | {"checkpoint": config.get("checkpoint", {}) | {"load_universal": True}})
-    load(engine, universal, saved, world)
-    on_main(world, lambda: shutil.rmtree(universal))
-    return engine, state
+    return restored_engine(model, inputs.engine.deepspeed, chosen, saved, current, world), state
 
 
 def fresh_state(inputs: Inputs, setup: PhaseSetup) -> TrainState:

@@ -182,6 +182,11 @@ def load(engine: Engine, directory: Path, saved: TrainState, world: World) -> No
     path, _ = engine.load_checkpoint(str(directory.parent), tag=directory.name)
     if path is None:
         raise UserError(f"DeepSpeed could not load {directory}; see the warnings above.")
+    restore_rng(saved, world)
+
+
+def restore_rng(saved: TrainState, world: World) -> None:
+    """This rank's random state; a rank that the saved run did not have gets one of its own."""
     if world.rank < len(saved.rng):
         set_rng_state(saved.rng[world.rank])
     else:

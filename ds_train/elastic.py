@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Collection
 from dataclasses import replace
+from enum import Enum, auto
 from pathlib import Path
 
 from data_tools.errors import UserError
@@ -16,9 +17,15 @@ logger = logging.getLogger(__name__)
 
 UNIVERSAL = "universal"  # DeepSpeed's layout-free copy, inside its step directory
 LAYOUT = ("world_size", "zero_stage", "micro_batch", "grad_accum")
-_WHAT_WORKS = (
-    "ZeRO 1 and 2 at any number of ranks into one another, ZeRO 3 and ZeRO 0 at any number of ranks into themselves"
-)
+_WHAT_WORKS = "any ZeRO stage at any number of ranks into any other in fp32 and bf16; in fp16 not from or to ZeRO 0"
+
+
+class Road(Enum):
+    """How a checkpoint gets into an engine."""
+
+    DIRECT = auto()  # as DeepSpeed wrote it
+    UNIVERSAL = auto()  # through DeepSpeed's universal format
+    FULL_STATE = auto()  # through full fp32 tensors: another kind of ZeRO stage
 
 
 def adapted_state(
@@ -42,7 +49,7 @@ def adapted_state(
     ]
     if changes and strict_layout:
         raise UserError(f"{checkpoint}: the layout changed ({', '.join(changes)}), and --strict_layout refuses that.")
-    if needs_universal(saved, current) is None:
+    if road(saved, current) is None:
         raise UserError(
             f"{checkpoint} was saved with ZeRO {saved.zero_stage} and cannot be resumed with ZeRO "
             f"{current.zero_stage}. What works: {_WHAT_WORKS}. Resume with --zero_stage {saved.zero_stage}, or start "
@@ -54,12 +61,15 @@ def adapted_state(
     return replace(saved, **layout, fingerprints=current.fingerprints, versions=current.versions)
 
 
-def needs_universal(saved: TrainState, current: TrainState) -> bool | None:
-    """Whether the checkpoint must be converted to be loaded in the current layout; None where that cannot be done."""
-    same_stage = saved.zero_stage == current.zero_stage
-    if same_stage and (saved.world_size == current.world_size or saved.zero_stage == 0):
-        return False
-    return True if same_stage or {saved.zero_stage, current.zero_stage} == {1, 2} else None
+def road(saved: TrainState, current: TrainState) -> Road | None:
+    """How the checkpoint can be loaded in the current layout; None where it cannot."""
+    stages = {saved.zero_stage, current.zero_stage}
+    if len(stages) == 1 and (saved.world_size == current.world_size or stages == {0}):
+        return Road.DIRECT
+    if len(stages) == 1 or stages == {1, 2}:
+        return Road.UNIVERSAL
+    # ZeRO 0 in half precision keeps its fp32 weights in a form of its own (fp16; bf16 with fp32 gradients has none).
+    return None if 0 in stages and saved.precision == "fp16" else Road.FULL_STATE
 
 
 def _refuse_other_trajectory(

@@ -24,7 +24,7 @@ def build_engine(model: PackedLM, config: dict[str, Any]) -> Engine:
     engine, *_ = deepspeed.initialize(
         model=model, model_parameters=list(model.parameters()), config=config, dist_init_required=False
     )
-    if _is_plain(engine):
+    if is_plain(engine):
         engine.optimizer.register_step_pre_hook(_drop_nonfinite_gradients)
     return engine
 
@@ -121,12 +121,12 @@ def _run_micro_batches(
         take(micro_batch, source_sums, is_right)
         # 0 · sum is 0, but NaN for a sum that is not finite: such a loss could otherwise leave finite gradients.
         engine.backward(loss_sum * (scale + (0 * source_sums.sum()).float()))
-        if _is_plain(engine) and engine.is_gradient_accumulation_boundary():
+        if is_plain(engine) and engine.is_gradient_accumulation_boundary():
             _check_gradients(engine)
         engine.step()
 
 
-def _is_plain(engine: Engine) -> bool:
+def is_plain(engine: Engine) -> bool:
     """ZeRO 0 in fp32: the optimizer is torch's own and looks at no gradient norm, unlike all of DeepSpeed's."""
     return engine.optimizer is engine.basic_optimizer
 

@@ -5,6 +5,7 @@ collective, or waits too long, looks there for the rank that is missing.
 """
 
 import contextlib
+import gc
 import json
 import os
 import socket
@@ -182,7 +183,12 @@ def _host(beat: Beat | None) -> str:
 
 def _position_of_main_thread() -> tuple[str, bool]:
     """Its innermost frame outside torch, as file:line, and whether it waits for other ranks there."""
+    # CPython before 3.12 deadlocks when its garbage collector runs inside this call (python/cpython issue 106883).
+    was_enabled = gc.isenabled()
+    gc.disable()
     frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
+    if was_enabled:
+        gc.enable()
     waits = False
     while frame is not None and "/torch/" in frame.f_code.co_filename:
         waits |= "/torch/distributed/" in frame.f_code.co_filename

@@ -87,3 +87,33 @@ def test_an_error_of_one_rank_ends_all_with_code_1(fault: str, words: str, broke
     assert done.returncode == 1, done.stdout
     assert done.stdout.count(words) == 1 or fault == "error", done.stdout
     assert "sign of life" not in done.stdout and "not reachable" not in done.stdout, done.stdout
+
+
+_MANY_THREADS = """
+import gc, threading, time
+from ds_train.watchdog import _position_of_main_thread
+
+class Cycle:
+    def __init__(self):
+        self.me = self
+    def __del__(self):
+        time.sleep(0)  # gives up the GIL, as any finalizer may
+
+def look():
+    while True:
+        Cycle()
+        _position_of_main_thread()
+
+gc.set_threshold(5)
+threading.Thread(target=look, daemon=True).start()
+for _ in range(5_000):
+    thread = threading.Thread(target=int)
+    thread.start()
+    thread.join()
+"""
+
+
+def test_looking_at_the_main_thread_does_not_stop_the_process() -> None:
+    """Without care it does, within a second, where the interpreter collects garbage meanwhile."""
+    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, "-c", _MANY_THREADS], cwd=REPOSITORY, env=variables, check=True, timeout=60)

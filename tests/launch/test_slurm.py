@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from ds_train import audit
-from tests.ds_train.launching import REPOSITORY
 from tests.launch.running import (
     finish,
     newest_checkpoint,
