@@ -1,5 +1,6 @@
 """A run goes on in another layout: same samples, same losses, in one command."""
 
+import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,3 +119,22 @@ class TestRefusals:
         assert done.returncode == 0, done.stdout[-3000:]
         assert "--accept_change global_batch: saved 12, now 6" in done.stdout
         assert [row["step"] for row in read_log(tiny_scratch / "accepted")] == [1, 2, 3, 4]
+
+    def test_checkpoint_of_another_run_is_refused(self, tiny_scratch: Path, tmp_path: Path) -> None:
+        change = Change("no", 1, 1, 1, 1)
+        own = [*_arguments(tiny_scratch, change, 1, 1), "--run_name", "own"]
+        other = [*_arguments(tiny_scratch, change, 1, 1), "--run_name", "other", "--seed", "7"]
+        stops = [{"phase": "pptrain", "argv": [*argv, "--stop_step", step], "code": 86}
+                 for argv, step in ((own, "2"), (other, "3"))]  # fmt: skip
+        run_all(stops, tmp_path, 1)
+        foreign = tiny_scratch / "own/checkpoints/step_00000003"
+        shutil.copytree(tiny_scratch / "other/checkpoints/step_00000003", foreign)
+        refused = {
+            "phase": "pptrain",
+            "argv": own,
+            "error": f"{foreign} belongs to another trajectory (seed: saved 7, now 1337)",
+        }
+        run_all([refused], tmp_path, 1)
+        shutil.rmtree(foreign)
+        run_all([{"phase": "pptrain", "argv": [*own, "--max_steps", "3"]}], tmp_path, 1)
+        assert [row["step"] for row in read_log(tiny_scratch / "own")] == [1, 2, 3]
