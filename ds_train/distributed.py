@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from data_tools.errors import UserError
-from ds_train.preemption import ignore_signals
+from ds_train.preemption import end_on_signal, ignore_signals
 from ds_train.ranks import World, rendezvous, world_from_env
 
 T = TypeVar("T")
@@ -88,10 +88,10 @@ def gather_in_rank_order(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat(gathered)
 
 
-def gather_objects(value: Any) -> list[Any]:
-    """Every rank's picklable value, in rank order, on every rank."""
+def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Every rank's picklable value, in rank order, on every rank; over ``group`` of all ranks, if one is given."""
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group)
     return values
 
 
@@ -143,6 +143,7 @@ def run_entry(main: Callable[[], int]) -> None:
     except UserError as error:
         code = 1
         if not _is_main():
+            end_on_signal()
             time.sleep(_SECONDS_FOR_MAIN_TO_SPEAK)
         print(f"error: {error}", file=sys.stderr, flush=True)
     sys.exit(code)

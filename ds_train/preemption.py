@@ -82,6 +82,14 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def end_on_signal() -> None:
+    """From here on a signal ends this process without a word; one that has come already does so now."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    if _received.number is not None:
+        os._exit(ExitCode.ERROR)
+
+
 class StopRequests:
     """Asks all ranks whether one of them has been told to stop.
 
