@@ -9,9 +9,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from data_tools.errors import UserError
@@ -58,14 +60,38 @@ class TextTokenizer:
         """Token ids of one text, without special tokens."""
         return self.encode_batch([text])[0]
 
+    def encode_spaced(self, words: Sequence[str]) -> list[bytes]:
+        """Token ids (as int64) of each word with a space before it; for tokenizers that encode words on their own."""
+        if not words:
+            return []
+        # One text of all words takes a third of the time that many texts take.
+        ids = np.array(self.encode(f" {' '.join(words)}"), np.int64)
+        ends = [*(ids.itemsize * np.flatnonzero(self._begins_with_space[ids])[1:]).tolist(), ids.nbytes]
+        if len(ends) != len(words):  # its tokens do not show spaces
+            return [np.array(ids, np.int64).tobytes() for ids in self.encode_batch([f" {word}" for word in words])]
+        data = ids.tobytes()
+        return [data[start:end] for start, end in pairwise([0, *ends])]
+
+    @cached_property
+    def _begins_with_space(self) -> np.ndarray:
+        """(vocab_size,) bool, by the sign that byte-level tokenizers have for a space."""
+        flags = np.zeros(self.vocab_size, bool)
+        flags[[index for token, index in self._backend.get_vocab().items() if token.startswith("Ġ")]] = True
+        return flags
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some token ids, special tokens included."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
+    @property
+    def serialized(self) -> str:
+        """The content of its tokenizer.json."""
+        return self._backend.to_str()
+
     @cached_property
     def fingerprint(self) -> str:
         """Hex SHA-256 of the serialized tokenizer (key order and white space aside) and of its EOS token."""
-        serialized = json.dumps(json.loads(self._backend.to_str()), sort_keys=True, ensure_ascii=False)
+        serialized = json.dumps(json.loads(self.serialized), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(f"{serialized}\0{self.eos_token}".encode()).hexdigest()
 
     def save(self, directory: Path) -> None:

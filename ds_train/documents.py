@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from data_tools.tokenizer import TextTokenizer
+from data_tools.word_tokens import word_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedExample:
-    """A graph-search example in tokens: the prompt, and every valid answer with its EOS."""
+    """A graph-search example in tokens: the prompt, and every valid answer with its EOS; (n,) int64 each."""
 
-    prompt: list[int]
-    answers: list[list[int]]
+    prompt: np.ndarray
+    answers: list[np.ndarray]
 
     @property
     def longest(self) -> int:
@@ -27,10 +29,10 @@ def encode_examples(
 ) -> list[EncodedExample]:
     """Tokenize examples: prompt as it stands, each answer with a leading space and followed by EOS."""
     texts = [*prompts, *(f" {answer}" for valid in answers for answer in valid)]
-    encoded = iter(tokenizer.encode_batch(texts))
-    prompt_ids = [list(next(encoded)) for _ in prompts]
+    encoded = iter(word_tokens(tokenizer).encode_batch(texts))
+    prompt_ids = [next(encoded) for _ in prompts]
     return [
-        EncodedExample(prompt, [[*next(encoded), tokenizer.eos_id] for _ in valid])
+        EncodedExample(prompt, [np.append(next(encoded), tokenizer.eos_id) for _ in valid])
         for prompt, valid in zip(prompt_ids, answers, strict=True)
     ]
 
@@ -80,7 +82,7 @@ def example_documents(
         is_scored = scored == "any" or (scored == "first" and number == 0)
         if not is_scored and number != trained:
             continue
-        tokens = np.array(example.prompt + answer, np.int64)
+        tokens = np.concatenate([example.prompt, answer])
         num_targets = len(tokens) - 1
         weights = (
             target_weights(num_targets, len(answer), loss) if number == trained else np.zeros(num_targets, np.float32)
@@ -107,6 +109,8 @@ class MicroBatch:
         answer_document: (A,) int64 scored document of each answer target.
         document_example: (D,) int64 sample of the rank's batch each scored document belongs to.
         document_is_first: (D,) bool, whether it holds the example's first answer.
+        cu_seq_lens: (documents + 1,) int32, where documents begin in the rows laid end to end, and the end of all.
+        max_length: inputs of the longest document.
     """
 
     input_ids: torch.Tensor
@@ -119,10 +123,21 @@ class MicroBatch:
     answer_document: torch.Tensor
     document_example: torch.Tensor
     document_is_first: torch.Tensor
+    cu_seq_lens: torch.Tensor
+    max_length: int
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "MicroBatch":
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **changed)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes as plain arrays: a tensor would travel as a file descriptor of its own, which is slow."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return _from_arrays, (values | {name: tensor.numpy() for name, tensor in self.tensors().items()},)
 
     def to(self, device: torch.device) -> "MicroBatch":
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -162,7 +177,14 @@ def pack(samples: Sequence[Sequence[Document]], first_example: int = 0) -> Micro
         answer_document=_tensor(np.repeat(np.arange(len(scored)), [len(part) for part in in_answer]).astype(np.int64)),
         document_example=_tensor(examples[scored].astype(np.int64)),
         document_is_first=_tensor(np.array([documents[n].is_first_answer for n in scored], bool)),
+        cu_seq_lens=_tensor(np.append(0, ends).astype(np.int32)),
+        max_length=int(lengths.max()),
     )
+
+
+def _from_arrays(values: dict[str, Any]) -> MicroBatch:
+    tensors = {name: _tensor(value) for name, value in values.items() if isinstance(value, np.ndarray)}
+    return MicroBatch(**{**values, **tensors})
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

@@ -114,7 +114,7 @@ def _load(weights: Weights, world: World, seq_len: int, vocab_size: int, dtype: 
         load_model_config(str(weights.description)),
         seq_len=seq_len,
         vocab_size=vocab_size,
-        attn_implementation="sdpa",
+        attn_implementation="auto",
         keep_dropout=False,
         scratch=False,
     )

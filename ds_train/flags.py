@@ -57,7 +57,10 @@ class ModelFlags:
     init: Literal["scratch", "pretrained"] = flag("scratch", "random weights, or the model's own")
     tokenizer: str | None = flag(None, "hub id, directory or tokenizer.json (default: the model's)")
     seq_len: int = flag(2048, "longest document, in tokens")
-    attn_implementation: str = flag("sdpa", "attention kernel of transformers: sdpa, eager, flash_attention_2 …")
+    attn_implementation: str = flag(
+        "auto",
+        "packed (documents of a row by themselves, no mask), or transformers' sdpa, eager …; auto: packed if it can",
+    )
     keep_dropout: bool = flag(False, "leave dropout on; the trajectory then depends on the layout")
 
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from deepspeed.runtime.chunked_cross_entropy import chunked_cross_entropy
 from torch import nn
+from transformers import PreTrainedModel
 
+from ds_train.attention import PACKED
 from ds_train.documents import MicroBatch
 
 C4, SYNTHETIC = 0, 1  # positions in every per-source sum
@@ -14,14 +16,16 @@ C4, SYNTHETIC = 0, 1  # positions in every per-source sum
 class PackedLM(nn.Module):
     """A Hugging Face causal LM with the loss inside, so that ZeRO sees one forward per micro-batch."""
 
-    def __init__(self, causal_lm: nn.Module) -> None:
+    def __init__(self, causal_lm: PreTrainedModel) -> None:
         super().__init__()
         self.causal_lm = causal_lm
+        self._is_packed = causal_lm.config._attn_implementation == PACKED
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Sum of w · nll, per source, and which scored documents are right.
 
-        Without a cache and an attention mask, transformers isolates documents where position ids restart.
+        Documents are isolated by packed attention, which is told where they begin; by transformers' others where
+        position ids restart, given neither a cache nor an attention mask.
         Logits exist in the model's dtype and for the needed positions only; the cross entropy is computed in
         fp32 from them in blocks.
 
@@ -31,8 +35,9 @@ class PackedLM(nn.Module):
             is_right: (D,) bool, every answer token of the scored document is the argmax (teacher forcing).
         """
         keep = 0 if batch.logit_positions is None else batch.logit_positions
+        lengths = {"cu_seq_lens_q": batch.cu_seq_lens, "max_length_q": batch.max_length} if self._is_packed else {}
         logits = self.causal_lm(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, logits_to_keep=keep
+            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, logits_to_keep=keep, **lengths
         ).logits.flatten(0, 1)
         nll = chunked_cross_entropy(logits, batch.targets, reduction="none")
         weighted = nll * batch.weights

@@ -81,7 +81,7 @@ def model_shape(config: PretrainedConfig) -> ModelShape:
 
 
 def predict(
-    shape: ModelShape, zero: dict[str, Any], *, half: bool, num_ranks: int, row_tokens: int, attention: str = "sdpa"
+    shape: ModelShape, zero: dict[str, Any], *, half: bool, num_ranks: int, row_tokens: int, attention: str = "packed"
 ) -> RankMemory:
     """Memory of a rank for a ``zero_optimization`` block.
 
@@ -155,11 +155,11 @@ def activations(shape: ModelShape, row_tokens: int, width: int, attention: str) 
     A layer keeps (10 h + k f) numbers a token: Korthikanti et al. (arXiv 2205.05198, equation 1: 34 h bytes with
     dropout masks and the 4 h of a plain feed-forward part, attention matrices apart) without dropout, plus 2 h for the
     rotated queries and keys; k is 2, or 4 where the feed-forward part is gated. Documents packed into one row bring a
-    mask of T² in every layer (sdpa); eager attention keeps two more for each head, flash_attention none.
+    mask of T² in every layer with sdpa, eager attention keeps two more for each head, packed and flash_attention none.
     The cross entropy makes no fp32 copy of the logits (see losses.py), but a gradient as large as they are.
     """
     per_layer = row_tokens * (10 * shape.hidden + (4 if shape.gated else 2) * shape.intermediate)
-    if "flash" not in attention:
+    if attention in ("sdpa", "eager"):
         per_layer += row_tokens**2 * (1 + 2 * shape.num_heads if attention == "eager" else 1)
     outside = row_tokens * (3 * shape.hidden + 2 * shape.vocab_size)
     return width * (shape.num_layers * per_layer + outside)

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from data_tools.errors import UserError
 from data_tools.tokenizer import TextTokenizer
+from ds_train.attention import choose_attention
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def prepare_config(
         config: changed in place.
         seq_len: longest document.
         vocab_size: the tokenizer's largest id + 1.
-        attn_implementation: ``sdpa``, ``eager`` or another that transformers knows.
+        attn_implementation: ``auto``, ``packed``, ``sdpa``, ``eager`` or another that transformers knows.
         keep_dropout: leave dropout on, which makes the trajectory depend on the layout.
         scratch: weights will be random, so position tables may grow.
 
@@ -89,7 +90,7 @@ def prepare_config(
             setattr(config, name, 0.0)
     else:
         logger.warning("--keep_dropout: the trajectory depends on the number of ranks and the micro batch")
-    config._attn_implementation = attn_implementation
+    config._attn_implementation = choose_attention(config, attn_implementation)
     config.use_cache = False
     return config
 

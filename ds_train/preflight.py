@@ -214,7 +214,7 @@ def _memory_rows(
         return predict(
             shape, {**zero, "stage": stage}, half=half, num_ranks=layout.world_size,
             row_tokens=layout.micro_batch * inputs.model_flags.seq_len,
-            attention=inputs.model_flags.attn_implementation,
+            attention=inputs.model_config._attn_implementation,
         )  # fmt: skip
 
     configured = zero.get("stage", 0)

@@ -1,7 +1,9 @@
 """The stream of rank batches: plans go to loader workers, tensors come back with the cursor that follows them."""
 
+import atexit
 import multiprocessing
 import signal
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -133,6 +135,12 @@ class Stream:
             generator=torch.Generator(),  # of its own: the global one must go on as if nothing had been loaded
         )
         self._batches: Iterator | None = None
+        atexit.register(_close, weakref.ref(self))
+
+    def close(self) -> None:
+        """End the workers. Left to the interpreter's exit, they would be sent SIGTERM, which they ignore."""
+        self._batches = None
+        del self._loader  # its iterator, which it keeps, ends the workers when it goes
 
     def restart(self, cursor: Cursor, step: int) -> None:
         """Continue with the global batch that follows ``cursor``, for optimizer step ``step`` + 1."""
@@ -153,6 +161,11 @@ class Stream:
         if isinstance(batch, UserError):
             raise batch
         return batch
+
+
+def _close(stream: "weakref.ref[Stream]") -> None:
+    if open_stream := stream():
+        open_stream.close()
 
 
 def _unchanged(item):

@@ -3,11 +3,12 @@
 import string
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig
 
 from data_tools.tokenizer import TextTokenizer
-from ds_train.documents import EncodedExample
+from ds_train.documents import EncodedExample, MicroBatch
 
 ARCHITECTURES = ("gpt_neox", "llama", "gpt2")
 VOCAB_SIZE = 64
@@ -48,4 +49,15 @@ def random_ids(rng: np.random.Generator, count: int) -> list[int]:
 def random_example(rng: np.random.Generator, num_answers: int = 1, longest_prompt: int = 24) -> EncodedExample:
     """An example of random tokens: a prompt of 1 … longest_prompt, answers of 1 … 4 and EOS."""
     answers = [[*random_ids(rng, int(rng.integers(1, 5))), 0] for _ in range(num_answers)]
-    return EncodedExample(random_ids(rng, int(rng.integers(1, longest_prompt + 1))), answers)
+    return encoded(random_ids(rng, int(rng.integers(1, longest_prompt + 1))), answers)
+
+
+def encoded(prompt: list[int], answers: list[list[int]]) -> EncodedExample:
+    """An example from plain lists."""
+    return EncodedExample(np.array(prompt, np.int64), [np.array(answer, np.int64) for answer in answers])
+
+
+def assert_same_micro_batch(batch: MicroBatch, other: MicroBatch) -> None:
+    ours, theirs = batch.tensors(), other.tensors()
+    assert ours.keys() == theirs.keys() and batch.max_length == other.max_length
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())

@@ -1,14 +1,15 @@
 """Documents, loss weights and packed micro-batches, against plain lists and loops."""
 
-from dataclasses import dataclass, fields
+import pickle
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from helpers import random_example, random_ids, tiny_tokenizer
+from helpers import assert_same_micro_batch, encoded, random_example, random_ids, tiny_tokenizer
 
-from ds_train.documents import Document, EncodedExample, encode_examples, example_documents, pack, target_weights
+from ds_train.documents import Document, encode_examples, example_documents, pack, target_weights
 from ds_train.layout import Layout
 from ds_train.losses import C4, SYNTHETIC
 from ds_train.readers import Overflow, Sample, c4_document
@@ -16,7 +17,7 @@ from ds_train.samplers import MixinShare, MixtureSampler, Source
 from ds_train.state import Cursor
 from ds_train.stream import RankBatchBuilder
 
-EXAMPLE = EncodedExample(prompt=[5, 6, 7, 8], answers=[[9, 0], [10, 11, 12, 0], [13, 0]])
+EXAMPLE = encoded(prompt=[5, 6, 7, 8], answers=[[9, 0], [10, 11, 12, 0], [13, 0]])
 
 
 def test_answers_get_a_leading_space_and_eos():
@@ -24,9 +25,10 @@ def test_answers_get_a_leading_space_and_eos():
     prompts, answers = ["Proof: Craig is wsizko. Craig is", "A b.\n\nC is"], [["mtemfa"], ["ab", "c"]]
     first, second = encode_examples(tokenizer, prompts, answers)
     assert tokenizer.decode(first.prompt) == prompts[0] and tokenizer.decode(second.prompt) == prompts[1]
-    assert first.answers == [[*tokenizer.encode(" mtemfa"), tokenizer.eos_id]]
-    assert second.answers == [[*tokenizer.encode(" ab"), tokenizer.eos_id], [*tokenizer.encode(" c"), tokenizer.eos_id]]
-    assert tokenizer.decode(first.prompt + first.answers[0]) == prompts[0] + " mtemfa<|endoftext|>"
+    for example, valid in ((first, answers[0]), (second, answers[1])):
+        expected = [[*tokenizer.encode(f" {answer}"), tokenizer.eos_id] for answer in valid]
+        assert [ids.tolist() for ids in example.answers] == expected
+    assert tokenizer.decode([*first.prompt, *first.answers[0]]) == prompts[0] + " mtemfa<|endoftext|>"
     assert (first.longest, second.longest) == (len(prompts[0]) + 8, len(prompts[1]) + 4)
 
 
@@ -35,7 +37,9 @@ def test_encoding_in_one_go_or_one_by_one_is_the_same():
     prompts, answers = ["Ann is", "Bob is", "Cy is"], [["x"], ["y", "zz"], ["w", "v", "u"]]
     together = encode_examples(tokenizer, prompts, answers)
     alone = [encode_examples(tokenizer, [p], [a])[0] for p, a in zip(prompts, answers, strict=True)]
-    assert together == alone
+    for example, same in zip(together, alone, strict=True):
+        assert np.array_equal(example.prompt, same.prompt)
+        assert all(map(np.array_equal, example.answers, same.answers))
     assert encode_examples(tokenizer, [], []) == []
 
 
@@ -62,7 +66,7 @@ def test_the_trained_document_of_an_example():
 
 def test_every_valid_answer_is_scored_and_one_trained():
     documents = example_documents(EXAMPLE, loss="lm", scored="any")
-    assert [d.tokens.tolist() for d in documents] == [EXAMPLE.prompt + answer for answer in EXAMPLE.answers]
+    assert [d.tokens.tolist() for d in documents] == [[*EXAMPLE.prompt, *answer] for answer in EXAMPLE.answers]
     assert [d.weights.tolist() for d in documents] == [[1] * 5, [0] * 7, [0] * 5]
     assert [d.answer_targets for d in documents] == [2, 4, 2]
     assert [d.is_first_answer for d in documents] == [True, False, False]
@@ -179,10 +183,8 @@ def test_dtypes_of_a_micro_batch():
 
 def test_moving_a_micro_batch_keeps_it():
     batch = pack(random_samples(3))
-    moved = batch.to(torch.device("cpu"))
-    for field in fields(batch):
-        before, after = getattr(batch, field.name), getattr(moved, field.name)
-        assert before is after is None or torch.equal(before, after)
+    assert_same_micro_batch(batch.to(torch.device("cpu")), batch)
+    assert_same_micro_batch(pickle.loads(pickle.dumps(batch)), batch)
 
 
 def c4_sample(first: int, length: int = 9) -> list[Document]:

@@ -1,13 +1,16 @@
 """Packed rows against padded ones, the loss against double precision, flags against a greedy reader."""
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from deepspeed import DeepSpeedEngine
-from helpers import ARCHITECTURES, VOCAB_SIZE, random_example, random_ids, tiny_config
+from helpers import ARCHITECTURES, VOCAB_SIZE, encoded, random_example, random_ids, tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -17,7 +20,7 @@ from ds_train.losses import C4, SYNTHETIC, Flags, PackedLM
 from ds_train.model import build_model
 from ds_train.readers import c4_document
 
-EVERY_MODEL = pytest.mark.parametrize("attention", ["sdpa", "eager"])
+EVERY_MODEL = pytest.mark.parametrize("attention", ["packed", "sdpa", "eager"])
 EVERY_ARCHITECTURE = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
@@ -49,6 +52,14 @@ def documents_of(samples: list[list[Document]]) -> list[Document]:
     return [document for sample in samples for document in sample]
 
 
+@contextmanager
+def attention_of(model: PackedLM, name: str) -> Iterator[None]:
+    config = model.causal_lm.config
+    before, config._attn_implementation = config._attn_implementation, name
+    yield
+    config._attn_implementation = before
+
+
 def padded_logits(model: PackedLM, documents: list[Document]) -> list[torch.Tensor]:
     """Logits (targets, vocab) of each document from the plain way: a padded row each, and an attention mask."""
     width = max(len(document.tokens) - 1 for document in documents)
@@ -58,7 +69,8 @@ def padded_logits(model: PackedLM, documents: list[Document]) -> list[torch.Tens
         length = len(document.tokens) - 1
         input_ids[row, :length] = torch.from_numpy(document.tokens[:-1])
         mask[row, :length] = 1
-    logits = model.causal_lm(input_ids=input_ids, attention_mask=mask).logits
+    with attention_of(model, "sdpa"):  # packed attention takes no masks
+        logits = model.causal_lm(input_ids=input_ids, attention_mask=mask).logits
     return [logits[row, : len(document.tokens) - 1] for row, document in enumerate(documents)]
 
 
@@ -154,12 +166,13 @@ def test_stacked_blocks_equal_single_ones(architecture, attention):
 
 @EVERY_ARCHITECTURE
 @EVERY_MODEL
-def test_documents_are_isolated_by_their_position_ids(architecture, attention):
+def test_documents_are_isolated_by_where_they_begin(architecture, attention):
     """Without the restarts the very same row gives other logits: the tests above would notice leakage."""
     model, samples = tiny_model(architecture, attention), mixed_samples()
     batch = pack(samples)
-    running_on = torch.arange(batch.input_ids.shape[1])[None]
-    leaking = MicroBatch(**{**vars(batch), "position_ids": running_on})
+    length = batch.input_ids.shape[1]
+    one = {"cu_seq_lens": torch.tensor([0, length], dtype=torch.int32), "max_length": length}
+    leaking = replace(batch, **(one if attention == "packed" else {"position_ids": torch.arange(length)[None]}))
     assert (packed_logits(model, leaking) - packed_logits(model, batch)).abs().max() > 0.1
 
 
@@ -217,7 +230,7 @@ def examples_with_some_right_answers(model: PackedLM) -> list[EncodedExample]:
         spoilt = [[*right[:at], (right[at] + 1) % VOCAB_SIZE, *right[at + 1 :]] for at in range(len(right))]
         wrong = spoilt[number % len(spoilt)]
         examples.append(
-            EncodedExample(
+            encoded(
                 prompt,
                 ([right], [wrong], [wrong, right], [right, wrong], [wrong, spoilt[0], right], [wrong, spoilt[-1]])[
                     number % 6
@@ -232,7 +245,7 @@ def examples_with_some_right_answers(model: PackedLM) -> list[EncodedExample]:
 def test_flags_agree_with_a_greedy_reader(architecture, micro_batch):
     model = tiny_model(architecture).eval()
     examples = examples_with_some_right_answers(model)
-    is_right = [[greedy_answer(model, e.prompt, len(a)) == a for a in e.answers] for e in examples]
+    is_right = [[greedy_answer(model, e.prompt, len(a)) == a.tolist() for a in e.answers] for e in examples]
     by_any, by_first = [any(flags) for flags in is_right], [flags[0] for flags in is_right]
     assert by_any != by_first and 0 < sum(by_first) < sum(by_any) < len(examples)
 

@@ -1,5 +1,7 @@
 """The stream: order, promotion at an exact index whatever was prefetched, errors, workers."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,13 +11,13 @@ import torch
 from data_tools.errors import UserError
 from data_tools.generator import ExampleSource
 from data_tools.splits import prompt_digest
-from ds_train.documents import MicroBatch
 from ds_train.layout import Layout
 from ds_train.readers import StreamReader
 from ds_train.samplers import CurriculumSampler, Source
 from ds_train.state import Cursor
 from ds_train.stream import RankBatch, RankBatchBuilder, Stream
-from tests.ds_train.helpers import tiny_tokenizer
+from tests.ds_train.helpers import assert_same_micro_batch, tiny_tokenizer
+from tests.ds_train.launching import REPOSITORY
 
 LAYOUT = Layout(world_size=2, micro_batch=2, grad_accum=2)
 CPU = torch.device("cpu")
@@ -32,11 +34,6 @@ def _stream(num_workers: int, rank: int = 0, reader: StreamReader | None = None)
     return Stream(CurriculumSampler(LAYOUT.global_batch), builder, num_workers, CPU)
 
 
-def _tensors(batch: RankBatch) -> list[torch.Tensor | None]:
-    fields = MicroBatch.__dataclass_fields__
-    return [getattr(micro_batch, name) for micro_batch in batch.micro_batches for name in fields]
-
-
 def _assert_equal(batch: RankBatch, other: RankBatch) -> None:
     assert (batch.plan.step, batch.plan.stage, batch.plan.next_cursor) == (
         other.plan.step,
@@ -44,8 +41,8 @@ def _assert_equal(batch: RankBatch, other: RankBatch) -> None:
         other.plan.next_cursor,
     )
     assert np.array_equal(batch.plan.indices, other.plan.indices)
-    for ours, theirs in zip(_tensors(batch), _tensors(other), strict=True):
-        assert (ours is None and theirs is None) or torch.equal(ours, theirs)  # type: ignore[arg-type]
+    for ours, theirs in zip(batch.micro_batches, other.micro_batches, strict=True):
+        assert_same_micro_batch(ours, theirs)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
@@ -132,3 +129,15 @@ def test_loading_leaves_the_global_random_state_alone() -> None:
     stream.restart(Cursor(stage=2), 1)
     stream.next()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_interpreter_ends_with_workers_still_there() -> None:
+    """They ignore SIGTERM, with which the interpreter would end them, and then wait for them for ever."""
+    program = """
+from ds_train.state import Cursor
+from tests.ds_train.test_stream import _stream
+stream = _stream(2)
+stream.restart(Cursor(stage=3), 0)
+stream.next()
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True, timeout=100)
