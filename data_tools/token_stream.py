@@ -1,16 +1,18 @@
 """Documents as one endless row of tokens, each document followed by EOS, tokenized ahead of the reader."""
 
+from array import array
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 
 import numpy as np
 
 from data_tools.tokenizer import TextTokenizer
 
-_BATCH_DOCUMENTS = 1024
-_BATCH_CHARACTERS = 4_000_000  # bounds memory where documents are whole books
+_BATCH_DOCUMENTS = 512
+_BATCH_CHARACTERS = 2_000_000  # bounds memory where documents are whole books
 
 
 @dataclass(frozen=True)
@@ -75,27 +77,28 @@ class TokenStream:
 def _encoded_ahead(
     documents: Iterator[str], tokenizer: TextTokenizer, batch_documents: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(tokens (n,) uint32, ends (documents,) int64) of each batch, one batch being tokenized ahead.
+    """(tokens (n,) uint32, ends (documents,) int64) of each batch, in order, up to three batches ahead of the reader.
 
-    The tokenizer works on all cores and without the interpreter lock, so reading the source goes on beside it.
+    The tokenizer works on all cores and without the interpreter lock. Of two batches in its hands, the second keeps
+    the cores busy while the first one's ids become an array; a third waits, so none pauses until the source is read.
     """
 
     def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        ids = tokenizer.encode_batch(texts)
-        for document in ids:
-            document.append(tokenizer.eos_id)
-        ends = np.cumsum([len(document) for document in ids])
-        return np.fromiter(chain.from_iterable(ids), np.uint32, int(ends[-1])), ends
+        tokens, ends = array("I"), []  # takes over a list several times faster than numpy does
+        for ids in tokenizer.encode_batch(texts):
+            tokens.fromlist(ids)
+            tokens.append(tokenizer.eos_id)
+            ends.append(len(tokens))
+        return np.asarray(tokens, np.uint32), np.array(ends, np.int64)
 
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        pending: Future[tuple[np.ndarray, np.ndarray]] | None = None
+    with ThreadPoolExecutor(max_workers=2) as executor:
+        pending: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque()
         for texts in _batches(documents, batch_documents):
-            submitted = executor.submit(encode, texts)
-            if pending is not None:
-                yield pending.result()
-            pending = submitted
-        if pending is not None:
-            yield pending.result()
+            pending.append(executor.submit(encode, texts))
+            if len(pending) == 3:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def _batches(documents: Iterator[str], batch_documents: int) -> Iterator[list[str]]:

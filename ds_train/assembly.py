@@ -18,9 +18,10 @@ from ds_train.checkpoint import Checkpoints, read_state
 from ds_train.distributed import check_num_nodes, device_of, init_distributed, on_main
 from ds_train.ds_config import EngineConfig, default_json, resolve_engine_config
 from ds_train.elastic import adapted_state
-from ds_train.engine import Engine, build_engine
+from ds_train.engine import Engine
 from ds_train.fingerprints import common_fingerprints, precision, versions
 from ds_train.flags import ModelFlags, OverrideFlags, RunFlags
+from ds_train.full_state import fresh_engine
 from ds_train.global_rng import seed_rng
 from ds_train.loop import Cadence, Phase, Run, train
 from ds_train.losses import PackedLM
@@ -207,7 +208,7 @@ def _build_run(
         engine, state = _restored(inputs, chosen, state)
         logger.info("resumed from %s at step %d", chosen, state.step)
     else:
-        engine = build_engine(PackedLM(_initial_model(inputs)), inputs.engine.deepspeed)
+        engine = fresh_engine(PackedLM(_initial_model(inputs)), inputs.engine.deepspeed)
     if chosen or resume == "none":
         on_main(world, lambda: set_aside(inputs.run_directory, state.step if chosen else -1))
     on_main(world, lambda: _record_configuration(inputs, all_flags))

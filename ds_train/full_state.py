@@ -21,6 +21,23 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
 FullState = dict[str, dict[str, torch.Tensor]]  # parameter name → fp32, exp_avg, exp_avg_sq
 
 
+@torch.no_grad()
+def fresh_engine(model: PackedLM, config: dict[str, Any]) -> Engine:
+    """An engine that starts from the model's fp32 weights.
+
+    DeepSpeed makes its fp32 weights of those it has rounded to half precision. Then updates smaller than half a
+    rounding step, which all of a warm-up's are, leave every weight that is computed with as it was; starting from
+    the unrounded weights a due share of them moves.
+    """
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    engine = build_engine(model, config)
+    is_on_disk = (config.get("zero_optimization", {}).get("offload_optimizer") or {}).get("device") == "nvme"
+    if not is_plain(engine) and not is_on_disk:
+        for name, parameter in engine.module.named_parameters():
+            _set(engine, parameter, _WEIGHTS, weights[name].to(engine.device))
+    return engine
+
+
 def engine_with_full_state(
     model: PackedLM, config: dict[str, Any], directory: Path, saved: TrainState, world: World
 ) -> Engine:

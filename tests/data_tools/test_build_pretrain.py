@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,20 @@ def test_tokens_and_cursors_do_not_depend_on_batches(root: Path, batch_documents
             position += len(tokens)
             assert stream.cursor == (cursors[position] if position < len(row) else TokenCursor(len(ids), 0))
         assert position == len(row)
+
+
+def test_stream_reads_no_more_than_three_batches_ahead(root: Path) -> None:
+    taken = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal taken
+        for taken in range(1, 1001):
+            yield f"document {taken}"
+
+    stream = TokenStream(counted(), load_tokenizer(str(root / "tokenizer")), batch_documents=10)
+    while len(stream.read(10_000)):
+        assert taken - stream.cursor.document <= 30
+    assert stream.cursor == TokenCursor(1000, 0)
 
 
 def test_large_vocabulary_is_packed_as_uint32(tmp_path: Path) -> None:

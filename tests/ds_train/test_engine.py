@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from deepspeed.utils import safe_get_full_fp32_param
 
 from ds_train.distributed import init_distributed
 from ds_train.documents import MicroBatch
 from ds_train.ds_config import default_json
 from ds_train.engine import Engine, build_engine, set_learning_rate, train_step
+from ds_train.full_state import fresh_engine
 from ds_train.layout import Layout
 from ds_train.losses import PackedLM
 from ds_train.model import build_model
@@ -35,16 +37,26 @@ def process_group() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def _engine(architecture: str = "gpt_neox", **changes: object) -> Engine:
+def _engine(architecture: str = "gpt_neox", build=build_engine, **changes: object) -> Engine:
     config = json.loads(default_json("pptrain").read_text())
     del config["scheduler"]
     config |= {"train_batch_size": LAYOUT.global_batch, "gradient_accumulation_steps": LAYOUT.grad_accum, **changes}
-    return build_engine(PackedLM(build_model(tiny_config(architecture, positions=4096), seed=1)), config)
+    return build(PackedLM(build_model(tiny_config(architecture, positions=4096), seed=1)), config)
 
 
 def _batch(step: int = 1):
     builder = RankBatchBuilder({Source.STREAM: _reader()}, LAYOUT, rank=0)
     return builder.build(CurriculumSampler(LAYOUT.global_batch).plan(Cursor(stage=2), step))
+
+
+@pytest.mark.parametrize("zero", [{"stage": 1}, {"stage": 2}, {"stage": 3}], ids=str)
+def test_training_starts_from_unrounded_weights(zero: dict) -> None:
+    model = build_model(tiny_config("gpt_neox", positions=4096), seed=1)
+    expected = {name: parameter.detach().clone() for name, parameter in PackedLM(model).named_parameters()}
+    engine = _engine(build=fresh_engine, zero_optimization=zero)
+    for name, parameter in engine.module.named_parameters():
+        assert torch.equal(safe_get_full_fp32_param(parameter), expected[name]), name
+    train_step(engine, _batch(), LAYOUT, "any")
 
 
 @pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])

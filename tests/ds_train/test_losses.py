@@ -1,6 +1,5 @@
 """Packed rows against padded ones, the loss against double precision, flags against a greedy reader."""
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -311,8 +310,7 @@ class LargestFp32(TorchDispatchMode):
 @EVERY_ARCHITECTURE
 def test_no_fp32_logits_of_the_whole_row(architecture, monkeypatch):
     """Under bf16 neither forward nor backward holds fp32 values for all logits at once."""
-    kernel = importlib.import_module("deepspeed.runtime.chunked_cross_entropy")
-    monkeypatch.setattr(kernel, "_BLOCK_ELEMENTS", 8 * VOCAB_SIZE)  # its blocks hold a whole tiny row otherwise
+    monkeypatch.setattr("ds_train.losses._BLOCK_ELEMENTS", 8 * VOCAB_SIZE)  # a block holds a whole tiny row otherwise
     model = in_bf16(tiny_model(architecture))
     rng = np.random.default_rng(8)
     samples = [example_documents(random_example(rng), loss="weighted") for _ in range(12)]
