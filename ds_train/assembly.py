@@ -233,6 +233,7 @@ def _build_run(
             describe=lambda target: save_description(target, inputs.model_config, inputs.tokenizer),
             keep_last=flags.keep_last,
             keep_every=flags.keep_every,
+            sync=flags.sync_save,
             committed=state.step,
         ),
         directory=inputs.run_directory,

@@ -5,20 +5,25 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
 from data_tools.errors import UserError
+from ds_train.background_save import Snapshots, bulk_thread, saving_thread, write_file
 from ds_train.distributed import gather_objects, on_main
 from ds_train.engine import Engine
 from ds_train.global_rng import rng_state, seed_rng, set_rng_state
 from ds_train.manifest import FileEntry, commit, file_entry, prune, saving_name, step_directories, sweep
 from ds_train.ranks import World
 from ds_train.state import TrainState
+from ds_train.watchdog import LONG_S
 
 logger = logging.getLogger(__name__)
 
@@ -26,21 +31,18 @@ DESCRIPTION = "huggingface"  # config.json and tokenizer, inside each step direc
 _BYTES_PER_PARAMETER = 16  # half-precision weights, fp32 weights and two Adam moments, and some room
 
 
-class VerifiedWriter(TorchCheckpointEngine):
-    """Writes a rank's files to disk with their hashes.
+class StateCollector(TorchCheckpointEngine):
+    """Takes what DeepSpeed would write: the files come later, from here or from a thread.
 
-    A failed write is kept for the end of the save, when all ranks learn of it: raised at once on one rank, it would
-    leave the others waiting inside DeepSpeed's collective save.
+    A failure is kept for the end of the save, when all ranks learn of it: raised at once on one rank, it would leave
+    the others waiting inside DeepSpeed's collective save.
     """
 
     def __init__(self) -> None:
         self.zipfile_serialization = False
         self.name = type(self).__name__
-        self.written: dict[Path, FileEntry] = {}
+        self.files: list[tuple[Path, Any]] = []
         self.error: str | None = None
-
-    def begin(self) -> None:
-        self.written, self.error = {}, None
 
     def create(self, info: Any) -> None:
         pass
@@ -52,29 +54,41 @@ class VerifiedWriter(TorchCheckpointEngine):
             self.error = f"{path}: {error.strerror}"
 
     def save(self, state_dict: Any, path: str) -> None:
-        if self.error:
-            return
-        try:
-            with Path(path).open("wb") as file:
-                torch.save(state_dict, file)
-                file.flush()
-                os.fsync(file.fileno())
-            self.written[Path(path)] = file_entry(Path(path))
-        except OSError as error:
-            self.error = f"{path}: {error.strerror}"
-        except RuntimeError as error:  # what torch's zip writer makes of a write that failed
-            self.error = f"{path}: writing stopped short, is the disk full? ({error})"
+        self.files.append((Path(path), state_dict))
+
+
+@dataclass
+class _Asked:
+    """A checkpoint that is to be made.
+
+    Attributes:
+        step: its step.
+        files: this rank's, with what goes into them.
+        error: what went wrong on this rank so far.
+        started: when, by `time.perf_counter`.
+        stalled_s: how long training stood still for it; None where it still does.
+    """
+
+    step: int
+    files: list[tuple[Path, Any]]
+    error: str | None
+    started: float
+    stalled_s: float | None = None
 
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run. Construction is collective.
+
+    A save takes a copy of the state, and a thread writes and commits it while training goes on. That thread talks to
+    those of the other ranks over a process group of its own.
 
     Attributes:
         directory: ``RUN/checkpoints``.
         describe: writes config.json and the tokenizer into a directory, so that a checkpoint explains itself.
         keep_last: newest checkpoints kept; 0 keeps all.
         keep_every: checkpoints at steps divisible by this are kept for good; 0: none.
+        sync: write before training goes on.
     """
 
     directory: Path
@@ -82,41 +96,93 @@ class Checkpoints:
     describe: Callable[[Path], None]
     keep_last: int = 3
     keep_every: int = 0
+    sync: bool = False
     committed: int = 0  # step that needs no saving: resumed from or saved last; a fresh start is at 0
-    _writer: VerifiedWriter = field(default_factory=VerifiedWriter)
+    _snapshots: Snapshots = field(default_factory=Snapshots)
+    _thread: ThreadPoolExecutor = field(default_factory=saving_thread)
+    _bulk: ThreadPoolExecutor = field(default_factory=bulk_thread)
+    _running: Future[str | None] | None = None
+    _said_memory: bool = False
 
-    def save(self, engine: Engine, state: TrainState) -> bool:
-        """Write and commit a checkpoint of this step. Collective.
+    def __post_init__(self) -> None:
+        self._asked_step = self.committed
+        self._group = None
+        if self.world.size > 1:  # its ranks wait for the slowest writer, and the watchdog for them
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=2 * LONG_S))
+
+    def save(self, engine: Engine, state: TrainState) -> None:
+        """Begin a checkpoint of this step; one still being written is waited for first. Collective.
 
         A save that fails (disk full, directory read-only) is reported and undone; the previous checkpoints stay.
+        """
+        self.wait()
+        self._asked_step = state.step
+        if state.step == self.committed:
+            return
+        started = time.perf_counter()
+        if problem := on_main(self.world, lambda: self._prepare(engine)):
+            self._report(state.step, problem)
+            return
+        state.rng = gather_objects(rng_state())
+        collector = StateCollector()
+        engine.checkpoint_engine = collector
+        engine._copy_recovery_script = _leave_out  # it does not read bf16 runs (export does), and may fail mid-save
+        engine.save_checkpoint(
+            str(self.directory), tag=saving_name(state.step), client_state=state.to_client_state(), save_latest=False
+        )
+        asked = _Asked(state.step, collector.files, collector.error, started)
+        collector.files = []  # DeepSpeed keeps the collector
+        if self._snapshot(asked):
+            asked.stalled_s = time.perf_counter() - started
+            self._running = self._thread.submit(self._make, asked)
+        else:
+            self._learn(self._make(asked))
+
+    def wait(self) -> bool:
+        """Wait until no checkpoint is being written. Works also where other ranks' main threads are elsewhere.
 
         Returns:
-            whether the checkpoint exists now.
+            whether the checkpoint asked for last exists.
         """
-        if state.step == self.committed:
-            return True
-        started = time.perf_counter()
-        problem = on_main(self.world, lambda: self._prepare(engine))
+        if self._running is not None:
+            running, self._running = self._running, None
+            self._learn(running.result())
+        return self.committed == self._asked_step
+
+    def _learn(self, problem: str | None) -> None:
         if problem is None:
-            state.rng = gather_objects(rng_state())
-            self._writer.begin()
-            engine.checkpoint_engine = self._writer
-            engine._copy_recovery_script = _leave_out  # it does not read bf16 runs (export does), and may fail mid-save
-            engine.save_checkpoint(
-                str(self.directory),
-                tag=saving_name(state.step),
-                client_state=state.to_client_state(),
-                save_latest=False,
-            )
-            reports = gather_objects((self._writer.error, self._writer.written))
-            problem = on_main(self.world, lambda: self._commit(state.step, reports))
-        if problem is not None:
-            if self.world.is_main:
-                logger.error("no checkpoint of step %d: %s. Older ones stay.", state.step, problem)
+            self.committed = self._asked_step
+
+    def _snapshot(self, asked: _Asked) -> bool:
+        """Put a copy in the place of the files' contents; False where there is not to be one. Collective."""
+        if self.sync:
             return False
-        logger.info("saved step %d in %.1f s", state.step, time.perf_counter() - started)
-        self.committed = state.step
-        return True
+        copies, problem = self._snapshots.try_take(asked.files)
+        if problem is None:
+            asked.files = copies
+        elif not self._said_memory and self.world.is_main:
+            logger.warning("%s: checkpoints are written before training goes on, as with --sync_save", problem)
+            self._said_memory = True
+        return problem is None
+
+    def _make(self, asked: _Asked) -> str | None:
+        """Write, agree, commit; returns what went wrong, the same on all ranks. Collective on the thread's group."""
+        reports = self._gather(_write(asked, None if asked.stalled_s is None else self._bulk))
+        problem = self._gather(self._commit(asked.step, reports) if self.world.is_main else None)[0]
+        if problem is not None:
+            self._report(asked.step, problem)
+        elif self.world.is_main:
+            seconds = time.perf_counter() - asked.started
+            stalled_s = seconds if asked.stalled_s is None else asked.stalled_s
+            logger.info("saved step %d in %.1f s; training waited %.1f s", asked.step, seconds, stalled_s)
+        return problem
+
+    def _gather(self, value: Any) -> list[Any]:
+        return gather_objects(value, self._group) if self._group else [value]
+
+    def _report(self, step: int, problem: str) -> None:
+        if self.world.is_main:
+            logger.error("no checkpoint of step %d: %s. Older ones stay.", step, problem)
 
     def _prepare(self, engine: Engine) -> str | None:
         """Room for a checkpoint; returns what is in the way."""
@@ -156,6 +222,19 @@ class Checkpoints:
             errors = [f"{error.filename}: {error.strerror}"]
         shutil.rmtree(saving, ignore_errors=True)
         return "; ".join(errors)
+
+
+def _write(asked: _Asked, bulk: ThreadPoolExecutor | None) -> tuple[str | None, dict[Path, FileEntry]]:
+    """Write this rank's files; returns what went wrong, and the files."""
+    written = {}
+    for path, value in asked.files if asked.error is None else ():
+        try:
+            written[path] = write_file(path, value, bulk)
+        except OSError as error:
+            return f"{path}: {error.strerror}", written
+        except RuntimeError as error:  # what torch's zip writer makes of a write that failed
+            return f"{path}: writing stopped short, is the disk full? ({error})", written
+    return asked.error, written
 
 
 def _leave_out(save_path: str) -> None:

@@ -31,6 +31,7 @@ class RunFlags:
     seed: int = flag(1337, "seed of the initial weights and of all data order")
     log_every: int = flag(10, "steps between rows of train.jsonl")
     save_every: int | None = flag(None, "steps between checkpoints (default: 200 for pptrain, 500 for pretrain)")
+    sync_save: bool = flag(False, "write each checkpoint before training goes on, not behind it")
     keep_last: int = flag(3, "newest checkpoints kept; 0 keeps all")
     keep_every: int = flag(0, "checkpoints at multiples of this are kept for good; 0: none")
     stop_step: int | None = flag(None, "end this launch cleanly at this step with a checkpoint, exit code 86")

@@ -107,6 +107,9 @@ def train(run: Run) -> None:
     except StopTraining:
         _save_last(run)
         raise
+    except UserError:
+        _await_save(run)  # it may take long, and is a good checkpoint
+        raise
     finally:
         overflow_report.summary(state.overflows)
     _save_last(run)
@@ -153,14 +156,20 @@ def _check_stop(run: Run) -> None:
         raise StopTraining(ExitCode.STOPPED, f"--stop_step {stop_step}")
 
 
-def _save(run: Run) -> bool:
+def _save(run: Run) -> None:
     run.watchdog.progress(f"saving step {run.state.step}", is_long=True)
-    return run.checkpoints.save(run.engine, run.state)
+    run.checkpoints.save(run.engine, run.state)
 
 
 def _save_last(run: Run) -> None:
-    if not _save(run):
+    _save(run)
+    if not _await_save(run):
         raise UserError(f"the last checkpoint, of step {run.state.step}, could not be saved (see above).")
+
+
+def _await_save(run: Run) -> bool:
+    run.watchdog.progress("waiting until the last checkpoint is written", is_long=True)
+    return run.checkpoints.wait()
 
 
 def _advance(state: TrainState, result: StepResult) -> None:

@@ -2,7 +2,10 @@
 
 import atexit
 import multiprocessing
+import os
 import signal
+import threading
+import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +21,8 @@ from ds_train.losses import C4, SYNTHETIC
 from ds_train.readers import Overflow, Reader
 from ds_train.samplers import GlobalBatchPlan, Sampler, Source
 from ds_train.state import Cursor
+
+_LOOK_FOR_TRAINER_S = 1.0
 
 
 @dataclass
@@ -177,3 +182,11 @@ def _init_worker(worker_id: int) -> None:
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(name, signal.SIG_IGN)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_trainer, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_trainer(trainer: int) -> None:
+    """A worker whose trainer was killed would wait for ever for somebody to take its last batch."""
+    while os.getppid() == trainer:
+        time.sleep(_LOOK_FOR_TRAINER_S)
+    os._exit(1)

@@ -26,13 +26,14 @@ from tests.ds_train.launched import MAINS
 # State → what is about to be called, and the how manieth call of it in this process' run counts.
 STATES: dict[str, tuple[Any, str, int]] = {
     "start-up": (assembly, "seed_rng", 1),
-    "model building": (assembly, "build_engine", 1),
+    "model building": (assembly, "fresh_engine", 1),
     "loader start-up": (stream.Stream, "restart", 1),
     "waiting for the first batch": (stream.Stream, "next", 1),
     "first evaluation": (evaluation, "pack", 1),
     "a later evaluation": (evaluation, "pack", 5),
     "a step": (loop, "train_step", 5),
-    "a save": (checkpoint.VerifiedWriter, "save", 1),
+    "a save": (checkpoint.StateCollector, "save", 1),
+    "writing behind training": (checkpoint, "write_file", 1),
     "the commit of a save": (checkpoint, "commit", 1),
 }
 

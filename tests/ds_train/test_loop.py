@@ -54,12 +54,14 @@ class KeptStates:
         self.saved: dict[int, TrainState] = {}
         self.events, self.committed = events, committed
 
-    def save(self, engine, state) -> bool:
-        if state.step == self.committed:
-            return True
-        self.committed = state.step
-        self.saved[state.step] = copy.deepcopy(state)
-        self.events.append(("save", state.step))
+    def save(self, engine, state) -> None:
+        if state.step != self.committed:
+            self.committed = state.step
+            self.saved[state.step] = copy.deepcopy(state)
+            self.events.append(("save", state.step))
+
+    def wait(self) -> bool:
+        self.events.append(("wait",))
         return True
 
 

@@ -18,6 +18,8 @@ from tests.ds_train.launching import REPOSITORY, environment, launch, read_log
 from tests.ds_train.test_resume import FLAGS, STEPS, _assert_same_checkpoint, _comparable
 
 STARTING = ("start-up", "model building", "loader start-up", "first evaluation")  # nothing to save yet
+BEHIND = "writing behind training"
+MORE_FLAGS = {"the commit of a save": ["--sync_save"]}  # so that it is known what training does meanwhile
 
 
 def _arguments(scratch: Path, phase: str, name: str) -> list[str]:
@@ -35,7 +37,7 @@ def test_a_stop_in_every_state_loses_nothing(tiny_scratch: Path, tmp_path: Path)
     runs = [
         {
             "phase": phase, "state": state, "how": how, "codes": [code, 0],
-            "argv": _arguments(tiny_scratch, phase, f"{how}_{number}"),
+            "argv": [*_arguments(tiny_scratch, phase, f"{how}_{number}"), *MORE_FLAGS.get(state, [])],
         }
         for number, (phase, state, how, code) in enumerate(asked)
     ]  # fmt: skip
@@ -56,7 +58,10 @@ def test_a_stop_in_every_state_loses_nothing(tiny_scratch: Path, tmp_path: Path)
         stopped_at = [int(path.name.removeprefix("step_")) for path in step_directories(run / "checkpoints")]
         extra = set(stopped_at) - {4, 8, STEPS}
         pending = [path for path in step_directories(run / "checkpoints") if read_state(path).evaluation_pending]
-        assert len(pending) == (state == "a later evaluation")
+        if state == BEHIND:  # training is anywhere then, an evaluation included
+            assert len(pending) <= 1
+        else:
+            assert len(pending) == (state == "a later evaluation")
         assert len(extra) <= (state not in STARTING), state
 
 

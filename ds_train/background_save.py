@@ -1,0 +1,234 @@
+"""What lets training go on while its checkpoint is written: a copy of the state in memory, and a thread that writes.
+
+The copy takes as long as memory takes, the files as long as a disk; only the copy stops training.
+"""
+
+import hashlib
+import io
+import os
+import pickle
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+
+from ds_train.distributed import gather_objects
+from ds_train.manifest import FileEntry
+
+_ROOM = 1.1  # free memory asked for, as a multiple of what a copy takes
+_LOWEST_PRIORITY = 19
+_BULK_BYTES = 1 << 20
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP, _CGROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+class Snapshots:
+    """Copies of values in host memory, kept and used again: only the first copy allocates.
+
+    A snapshot is void as soon as the next one is taken.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[int, bool], list[torch.Tensor]] = {}  # by bytes and whether they are pinned
+
+    def try_take(self, value: Any) -> tuple[Any, str | None]:
+        """A copy that nothing done to ``value`` later reaches, its tensors in host memory. Collective.
+
+        Tensors that share memory share it in the copy.
+
+        Returns:
+            the copy; or None, and which host has too little memory for its ranks' copies.
+        """
+        pickled, tensors = _without_tensors(value)
+        storages = {_key(tensor): tensor.untyped_storage() for tensor in tensors}
+        kept = {size: list(buffers) for size, buffers in self._buffers.items()}
+        lacking = 0
+        for storage in storages.values():
+            if fitting := kept.get(_size(storage)):
+                fitting.pop()
+            else:
+                lacking += storage.nbytes()
+        if problem := _too_little_memory(gather_objects((socket.gethostname(), lacking, available_host_bytes()))):
+            return None, problem
+        copies = self._copy(storages)
+        return _with_tensors(pickled, [_on_storage(tensor, copies[_key(tensor)]) for tensor in tensors]), None
+
+    def _copy(self, storages: dict[int, torch.UntypedStorage]) -> dict[int, torch.Tensor]:
+        kept, self._buffers = self._buffers, {}
+        copies = {}
+        for key, storage in storages.items():
+            num_bytes, is_pinned = size = _size(storage)
+            fitting = kept.get(size)
+            buffer = fitting.pop() if fitting else torch.empty(num_bytes, dtype=torch.uint8, pin_memory=is_pinned)
+            source = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+            copies[key] = buffer.copy_(source, non_blocking=is_pinned)
+            self._buffers.setdefault(size, []).append(buffer)
+        if any(is_pinned for _, is_pinned in self._buffers):
+            torch.cuda.synchronize()
+        return copies
+
+
+def _without_tensors(value: Any) -> tuple[bytes, list[torch.Tensor]]:
+    """The value pickled with numbers in the place of its tensors, as ``torch.save`` takes it apart; and those."""
+    tensors: list[torch.Tensor] = []
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj: Any) -> tuple[int, dict[str, Any]] | None:
+            if not isinstance(obj, torch.Tensor):
+                return None
+            tensors.append(obj)
+            return len(tensors) - 1, vars(obj)  # DeepSpeed hangs attributes on tensors
+
+    file = io.BytesIO()
+    Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    return file.getvalue(), tensors
+
+
+def _with_tensors(pickled: bytes, tensors: list[torch.Tensor]) -> Any:
+    class Unpickler(pickle.Unpickler):
+        def persistent_load(self, pid: Any) -> torch.Tensor:
+            number, attributes = pid
+            vars(tensors[number]).update(attributes)
+            return tensors[number]
+
+    return Unpickler(io.BytesIO(pickled)).load()
+
+
+def _key(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata  # how torch.save tells storages apart
+
+
+def _size(storage: torch.UntypedStorage) -> tuple[int, bool]:
+    return storage.nbytes(), storage.device.type == "cuda"
+
+
+def _on_storage(tensor: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
+    """The tensor as it was, on the copy of its storage."""
+    moved = torch.empty(0, dtype=tensor.dtype)
+    moved.set_(copy.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
+    return moved.requires_grad_(tensor.requires_grad)
+
+
+def _too_little_memory(ranks: Sequence[tuple[str, int, int]]) -> str | None:
+    """Which host cannot hold what its ranks lack.
+
+    Args:
+        ranks: host, bytes to allocate and bytes available of each rank.
+    """
+    for host in sorted({host for host, *_ in ranks}):
+        lacking = sum(bytes_ for name, bytes_, _ in ranks if name == host)
+        available = min(bytes_ for name, _, bytes_ in ranks if name == host)
+        if lacking * _ROOM > available:
+            return f"{host} has {available / 2**30:.2f} GiB of memory free, a copy takes {lacking / 2**30:.2f} GiB"
+    return None
+
+
+def available_host_bytes() -> int:
+    """Host memory that can still be allocated here: what the kernel says, or less where a cgroup (a job) sets a limit.
+
+    Without the kernel's files (not Linux) there is no limit to know.
+    """
+    if not _MEMINFO.exists():
+        return sys.maxsize
+    fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+    return min([int(fields["MemAvailable"].split()[0]) * 1024, *_cgroup_bytes()])
+
+
+def _cgroup_bytes() -> list[int]:
+    """What each cgroup around this process leaves it. Its page cache counts as free: the kernel drops it at need."""
+    left = []
+    for line in _CGROUP.read_text().splitlines() if _CGROUP.exists() else ():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":  # version 2
+            root, files, cached = _CGROUP_ROOT, ("memory.max", "memory.current"), "inactive_file"
+        elif controllers == "memory":
+            files, cached = ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"
+            root = _CGROUP_ROOT / "memory"
+        else:
+            continue
+        group = Path(path.lstrip("/"))
+        for directory in [root / part for part in (group, *group.parents)]:
+            try:
+                limit, used = (int((directory / name).read_text()) for name in files)
+                statistics = dict(row.split() for row in (directory / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # no such directory in this container; "max" is no limit
+                continue
+            left.append(max(0, limit - used + int(statistics.get(cached, 0))))
+    return left
+
+
+class HashingFile:
+    """A binary file that is hashed as it is written: nothing is read back, and both let other threads run.
+
+    Args:
+        bulk: a thread that takes the large pieces.
+    """
+
+    def __init__(self, file: io.BufferedWriter, bulk: ThreadPoolExecutor | None = None) -> None:
+        self._file = file
+        self._bulk = bulk
+        self._sha256 = hashlib.sha256()
+        self._size = 0
+
+    def write(self, data: Any) -> int:
+        if self._bulk and len(data) >= _BULK_BYTES:
+            return self._bulk.submit(self._put, data).result()
+        return self._put(data)
+
+    def _put(self, data: Any) -> int:
+        self._sha256.update(data)
+        written = self._file.write(data)
+        self._size += written
+        return written
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    @property
+    def entry(self) -> FileEntry:
+        """Of what has been written so far."""
+        return FileEntry(self._size, self._sha256.hexdigest())
+
+
+def write_file(path: Path, value: Any, bulk: ThreadPoolExecutor | None = None) -> FileEntry:
+    """``torch.save`` onto the disk (fsync), the large tensors by the thread ``bulk``, if one is given.
+
+    Raises:
+        OSError: it cannot be written.
+        RuntimeError: what torch's zip writer makes of a write that failed.
+    """
+    crc = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)  # as much work as all the rest, and the manifest has SHA-256
+    try:
+        with path.open("wb") as file:
+            hashing = HashingFile(file, bulk)
+            torch.save(value, cast(IO[bytes], hashing))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        torch.serialization.set_crc32_options(crc)
+    return hashing.entry
+
+
+def saving_thread() -> ThreadPoolExecutor:
+    """One thread; the interpreter's exit waits for its work."""
+    return ThreadPoolExecutor(1, thread_name_prefix="save")
+
+
+def bulk_thread() -> ThreadPoolExecutor:
+    """One thread that gets what time the others leave.
+
+    Only for work without the interpreter lock: a thread of low priority that holds it may not get the time to give it
+    back, while training waits for it.
+    """
+    return ThreadPoolExecutor(1, thread_name_prefix="save bulk", initializer=_lower_priority)
+
+
+def _lower_priority() -> None:
+    if sys.platform == "linux":  # elsewhere priorities belong to processes
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
