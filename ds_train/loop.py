@@ -111,6 +111,7 @@ def train(run: Run) -> None:
         _await_save(run)  # it may take long, and is a good checkpoint
         raise
     finally:
+        run.stream.close()
         overflow_report.summary(state.overflows)
     _save_last(run)
 

@@ -9,10 +9,11 @@ import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data_tools.errors import UserError
 from ds_train.documents import MicroBatch, pack
@@ -23,6 +24,7 @@ from ds_train.samplers import GlobalBatchPlan, Sampler, Source
 from ds_train.state import Cursor
 
 _LOOK_FOR_TRAINER_S = 1.0
+_CLOSED = 1 << 62  # a generation that no plan belongs to: nobody wants batches any more
 
 
 @dataclass
@@ -58,6 +60,10 @@ class RankBatchBuilder(Dataset):
         self._layout = layout
         self._rank = rank
         self.generation = multiprocessing.Value("q", 0)  # plans of an earlier generation are skipped unread
+
+    @property
+    def is_closed(self) -> bool:
+        return self.generation.get_obj().value == _CLOSED
 
     def __getitem__(self, item: tuple[int, GlobalBatchPlan]) -> RankBatch | UserError | None:
         generation, plan = item
@@ -140,12 +146,14 @@ class Stream:
             generator=torch.Generator(),  # of its own: the global one must go on as if nothing had been loaded
         )
         self._batches: Iterator | None = None
-        atexit.register(_close, weakref.ref(self))
+        weakref.finalize(self, _release, builder)
+        atexit.register(_close, weakref.ref(self))  # before the interpreter waits for the workers
 
     def close(self) -> None:
-        """End the workers. Left to the interpreter's exit, they would be sent SIGTERM, which they ignore."""
+        """End the workers."""
+        _release(self._builder)
         self._batches = None
-        del self._loader  # its iterator, which it keeps, ends the workers when it goes
+        vars(self).pop("_loader", None)  # its iterator, which it keeps, ends them when it goes
 
     def restart(self, cursor: Cursor, step: int) -> None:
         """Continue with the global batch that follows ``cursor``, for optimizer step ``step`` + 1."""
@@ -168,6 +176,11 @@ class Stream:
         return batch
 
 
+def _release(builder: RankBatchBuilder) -> None:
+    """Let workers skip what they were to build, and end when they are told to."""
+    builder.generation.value = _CLOSED
+
+
 def _close(stream: "weakref.ref[Stream]") -> None:
     if open_stream := stream():
         open_stream.close()
@@ -179,8 +192,12 @@ def _unchanged(item):
 
 def _init_worker(worker_id: int) -> None:
     """Signals stop the trainer, which finishes its step first; a worker that died of them would break that step."""
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for name in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(name, signal.SIG_IGN)
+    info = get_worker_info()
+    assert info is not None
+    builder = cast(RankBatchBuilder, info.dataset)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if builder.is_closed else None)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_trainer, args=(os.getppid(),), daemon=True).start()
 

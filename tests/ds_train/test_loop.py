@@ -40,6 +40,9 @@ class PlanStream:
         self.cursor, self.step = cursor, step
         self.events.append(("restart", step, cursor.consumed_index, cursor.stage))
 
+    def close(self) -> None:
+        self.events.append(("close",))
+
     def next(self):
         self.step += 1
         plan = self.sampler.plan(self.cursor, self.step)

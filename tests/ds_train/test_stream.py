@@ -1,5 +1,6 @@
 """The stream: order, promotion at an exact index whatever was prefetched, errors, workers."""
 
+import gc
 import subprocess
 import sys
 from dataclasses import replace
@@ -129,6 +130,20 @@ def test_loading_leaves_the_global_random_state_alone() -> None:
     stream.restart(Cursor(stage=2), 1)
     stream.next()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_workers_of_a_forgotten_stream_end() -> None:
+    """They ignore SIGTERM, which is all that they get when the garbage collector finds their stream in a cycle."""
+    stream = _stream(2)
+    stream.restart(Cursor(stage=3), 0)
+    stream.next()
+    workers = stream._batches._workers
+    stream.itself = stream
+    del stream
+    gc.collect()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
 
 
 def test_interpreter_ends_with_workers_still_there() -> None:
