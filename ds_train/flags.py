@@ -1,5 +1,6 @@
 """Command-line flags shared by both phases, one dataclass a topic."""
 
+import argparse
 import difflib
 import sys
 from dataclasses import dataclass, field, fields
@@ -60,7 +61,7 @@ class ModelFlags:
     seq_len: int = flag(2048, "longest document, in tokens")
     attn_implementation: str = flag(
         "auto",
-        "packed (documents of a row by themselves, no mask), or transformers' sdpa, eager …; auto: packed if it can",
+        "packed (each document by itself, no mask) or transformers' sdpa, eager …; auto: packed where the model can",
     )
     keep_dropout: bool = flag(False, "leave dropout on; the trajectory then depends on the layout")
 
@@ -93,6 +94,15 @@ class OverrideFlags:
     zero_stage: int | None = flag(None, "ZeRO stage 0 … 3 (zero_optimization.stage)")
 
 
+class _HelpFormatter(argparse.HelpFormatter):
+    """Shows a default where there is one and the text does not tell it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        has_none = action.default is None or action.default is False or action.required
+        return text if has_none or "(default" in text else f"{text} (default: %(default)s)"
+
+
 class _Parser(HfArgumentParser):
     """Errors like the rest of the program: one message, exit code 1, said by rank 0 only."""
 
@@ -106,7 +116,13 @@ def parse_flags(*groups: type, description: str, argv: list[str] | None = None) 
     Raises:
         UserError: an unknown flag, a missing one, or a value of the wrong kind.
     """
-    parser = _Parser(groups, description=description, prog=Path(sys.argv[0]).name, allow_abbrev=False)
+    parser = _Parser(
+        groups,
+        description=description,
+        prog=Path(sys.argv[0]).name,
+        allow_abbrev=False,
+        formatter_class=_HelpFormatter,
+    )
     *parsed, unknown = parser.parse_args_into_dataclasses(
         args=argv, look_for_args_file=False, return_remaining_strings=True
     )

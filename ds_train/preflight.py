@@ -219,6 +219,9 @@ def _memory_rows(
 
     configured = zero.get("stage", 0)
     own = at(configured)
+    copy = 0  # of a checkpoint in host memory, while it is written behind training
+    if not inputs.run_flags.sync_save:
+        copy = checkpoint_bytes(shape.num_parameters, stage=configured, half=half) // layout.world_size
     rows = {f"rank memory, ZeRO {stage}": _gib(at(stage).device) for stage in range(4) if not (half and stage == 0)}
     rows[f"rank memory, ZeRO {configured}"] += " *"
     rows |= {
@@ -228,7 +231,7 @@ def _memory_rows(
         "* buckets, gathered weights": _gib(own.buffers),
         "* activations, logits (most)": _gib(own.activations),
         # Every rank builds the whole model in fp32 before DeepSpeed takes it over.
-        "host memory of a node": _gib(gpus_per_node * (own.host + 4 * shape.num_parameters)),
+        "host memory of a node": _gib(gpus_per_node * (own.host + max(4 * shape.num_parameters, copy))),
     }
     if own.device > gpu_memory_gb * GIB:
         fitting = [stage for stage in range(1, 4) if at(stage).device <= gpu_memory_gb * GIB]

@@ -208,6 +208,8 @@ def _setup(
     heldout = heldout_examples(
         splits.rows("eval"), inputs.tokenizer, seq_len=seq_len, subset_size=data.eval_subset_size, seed=run.seed
     )
+    if heldout.num_too_long:
+        logger.warning("%d held-out examples are longer than seq_len and are left out", heldout.num_too_long)
     return PhaseSetup(
         phase=Pretrain(flags.total_steps, flags.eval_every, heldout, blocks, inputs.world, layout.micro_batch),
         cadence=Cadence(run.log_every, run.save_every or 500, flags.total_steps, run.stop_step),

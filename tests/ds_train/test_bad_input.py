@@ -9,6 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from data_tools.errors import UserError
+from ds_train.flags import ModelFlags, RunFlags, parse_flags
 from ds_train import pptrain, pretrain
 from tests.ds_train import tiny
 from tests.ds_train.launching import launch
@@ -168,3 +169,12 @@ def test_exit_code_and_one_message_through_the_launcher(scratch: Path) -> None:
     assert done.returncode == 1
     assert done.stdout.count("error: global batch 9") == 1
     assert "Traceback" not in done.stdout
+
+
+def test_help_tells_each_default_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_flags(RunFlags, ModelFlags, description="", argv=["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for words in ("(default: 1337)", "0: none (default: 0)", "500 for pretrain) --", "(default: auto)"):
+        assert words in told
+    assert "None" not in told and "False" not in told
