@@ -9,8 +9,8 @@ import pytest
 import torch.distributed as dist
 
 from data_tools.errors import UserError
-from ds_train.flags import ModelFlags, RunFlags, parse_flags
 from ds_train import pptrain, pretrain
+from ds_train.flags import ModelFlags, RunFlags, parse_flags
 from tests.ds_train import tiny
 from tests.ds_train.launching import launch
 
