@@ -99,7 +99,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
-        has_none = action.default is None or action.default is False or action.required
+        has_none = action.required or any(action.default is none for none in (None, False, argparse.SUPPRESS))
         return text if has_none or "(default" in text else f"{text} (default: %(default)s)"
 
 
