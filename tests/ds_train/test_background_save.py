@@ -1,17 +1,18 @@
 """Checkpoints written behind training: the state of their own step, and nothing given up of the commit protocol."""
 
+import errno
+import fcntl
 import json
-from concurrent.futures import ThreadPoolExecutor
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from data_tools.files import sha256_of_file
 from ds_train import background_save
 from ds_train.background_save import Snapshots, available_host_bytes, bulk_thread, write_file
 from ds_train.checkpoint import read_state
-from ds_train.manifest import defect_of, step_directories
+from ds_train.manifest import defect_of, file_entry, step_directories
 from tests.ds_train import tiny
 from tests.ds_train.launched_background import HELD
 from tests.ds_train.launching import launch, read_log
@@ -111,13 +112,35 @@ def test_the_limit_of_a_job_counts(
     assert available_host_bytes() > before / 2
 
 
-@pytest.mark.parametrize("bulk", [None, bulk_thread()])
-def test_a_file_is_hashed_as_it_is_written(tmp_path: Path, bulk: ThreadPoolExecutor | None) -> None:
-    state = {"big": torch.arange(300_000), "small": [torch.ones(3), "text"]}
-    entry = write_file(tmp_path / "state.pt", state, bulk)
-    assert entry.size == (tmp_path / "state.pt").stat().st_size
-    assert entry.sha256 == sha256_of_file(tmp_path / "state.pt")
-    assert torch.equal(torch.load(tmp_path / "state.pt")["big"], state["big"])
+@pytest.mark.parametrize("refused", ["nowhere", "open", "write"])
+def test_written_file_is_the_one_described(refused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes around a chunk's, on file systems that take direct writes, and that refuse them early or late."""
+    monkeypatch.setattr(background_save, "_CHUNK_BYTES", 1 << 14)
+    monkeypatch.setattr(background_save, "_BULK_BYTES", 1 << 13)
+    refusals = []
+
+    def refuse(call, flags_of):
+        def refusing(target, *arguments):
+            if flags_of(target, *arguments) & os.O_DIRECT:
+                refusals.append(target)
+                raise OSError(errno.EINVAL, "Invalid argument")
+            return call(target, *arguments)
+
+        return refusing
+
+    if refused == "open":
+        monkeypatch.setattr(os, "open", refuse(os.open, lambda path, flags, mode=0: flags))
+    if refused == "write":
+        monkeypatch.setattr(os, "write", refuse(os.write, lambda file, data: fcntl.fcntl(file, fcntl.F_GETFL)))
+    with bulk_thread() as bulk:
+        for number, size in enumerate([0, 1, 4000, 4096, 16384 - 500, 16384, 16385, 70_000]):
+            value = {"a": torch.arange(size, dtype=torch.uint8), "b": ["text", torch.ones(3)]}
+            path = tmp_path / f"{size}.pt"
+            entry = write_file(path, value, bulk if number % 2 else None)
+            assert entry == file_entry(path)
+            loaded = torch.load(path)
+            assert torch.equal(loaded["a"], value["a"]) and torch.equal(loaded["b"][1], value["b"][1])
+    assert bool(refusals) == (refused != "nowhere")
     assert torch.serialization.get_crc32_options()
 
 
