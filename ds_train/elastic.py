@@ -1,5 +1,6 @@
 """What a resumed run may change: everything that decides speed, nothing that decides the trajectory."""
 
+import json
 import logging
 import os
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from enum import Enum, auto
 from pathlib import Path
+from typing import Any
 
 from data_tools.errors import UserError
 from ds_train.state import TrainState
@@ -82,14 +84,26 @@ def _refuse_other_trajectory(
         raise UserError(f"--accept_change {' '.join(unknown)}: no such setting; it takes {', '.join(sorted(pairs))}.")
     differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     for name in sorted(set(differing) & set(accepted)):
-        logger.warning("--accept_change %s: saved %s, now %s; the trajectory is another one", name, *differing[name])
+        logger.warning("--accept_change %s: %s; the trajectory is another one", name, _change(*differing[name]))
     refused = {name: pair for name, pair in differing.items() if name not in accepted}
     if refused:
-        listed = "; ".join(f"{name}: saved {old}, now {new}" for name, (old, new) in refused.items())
+        listed = "; ".join(f"{name}: {_change(*pair)}" for name, pair in refused.items())
         raise UserError(
             f"{checkpoint} belongs to another trajectory ({listed}). Use the saved settings, start another run with "
             f"--run_name, or give --accept_change {' '.join(refused)}."
         )
+
+
+def _change(old: Any, new: Any) -> str:
+    """Two settings in words; of two JSON objects what differs."""
+    try:
+        before, after = json.loads(old), json.loads(new)
+    except (TypeError, ValueError):
+        before = after = None
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return f"saved {old}, now {new}"
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return ", ".join(f"{name} saved {before.get(name)}, now {after.get(name)}" for name in names)
 
 
 def convert_to_universal(checkpoint: Path) -> Path:

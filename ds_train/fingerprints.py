@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ def common_fingerprints(
     config = engine.effective
     return {
         "optimizer": _hyper_parameters(config["optimizer"]),
-        "schedule": str(engine.schedule),
+        "schedule": json.dumps(asdict(engine.schedule), sort_keys=True),
         "gradient_clipping": str(float(config.get("gradient_clipping", 0.0))),
         "seq_len": str(seq_len),
         "tokenizer": tokenizer.fingerprint,

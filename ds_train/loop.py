@@ -100,7 +100,7 @@ def train(run: Run) -> None:
             _evaluate(run, logs)
         run.stream.restart(state.cursor, state.step)
         if _is_over(run):
-            logger.info("nothing to do: step %d is the end of this run", state.step)
+            logger.info("nothing to do: %s", _why_over(run))
         while not _is_over(run):
             _check_stop(run)
             _optimizer_step(run, logs, overflow_report)
@@ -148,6 +148,13 @@ def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") 
 
 def _is_over(run: Run) -> bool:
     return run.state.finished or run.cadence.is_over(run.state.step)
+
+
+def _why_over(run: Run) -> str:
+    step, max_steps = run.state.step, run.cadence.max_steps
+    if max_steps is not None and step > max_steps:
+        return f"this run is at step {step} already, beyond the {max_steps} steps asked for"
+    return f"step {step} is the end of this run"
 
 
 def _check_stop(run: Run) -> None:

@@ -45,10 +45,19 @@ node_environment() {
     done
 }
 
+# Refuse variables that are no numbers of their kind before anything starts.
+check_numbers() {
+    [[ -z "${NUM_RANKS:-}" || "$NUM_RANKS" =~ ^[1-9][0-9]*$ ]] || fail "NUM_RANKS is '$NUM_RANKS', expected a number from 1"
+    [[ -z "${MASTER_PORT:-}" || ("$MASTER_PORT" =~ ^[1-9][0-9]{0,4}$ && "$MASTER_PORT" -lt 65536) ]] ||
+        fail "MASTER_PORT is '$MASTER_PORT', expected a number from 1 to 65535"
+    [[ -z "${DS_ENV_FILE:-}" || -f "$DS_ENV_FILE" ]] || fail "DS_ENV_FILE is '$DS_ENV_FILE', which is not a file"
+}
+
 # Train phase $1 through the `deepspeed` launcher: over the nodes of $HOSTFILE, or without one on this node.
 launch_with_deepspeed() {
     local trainer="$repository/ds_train/$1.py" options ranks environment
     shift
+    check_numbers
     use_virtualenv
     if [[ -n "${HOSTFILE+set}" ]]; then
         read_hostfile "$HOSTFILE"
@@ -80,6 +89,7 @@ launch_with_deepspeed() {
 set_srun_command() {
     local options
     read -ra options <<<"${SRUN_OPTIONS:-}"
+    check_numbers
     use_virtualenv
     export SRUN_CPUS_PER_TASK="${SRUN_CPUS_PER_TASK:-${SLURM_CPUS_PER_TASK:-}}" # since Slurm 22.05 not inherited
     [[ -n "$SRUN_CPUS_PER_TASK" ]] || unset SRUN_CPUS_PER_TASK

@@ -60,6 +60,19 @@ def test_hostfile_gives_the_trainer_what_was_asked_for(phase: str, stub_environm
     assert "--force_multi" in handed_on[:trainer]
 
 
+@pytest.mark.parametrize("script_name", ["pptrain_hostfile", "pptrain_srun"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("NUM_RANKS", "0"), ("NUM_RANKS", "-1"), ("NUM_RANKS", "two"), ("MASTER_PORT", "0"), ("MASTER_PORT", "65536"),
+     ("MASTER_PORT", "1e3"), ("DS_ENV_FILE", "/no/such/file")],
+)  # fmt: skip
+def test_bad_variable_is_one_error(script_name: str, name: str, value: str, stub_environment: dict[str, str]) -> None:
+    done = _call(script_name, env={**stub_environment, name: value})
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: {name} is '{value}', ") and done.stderr.count("\n") == 1
+
+
 def test_hostfile_accepts_comments_blanks_and_a_last_line_without_end(
     tmp_path: Path, stub_environment: dict[str, str]
 ) -> None:
