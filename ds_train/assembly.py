@@ -135,8 +135,8 @@ def _tokenizer_spec(model: ModelFlags, weights: Weights | None) -> str:
     name = model.model_name or _DEFAULT_MODEL
     if name == "pythia-tiny":  # the only preset that is on no hub
         raise UserError(
-            "--model_name pythia-tiny has no tokenizer of its own: give --tokenizer (python -m data_tools.train_tokenizer "
-            "makes a small one)."
+            "--model_name pythia-tiny has no tokenizer of its own: give --tokenizer "
+            "(python -m data_tools.train_tokenizer makes a small one)."
         )
     return f"EleutherAI/{name}" if is_preset(name) else name
 
