@@ -134,7 +134,9 @@ class Watchdog:
                 self._beat.place, self._beat.waits = _position_of_main_thread()
                 self._publish()
                 if self._store.check([_FAILED]) and not self._stopped.wait(_BEAT_S):
-                    os._exit(ExitCode.ERROR)  # silently: the one that failed says why
+                    if self._world.is_main:  # the one that failed may be killed before it says why
+                        os.write(2, b"error: " + self._store.get(_FAILED) + b"\n")
+                    os._exit(ExitCode.ERROR)
 
     def _watch(self) -> None:
         while not self._stopped.wait(_BEAT_S):
