@@ -28,6 +28,7 @@ LONG_S = 1800.0  # patience with start-up and checkpoints, which take as long as
 _BEAT_S = 1.0
 _SILENT_S = 5.0  # a rank that is not heard of for so long is dead, stopped or cut off
 _STORE_TIMEOUT_S = 10.0
+_looking = threading.Lock()
 _FAILED = "failed"  # key that a rank sets when it ends with an error of its own
 
 
@@ -186,11 +187,12 @@ def _host(beat: Beat | None) -> str:
 def _position_of_main_thread() -> tuple[str, bool]:
     """Its innermost frame outside torch, as file:line, and whether it waits for other ranks there."""
     # CPython before 3.12 deadlocks when its garbage collector runs inside this call (python/cpython issue 106883).
-    was_enabled = gc.isenabled()
-    gc.disable()
-    frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
-    if was_enabled:
-        gc.enable()
+    with _looking:  # one thread at a time, or one would enable it while another looks
+        was_enabled = gc.isenabled()
+        gc.disable()
+        frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
+        if was_enabled:
+            gc.enable()
     waits = False
     while frame is not None and "/torch/" in frame.f_code.co_filename:
         waits |= "/torch/distributed/" in frame.f_code.co_filename

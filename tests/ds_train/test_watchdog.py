@@ -90,7 +90,7 @@ def test_an_error_of_one_rank_ends_all_with_code_1(fault: str, words: str, broke
 
 
 _MANY_THREADS = """
-import gc, threading, time
+import gc, os, threading, time
 from ds_train.watchdog import _position_of_main_thread
 
 class Cycle:
@@ -110,6 +110,7 @@ for _ in range(5_000):
     thread = threading.Thread(target=int)
     thread.start()
     thread.join()
+os._exit(0)  # the other thread makes garbage faster than the interpreter's exit collects it
 """
 
 
