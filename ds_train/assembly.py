@@ -15,7 +15,7 @@ from data_tools.errors import UserError
 from data_tools.files import write_json
 from data_tools.tokenizer import TextTokenizer, load_tokenizer
 from ds_train.checkpoint import Checkpoints, read_state
-from ds_train.distributed import check_num_nodes, device_of, init_distributed, on_main
+from ds_train.distributed import check_num_nodes, device_of, init_distributed, on_main, take_device
 from ds_train.ds_config import EngineConfig, default_json, resolve_engine_config
 from ds_train.elastic import adapted_state
 from ds_train.engine import Engine
@@ -148,7 +148,6 @@ class PhaseSetup:
     Attributes:
         phase, cadence: see the loop.
         sampler, readers: which samples, and how each source's are read.
-        num_workers: loader processes.
         first_stage: curriculum stage of a fresh start, 0 for none.
         fingerprints: what a checkpoint must agree with, besides what all phases share.
     """
@@ -157,7 +156,6 @@ class PhaseSetup:
     cadence: Cadence
     sampler: Sampler
     readers: dict[Source, Reader]
-    num_workers: int
     first_stage: int
     fingerprints: dict[str, str]
 
@@ -168,11 +166,13 @@ class Prepared:
 
     Attributes:
         all_flags: the parsed flag dataclasses, kept in the run directory.
+        num_workers: loader processes.
         make_setup: builds the phase's part; called once the process group exists, before the model does.
     """
 
     inputs: Inputs
     all_flags: Sequence[Any]
+    num_workers: int
     make_setup: Callable[[], PhaseSetup]
 
 
@@ -185,13 +185,17 @@ def launch(prepared: Prepared) -> ExitCode:
     if flags.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    init_distributed(world, timeout_s=2 * max(LONG_S, flags.hang_timeout_s))  # the watchdog comes first, and explains
-    check_num_nodes(world, flags.num_nodes)
-    stop = StopRequests(inputs.run_directory, world.is_main, device_of(world))
-    with supervision(world, flags.hang_timeout_s) as watchdog, ExitStack() as stack:
+    with ExitStack() as stack:
+        stream = stack.enter_context(Stream(prepared.num_workers, take_device(world)))
+        init_distributed(
+            world, timeout_s=2 * max(LONG_S, flags.hang_timeout_s)
+        )  # the watchdog comes first, and explains
+        check_num_nodes(world, flags.num_nodes)
+        stop = StopRequests(inputs.run_directory, world.is_main, device_of(world))
+        watchdog = stack.enter_context(supervision(world, flags.hang_timeout_s))
         on_main(world, lambda: stack.enter_context(run_lock(inputs.run_directory)))
         try:
-            train(_build_run(inputs, prepared.make_setup(), prepared.all_flags, stop, watchdog))
+            train(_build_run(inputs, prepared.make_setup(), prepared.all_flags, stream, stop, watchdog))
             return ExitCode.FINISHED
         except StopTraining as stopped:
             stop.consume()
@@ -200,7 +204,7 @@ def launch(prepared: Prepared) -> ExitCode:
 
 
 def _build_run(
-    inputs: Inputs, setup: PhaseSetup, all_flags: Sequence[Any], stop: StopRequests, watchdog: Watchdog
+    inputs: Inputs, setup: PhaseSetup, all_flags: Sequence[Any], stream: Stream, stop: StopRequests, watchdog: Watchdog
 ) -> Run:
     world, layout, flags = inputs.world, inputs.engine.layout, inputs.run_flags
     directory = inputs.run_directory / "checkpoints"
@@ -222,14 +226,14 @@ def _build_run(
         setup.phase.name, layout.world_size, layout.grad_accum, layout.micro_batch, layout.global_batch,
         inputs.model_flags.seq_len, sum(_num_elements(p) for p in engine.module.parameters()) / 1e6,
     )  # fmt: skip
-    builder = RankBatchBuilder(setup.readers, layout, world.rank)
+    stream.supply(setup.sampler, RankBatchBuilder(setup.readers, layout, world.rank))
     return Run(
         world=world,
         layout=layout,
         schedule=inputs.engine.schedule,
         cadence=setup.cadence,
         engine=engine,
-        stream=Stream(setup.sampler, builder, setup.num_workers, engine.device),
+        stream=stream,
         phase=setup.phase,
         state=state,
         checkpoints=Checkpoints(

@@ -149,6 +149,13 @@ class Checkpoints:
             self._learn(running.result())
         return self.committed == self._asked_step
 
+    def close(self) -> None:
+        """End the threads and the process group, once nothing is being written. Collective."""
+        self._thread.shutdown()
+        self._bulk.shutdown()
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+
     def _learn(self, problem: str | None) -> None:
         if problem is None:
             self.committed = self._asked_step

@@ -27,6 +27,14 @@ def device_of(world: World) -> torch.device:
     return torch.device("cuda", 0 if is_bound else world.local_rank)
 
 
+def take_device(world: World) -> torch.device:
+    """This rank's device, made the process' current one."""
+    device = device_of(world)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
 def init_distributed(world: World, timeout_s: float = 1800.0) -> None:
     """Join the process group (NCCL on GPUs, gloo on CPU) and give each CPU rank its share of the cores.
 
@@ -41,9 +49,7 @@ def init_distributed(world: World, timeout_s: float = 1800.0) -> None:
         ("MASTER_ADDR", address), ("MASTER_PORT", port),
     ):  # fmt: skip
         os.environ[name] = str(value)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(device_of(world))
-    else:
+    if take_device(world).type == "cpu":
         # The shared-memory collectives serve CPU inference only, and building them costs a minute of g++ at first use.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout_s))

@@ -111,7 +111,6 @@ def train(run: Run) -> None:
         _await_save(run)  # it may take long, and is a good checkpoint
         raise
     finally:
-        run.stream.close()
         overflow_report.summary(state.overflows)
     _save_last(run)
 
@@ -171,7 +170,9 @@ def _save(run: Run) -> None:
 
 def _save_last(run: Run) -> None:
     _save(run)
-    if not _await_save(run):
+    is_saved = _await_save(run)
+    run.checkpoints.close()
+    if not is_saved:
         raise UserError(f"the last checkpoint, of step {run.state.step}, could not be saved (see above).")
 
 

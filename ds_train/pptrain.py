@@ -156,7 +156,9 @@ def prepare(argv: list[str] | None, world: World) -> Prepared:
     inputs = check_inputs("pptrain", run, model, overrides, problems, world=world, total_steps=flags.max_steps)
     problems.raise_if_any()
     assert inputs and splits and curriculum and source
-    return Prepared(inputs, all_flags, partial(_setup, inputs, flags, data, splits, curriculum, source))
+    # An external generator reseeds global generators: it must never run in the trainer itself.
+    num_workers = max(int(source.is_external), run.num_workers)
+    return Prepared(inputs, all_flags, num_workers, partial(_setup, inputs, flags, data, splits, curriculum, source))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -203,8 +205,6 @@ def _setup(
         cadence=Cadence(run.log_every, run.save_every or 200, flags.max_steps, run.stop_step),
         sampler=CurriculumSampler(layout.global_batch),
         readers={Source.STREAM: reader},
-        # An external generator reseeds global generators: it must never run in the trainer itself.
-        num_workers=max(int(source.is_external), run.num_workers),
         first_stage=flags.start_stage,
         fingerprints=_fingerprints(flags, curriculum, splits, source),
     )

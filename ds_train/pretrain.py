@@ -184,7 +184,7 @@ def prepare(argv: list[str] | None, world: World) -> Prepared:
         _check_pack(blocks, inputs, problems)
     problems.raise_if_any()
     assert inputs and splits and blocks
-    return Prepared(inputs, all_flags, partial(_setup, inputs, flags, data, share, splits, blocks))
+    return Prepared(inputs, all_flags, run.num_workers, partial(_setup, inputs, flags, data, share, splits, blocks))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -218,7 +218,6 @@ def _setup(
             Source.C4: C4Reader(blocks),
             Source.MIXIN: MixinReader(splits.rows("mixin"), table, inputs.tokenizer, flags.mixin_loss),
         },
-        num_workers=run.num_workers,
         first_stage=0,
         fingerprints=_fingerprints(flags, splits, blocks),
     )

@@ -1,14 +1,14 @@
 """The stream of rank batches: plans go to loader workers, tensors come back with the cursor that follows them."""
 
-import atexit
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from tempfile import TemporaryFile
 from typing import cast
 
 import numpy as np
@@ -52,27 +52,13 @@ class RankBatch:
         return self
 
 
-class RankBatchBuilder(Dataset):
-    """Builds rank batches from plans: the part of the stream that runs inside workers."""
+class RankBatchBuilder:
+    """Builds one rank's batches from plans: the part of the stream that runs inside workers. Can be pickled."""
 
     def __init__(self, readers: dict[Source, Reader], layout: Layout, rank: int) -> None:
         self._readers = readers
         self._layout = layout
         self._rank = rank
-        self.generation = multiprocessing.Value("q", 0)  # plans of an earlier generation are skipped unread
-
-    @property
-    def is_closed(self) -> bool:
-        return self.generation.get_obj().value == _CLOSED
-
-    def __getitem__(self, item: tuple[int, GlobalBatchPlan]) -> RankBatch | UserError | None:
-        generation, plan = item
-        if generation < self.generation.value:
-            return None
-        try:
-            return self.build(plan)
-        except UserError as error:
-            return error  # raised by the consumer, without the worker's traceback around it
 
     def build(self, plan: GlobalBatchPlan) -> RankBatch:
         part = self._layout.rank_slice(self._rank)
@@ -105,62 +91,106 @@ class RankBatchBuilder(Dataset):
 
 
 class _PlanSource:
-    """The DataLoader's sampler: endless plans from wherever the stream was last (re)started."""
+    """The DataLoader's sampler: endless plans from wherever the stream was last (re)started, none before that."""
 
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
+    def __init__(self) -> None:
+        self.sampler: Sampler | None = None
         self.generation, self.cursor, self.step = 0, Cursor(), 0
 
     def __iter__(self) -> Iterator[tuple[int, GlobalBatchPlan]]:
         cursor, step = self.cursor, self.step
-        while True:
+        while self.sampler is not None:
             step += 1
-            plan = self._sampler.plan(cursor, step)
+            plan = self.sampler.plan(cursor, step)
             yield self.generation, plan
             cursor = plan.next_cursor
+
+
+class _BatchDataset(Dataset):
+    """The DataLoader's dataset: a batch for a plan. Its workers get the builder through a file that all inherit."""
+
+    def __init__(self) -> None:
+        self._builder: RankBatchBuilder | None = None
+        self._pickled = TemporaryFile()  # noqa: SIM115  open as long as its workers live
+        # Plans of an earlier generation are skipped unread. No lock: a worker that is killed would take it along.
+        self.generation = multiprocessing.Value("q", 0, lock=False)
+
+    @property
+    def is_closed(self) -> bool:
+        return self.generation.value == _CLOSED
+
+    def supply(self, builder: RankBatchBuilder) -> None:
+        self._builder = builder
+        pickle.dump(builder, self._pickled)
+        self._pickled.flush()
+
+    def __getitem__(self, item: tuple[int, GlobalBatchPlan]) -> RankBatch | UserError | None:
+        generation, plan = item
+        if generation < self.generation.value:
+            return None
+        if self._builder is None:  # a worker's first plan; workers share the file's position, so none moves it
+            self._builder = pickle.loads(os.pread(self._pickled.fileno(), os.fstat(self._pickled.fileno()).st_size, 0))
+        try:
+            return self._builder.build(plan)
+        except UserError as error:
+            return error  # raised by the consumer, without the worker's traceback around it
 
 
 class Stream:
     """Rank batches in order, prefetched by workers; `restart` discards what was prefetched.
 
+    Workers are forked at once. **Construct it before the process has other threads** (process group, engine, watchdog):
+    a fork while one of them holds a lock of the interpreter leaves a worker that waits for it for ever. A worker also
+    keeps a copy of all memory that the trainer had at the fork and changes later.
+
     Args:
-        sampler: plans global batches.
-        builder: makes this rank's tensors.
         num_workers: loader processes; 0 builds batches in this process.
-        device: batches are pinned when it is a GPU.
+        device: batches are pinned when it is a GPU; the current one, then.
     """
 
-    def __init__(self, sampler: Sampler, builder: RankBatchBuilder, num_workers: int, device: torch.device) -> None:
-        self._plans = _PlanSource(sampler)
-        self._builder = builder
+    def __init__(self, num_workers: int, device: torch.device) -> None:
+        self._plans = _PlanSource()
+        self._dataset = _BatchDataset()
         self._loader: DataLoader = DataLoader(
-            builder,
+            self._dataset,
             sampler=self._plans,
             batch_size=None,
             num_workers=num_workers,
             collate_fn=_unchanged,
             persistent_workers=num_workers > 0,
             prefetch_factor=4 if num_workers else None,
+            multiprocessing_context="fork" if num_workers else None,
             pin_memory=device.type == "cuda",
             worker_init_fn=_init_worker,
             generator=torch.Generator(),  # of its own: the global one must go on as if nothing had been loaded
         )
-        self._batches: Iterator | None = None
-        weakref.finalize(self, _release, builder)
-        atexit.register(_close, weakref.ref(self))  # before the interpreter waits for the workers
+        self._batches: Iterator | None = iter(self._loader) if num_workers else None
 
-    def close(self) -> None:
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """End the workers."""
-        _release(self._builder)
+        self._dataset.generation.value = _CLOSED  # they skip what they were to build, and end when they are told to
         self._batches = None
         vars(self).pop("_loader", None)  # its iterator, which it keeps, ends them when it goes
 
+    def supply(self, sampler: Sampler, builder: RankBatchBuilder) -> None:
+        """What batches are made of; once, before the first `restart`.
+
+        Args:
+            sampler: plans global batches.
+            builder: makes this rank's tensors.
+        """
+        self._plans.sampler = sampler
+        self._dataset.supply(builder)
+
     def restart(self, cursor: Cursor, step: int) -> None:
         """Continue with the global batch that follows ``cursor``, for optimizer step ``step`` + 1."""
+        assert self._plans.sampler is not None, "supply() comes first"
         self._plans.generation += 1
         self._plans.cursor, self._plans.step = cursor, step
-        with self._builder.generation.get_lock():
-            self._builder.generation.value = self._plans.generation
+        self._dataset.generation.value = self._plans.generation
         self._batches = iter(self._loader)
 
     def next(self) -> RankBatch:
@@ -176,16 +206,6 @@ class Stream:
         return batch
 
 
-def _release(builder: RankBatchBuilder) -> None:
-    """Let workers skip what they were to build, and end when they are told to."""
-    builder.generation.value = _CLOSED
-
-
-def _close(stream: "weakref.ref[Stream]") -> None:
-    if open_stream := stream():
-        open_stream.close()
-
-
 def _unchanged(item):
     return item
 
@@ -196,8 +216,8 @@ def _init_worker(worker_id: int) -> None:
         signal.signal(name, signal.SIG_IGN)
     info = get_worker_info()
     assert info is not None
-    builder = cast(RankBatchBuilder, info.dataset)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if builder.is_closed else None)
+    dataset = cast(_BatchDataset, info.dataset)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if dataset.is_closed else None)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_trainer, args=(os.getppid(),), daemon=True).start()
 

@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 TIMEOUT_S = 600
+DYING_WORDS_S = 5
 _OF_THIS_PROCESS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # its port may still be taken
 
 
@@ -21,6 +24,7 @@ def environment(num_ranks: int = 1) -> dict[str, str]:
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONFAULTHANDLER": "1",
         "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}",
         "PYTHONWARNINGS": "ignore::FutureWarning",
         "CUDA_VISIBLE_DEVICES": "",
@@ -43,6 +47,14 @@ def launch(script: str, *arguments: str, num_ranks: int, through_launcher: bool 
     )  # fmt: skip
     try:
         output, _ = process.communicate(timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGABRT)  # each says where its threads are
+        time.sleep(DYING_WORDS_S)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(
+            f"{command} took longer than {TIMEOUT_S} s:\n{process.communicate()[0][-50_000:]}"
+        ) from None
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)  # the launcher's children would outlive it
         raise

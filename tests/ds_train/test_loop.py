@@ -40,9 +40,6 @@ class PlanStream:
         self.cursor, self.step = cursor, step
         self.events.append(("restart", step, cursor.consumed_index, cursor.stage))
 
-    def close(self) -> None:
-        self.events.append(("close",))
-
     def next(self):
         self.step += 1
         plan = self.sampler.plan(self.cursor, self.step)
@@ -66,6 +63,9 @@ class KeptStates:
     def wait(self) -> bool:
         self.events.append(("wait",))
         return True
+
+    def close(self) -> None:
+        self.events.append(("close",))
 
 
 class KilledError(Exception):

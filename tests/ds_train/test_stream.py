@@ -1,24 +1,25 @@
 """The stream: order, promotion at an exact index whatever was prefetched, errors, workers."""
 
-import gc
-import subprocess
-import sys
+import multiprocessing
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from data_tools.errors import UserError
 from data_tools.generator import ExampleSource
 from data_tools.splits import prompt_digest
+from ds_train import assembly
 from ds_train.layout import Layout
+from ds_train.ranks import World
 from ds_train.readers import StreamReader
 from ds_train.samplers import CurriculumSampler, Source
 from ds_train.state import Cursor
 from ds_train.stream import RankBatch, RankBatchBuilder, Stream
 from tests.ds_train.helpers import assert_same_micro_batch, tiny_tokenizer
-from tests.ds_train.launching import REPOSITORY
 
 LAYOUT = Layout(world_size=2, micro_batch=2, grad_accum=2)
 CPU = torch.device("cpu")
@@ -31,8 +32,10 @@ def _reader(**changes) -> StreamReader:
 
 
 def _stream(num_workers: int, rank: int = 0, reader: StreamReader | None = None) -> Stream:
+    stream = Stream(num_workers, CPU)
     builder = RankBatchBuilder({Source.STREAM: reader or _reader()}, LAYOUT, rank)
-    return Stream(CurriculumSampler(LAYOUT.global_batch), builder, num_workers, CPU)
+    stream.supply(CurriculumSampler(LAYOUT.global_batch), builder)
+    return stream
 
 
 def _assert_equal(batch: RankBatch, other: RankBatch) -> None:
@@ -48,31 +51,30 @@ def _assert_equal(batch: RankBatch, other: RankBatch) -> None:
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
 def test_workers_change_nothing(num_workers: int) -> None:
-    reference, stream = _stream(0, rank=1), _stream(num_workers, rank=1)
-    for each in (reference, stream):
-        each.restart(Cursor(stage=3), 0)
-    for _ in range(7):
-        _assert_equal(stream.next(), reference.next())
+    with _stream(0, rank=1) as reference, _stream(num_workers, rank=1) as stream:
+        for each in (reference, stream):
+            each.restart(Cursor(stage=3), 0)
+        for _ in range(7):
+            _assert_equal(stream.next(), reference.next())
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 @pytest.mark.parametrize("consumed_before", [1, 2, 5])
 def test_promotion_takes_effect_at_the_exact_index(num_workers: int, consumed_before: int) -> None:
-    stream = _stream(num_workers)
-    stream.restart(Cursor(stage=2), 0)
-    for _ in range(consumed_before):
-        batch = stream.next()
-    promoted = replace(batch.plan.next_cursor, stage=3)
-    stream.restart(promoted, batch.plan.step)
-    first = stream.next()
-    expected_first = consumed_before * LAYOUT.global_batch
-    assert first.plan.step == consumed_before + 1
-    assert first.plan.stage == 3
-    assert first.plan.indices.tolist() == list(range(expected_first, expected_first + LAYOUT.global_batch))
-    fresh = _stream(0)
-    fresh.restart(promoted, batch.plan.step)
-    _assert_equal(first, fresh.next())
-    _assert_equal(stream.next(), fresh.next())
+    with _stream(num_workers) as stream, _stream(0) as fresh:
+        stream.restart(Cursor(stage=2), 0)
+        for _ in range(consumed_before):
+            batch = stream.next()
+        promoted = replace(batch.plan.next_cursor, stage=3)
+        stream.restart(promoted, batch.plan.step)
+        first = stream.next()
+        expected_first = consumed_before * LAYOUT.global_batch
+        assert first.plan.step == consumed_before + 1
+        assert first.plan.stage == 3
+        assert first.plan.indices.tolist() == list(range(expected_first, expected_first + LAYOUT.global_batch))
+        fresh.restart(promoted, batch.plan.step)
+        _assert_equal(first, fresh.next())
+        _assert_equal(stream.next(), fresh.next())
 
 
 def test_sample_can_be_regenerated_alone() -> None:
@@ -112,47 +114,50 @@ def _longest(reader: StreamReader, index: int, attempt: int) -> int:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_impossible_sample_is_one_clear_error(num_workers: int) -> None:
-    stream = _stream(num_workers, reader=_reader(seq_len=20))
-    stream.restart(Cursor(stage=2), 0)
-    with pytest.raises(
-        UserError, match=r"stage 2 \(alpha 0\.25.*500 attempts.*100% were longer than seq_len 20"
-    ) as error:
-        stream.next()
+    with _stream(num_workers, reader=_reader(seq_len=20)) as stream:
+        stream.restart(Cursor(stage=2), 0)
+        with pytest.raises(
+            UserError, match=r"stage 2 \(alpha 0\.25.*500 attempts.*100% were longer than seq_len 20"
+        ) as error:
+            stream.next()
     assert "Traceback" not in str(error.value)
 
 
 def test_loading_leaves_the_global_random_state_alone() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    stream = _stream(2)
-    stream.restart(Cursor(stage=1), 0)
-    stream.next()
-    stream.restart(Cursor(stage=2), 1)
-    stream.next()
+    with _stream(2) as stream:
+        stream.restart(Cursor(stage=1), 0)
+        stream.next()
+        stream.restart(Cursor(stage=2), 1)
+        stream.next()
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_workers_of_a_forgotten_stream_end() -> None:
-    """They ignore SIGTERM, which is all that they get when the garbage collector finds their stream in a cycle."""
-    stream = _stream(2)
-    stream.restart(Cursor(stage=3), 0)
-    stream.next()
-    workers = stream._batches._workers
-    stream.itself = stream
-    del stream
-    gc.collect()
-    for worker in workers:
+def test_workers_are_forked_at_once_and_end_with_the_stream() -> None:
+    with _stream(2) as stream:
+        workers = stream._batches._workers
+        assert all(worker.is_alive() for worker in workers)
+        stream.restart(Cursor(stage=3), 0)
+        assert stream._batches._workers is workers
+        stream.next()
+    for worker in workers:  # they ignore SIGTERM, and still had plans
         worker.join(60)
         assert worker.exitcode == 0
 
 
-def test_interpreter_ends_with_workers_still_there() -> None:
-    """They ignore SIGTERM, with which the interpreter would end them, and then wait for them for ever."""
-    program = """
-from ds_train.state import Cursor
-from tests.ds_train.test_stream import _stream
-stream = _stream(2)
-stream.restart(Cursor(stage=3), 0)
-stream.next()
-"""
-    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True, timeout=100)
+def test_workers_are_forked_before_the_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads of a process group hold the interpreter's locks at any moment; a worker forked then never starts."""
+    found = {}
+
+    def join(world: World, timeout_s: float) -> None:
+        found.update(workers=len(multiprocessing.active_children()), group=dist.is_initialized())
+        raise UserError("no further")
+
+    monkeypatch.setattr(assembly, "init_distributed", join)
+    flags = SimpleNamespace(deterministic=False, hang_timeout_s=1.0)
+    inputs = SimpleNamespace(world=World(0, 0, 1), run_flags=flags, engine=SimpleNamespace(overrides=[]))
+    with pytest.raises(UserError, match="no further"):
+        assembly.launch(assembly.Prepared(inputs, [], 2, make_setup=lambda: pytest.fail("too early")))
+    assert found == {"workers": 2, "group": False}
+    assert not multiprocessing.active_children()

@@ -90,7 +90,7 @@ def test_an_error_of_one_rank_ends_all_with_code_1(fault: str, words: str, broke
 
 
 _MANY_THREADS = """
-import gc, os, threading, time
+import gc, itertools, os, threading, time
 from ds_train.watchdog import _position_of_main_thread
 
 class Cycle:
@@ -100,13 +100,14 @@ class Cycle:
         time.sleep(0)  # gives up the GIL, as any finalizer may
 
 def look():
-    while True:
-        Cycle()
-        _position_of_main_thread()
+    for threshold in itertools.cycle(range(2, 20)):  # the collection has to fall into the call
+        gc.set_threshold(threshold)
+        for _ in range(500):
+            Cycle()
+            _position_of_main_thread()
 
-gc.set_threshold(5)
 threading.Thread(target=look, daemon=True).start()
-for _ in range(5_000):
+for _ in range(20_000):
     thread = threading.Thread(target=int)
     thread.start()
     thread.join()
@@ -115,6 +116,6 @@ os._exit(0)  # the other thread makes garbage faster than the interpreter's exit
 
 
 def test_looking_at_the_main_thread_does_not_stop_the_process() -> None:
-    """Without care it does, within a second, where the interpreter collects garbage meanwhile."""
+    """Without care it does, within seconds, where the interpreter collects garbage meanwhile."""
     variables = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     subprocess.run([sys.executable, "-c", _MANY_THREADS], cwd=REPOSITORY, env=variables, check=True, timeout=60)
