@@ -31,7 +31,7 @@ LABELS = {"sync": "before training goes on", "behind": "behind training"}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name", default="pythia-160m", help="preset (default pythia-160m)")
-    parser.add_argument("--window", type=int, default=6, help="optimizer steps in a window (default 6)")
+    parser.add_argument("--window", type=int, default=4, help="optimizer steps in a window (default 4)")
     parser.add_argument("--rounds", type=int, default=4, help="windows of each kind (default 4)")
     parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)  # the run itself: scratch and output
     args = parser.parse_args()
