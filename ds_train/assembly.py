@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from data_tools.errors import UserError
-from data_tools.files import write_json
 from data_tools.tokenizer import TextTokenizer, load_tokenizer
 from ds_train.checkpoint import Checkpoints, read_state
 from ds_train.distributed import check_num_nodes, device_of, init_distributed, on_main, take_device
@@ -34,6 +33,7 @@ from ds_train.readers import Reader
 from ds_train.restore import restored_engine
 from ds_train.run_lock import run_lock
 from ds_train.samplers import Sampler, Source
+from ds_train.settings import Settings
 from ds_train.state import TrainState
 from ds_train.stream import RankBatchBuilder, Stream
 from ds_train.watchdog import LONG_S, Watchdog, supervision
@@ -87,9 +87,9 @@ def check_inputs(
     problems.require(run.hang_timeout_s > 0, f"--hang_timeout_s is {run.hang_timeout_s}, expected seconds > 0.")
     with problems.collect():
         check_num_ranks(world, run.num_ranks)
-    path = Path(overrides.deepspeed_config) if overrides.deepspeed_config else default_json(phase)
+    source = overrides.deepspeed_config or str(default_json(phase))
     engine = resolve_engine_config(
-        path, overrides, problems, world_size=world.size, total_steps=total_steps, min_lr_ratio=min_lr_ratio
+        source, overrides, problems, world_size=world.size, total_steps=total_steps, min_lr_ratio=min_lr_ratio
     )
     tokenizer = config = None
     with problems.collect():
@@ -166,12 +166,14 @@ class Prepared:
 
     Attributes:
         all_flags: the parsed flag dataclasses, kept in the run directory.
+        sources: of the flags that were given.
         num_workers: loader processes.
         make_setup: builds the phase's part; called once the process group exists, before the model does.
     """
 
     inputs: Inputs
     all_flags: Sequence[Any]
+    sources: dict[str, str]
     num_workers: int
     make_setup: Callable[[], PhaseSetup]
 
@@ -180,6 +182,11 @@ def launch(prepared: Prepared) -> ExitCode:
     """Join the process group, build the run, restore the newest checkpoint, train."""
     inputs = prepared.inputs
     world, flags = inputs.world, inputs.run_flags
+    settings = Settings(prepared.all_flags, prepared.sources, inputs.engine)
+    if flags.print_config:
+        if world.is_main:
+            print(settings.shown())
+        return ExitCode.FINISHED
     for line in inputs.engine.overrides:
         logger.info(line)
     if flags.deterministic:
@@ -195,7 +202,7 @@ def launch(prepared: Prepared) -> ExitCode:
         watchdog = stack.enter_context(supervision(world, flags.hang_timeout_s))
         on_main(world, lambda: stack.enter_context(run_lock(inputs.run_directory)))
         try:
-            train(_build_run(inputs, prepared.make_setup(), prepared.all_flags, stream, stop, watchdog))
+            train(_build_run(inputs, prepared.make_setup(), settings, stream, stop, watchdog))
             return ExitCode.FINISHED
         except StopTraining as stopped:
             stop.consume()
@@ -204,7 +211,7 @@ def launch(prepared: Prepared) -> ExitCode:
 
 
 def _build_run(
-    inputs: Inputs, setup: PhaseSetup, all_flags: Sequence[Any], stream: Stream, stop: StopRequests, watchdog: Watchdog
+    inputs: Inputs, setup: PhaseSetup, settings: Settings, stream: Stream, stop: StopRequests, watchdog: Watchdog
 ) -> Run:
     world, layout, flags = inputs.world, inputs.engine.layout, inputs.run_flags
     directory = inputs.run_directory / "checkpoints"
@@ -220,7 +227,7 @@ def _build_run(
         engine = fresh_engine(PackedLM(_initial_model(inputs)), inputs.engine.deepspeed)
     if chosen or resume == "none":
         on_main(world, lambda: set_aside(inputs.run_directory, state.step if chosen else -1))
-    on_main(world, lambda: _record_configuration(inputs, all_flags))
+    on_main(world, lambda: settings.record(inputs.run_directory, world, state.step))
     logger.info(
         "%s: %d ranks × %d accumulation × micro batch %d = global batch %d, seq_len %d, %.1f M parameters",
         setup.phase.name, layout.world_size, layout.grad_accum, layout.micro_batch, layout.global_batch,
@@ -289,9 +296,3 @@ def _initial_model(inputs: Inputs) -> PreTrainedModel:
 
 def _num_elements(parameter: torch.Tensor) -> int:
     return getattr(parameter, "ds_numel", parameter.numel())  # ZeRO-3 leaves empty tensors that know their size
-
-
-def _record_configuration(inputs: Inputs, all_flags: Sequence[Any]) -> None:
-    """Keep the effective JSON and flags beside the logs."""
-    write_json(inputs.run_directory / "deepspeed.json", inputs.engine.effective)
-    write_json(inputs.run_directory / "flags.json", {k: v for flags in all_flags for k, v in asdict(flags).items()})

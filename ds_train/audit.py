@@ -9,12 +9,16 @@ their ids), curriculum stage, learning rate, loss. Exit code 0 when they agree, 
 import argparse
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from data_tools.errors import UserError, run_command
+from ds_train.run_file import RUN_FILE
 
 Row = dict[str, Any]
 _NAMES = {"ledger": "samples", "stage": "stage", "lr": "learning rate", "loss": "loss"}
@@ -22,7 +26,8 @@ _NAMES = {"ledger": "samples", "stage": "stage", "lr": "learning rate", "loss": 
 _NEUTRAL_FLAGS = frozenset(
     """scratch_dir run_name log_every save_every keep_last keep_every stop_step resume resume_from strict_layout
     num_workers num_ranks num_nodes hang_timeout_s deterministic local_rank skip_nonfinite deepspeed_config global_batch
-    micro_batch grad_accum lr warmup_steps weight_decay grad_clip mixed_precision zero_stage min_lr_ratio""".split()
+    micro_batch grad_accum lr warmup_steps weight_decay grad_clip mixed_precision zero_stage min_lr_ratio config
+    print_config""".split()
 )
 _NEUTRAL_BLOCKS = frozenset(
     """train_micro_batch_size_per_gpu gradient_accumulation_steps zero_optimization checkpoint activation_checkpointing
@@ -160,12 +165,10 @@ def _extent(rows: dict[int, Row]) -> str:
 def _settings(run: Path) -> dict[str, Any]:
     """What a run was started with: the effective DeepSpeed JSON, flattened, and the flags."""
     found: dict[str, Any] = {}
-    for name in ("deepspeed.json", "flags.json"):
-        try:
-            content = json.loads((run / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue  # the logs can be compared without
-        found |= dict(_flat(content)) if name == "deepspeed.json" else content
+    with suppress(OSError, ValueError):  # the logs can be compared without
+        found |= _flat(json.loads((run / "deepspeed.json").read_text(encoding="utf-8")))
+    with suppress(OSError, yaml.YAMLError):
+        found |= yaml.safe_load((run / RUN_FILE).read_text(encoding="utf-8"))
     return found
 
 
@@ -189,7 +192,7 @@ def _layout(settings: dict[str, Any]) -> str:
 def _differing(settings: dict[str, Any], others: dict[str, Any]) -> list[str]:
     """Settings with other values in the two runs, but for those that may not change a trajectory."""
     if not settings or not others:
-        return ["unknown, a run has neither deepspeed.json nor flags.json"]
+        return ["unknown, a run has neither deepspeed.json nor run.yaml"]
     names = [
         name for name in settings | others if name not in _NEUTRAL_FLAGS and name.split(".")[0] not in _NEUTRAL_BLOCKS
     ]

@@ -1,5 +1,6 @@
 """The DeepSpeed JSON: read, overridden by flags, checked, and resolved into what the run uses."""
 
+import copy
 import json
 from dataclasses import dataclass
 from importlib.resources import files
@@ -25,6 +26,7 @@ class EngineConfig:
     """The resolved JSON.
 
     Attributes:
+        given: the JSON before overrides.
         effective: the whole JSON with overrides, as saved in the run directory.
         deepspeed: what DeepSpeed is given: the same without the scheduler, which `schedule` replaces.
         layout: ranks × accumulation × micro batch.
@@ -32,6 +34,7 @@ class EngineConfig:
         overrides: what flags and rules changed, one line each, for the log.
     """
 
+    given: dict[str, Any]
     effective: dict[str, Any]
     deepspeed: dict[str, Any]
     layout: Layout
@@ -45,7 +48,7 @@ def default_json(phase: str) -> Path:
 
 
 def resolve_engine_config(
-    path: Path,
+    source: str,
     flags: OverrideFlags,
     problems: Problems,
     *,
@@ -56,7 +59,7 @@ def resolve_engine_config(
     """Read the JSON, apply the flags, check everything; None when there were problems (collected, not raised).
 
     Args:
-        path: the DeepSpeed JSON.
+        source: the DeepSpeed JSON's path, or its text.
         flags: command-line overrides.
         world_size: ranks of this launch.
         total_steps: length of the run, for ``"total_num_steps": "auto"``.
@@ -65,9 +68,10 @@ def resolve_engine_config(
     before = len(problems)
     config = layout = schedule = None
     with problems.collect():
-        config = _read_json(path)
+        config = _read_json(source)
     if config is None:
         return None
+    given = copy.deepcopy(config)
     drop_non_objects(config, problems)
     overrides = _apply_overrides(config, flags, min_lr_ratio, problems)
     check_blocks(config, problems)
@@ -89,22 +93,24 @@ def resolve_engine_config(
         config[key] = new
     config.setdefault("steps_per_print", 10**9)  # DeepSpeed's own progress lines; ours say more
     deepspeed = {key: value for key, value in config.items() if key != "scheduler"}
-    return EngineConfig(config, deepspeed, layout, schedule, overrides)
+    return EngineConfig(given, config, deepspeed, layout, schedule, overrides)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(source: str) -> dict[str, Any]:
+    name = "--deepspeed_config"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+        if not source.lstrip().startswith("{"):  # which comes out of a run file
+            name = f"{name} {source}"
+            source = Path(source).read_text(encoding="utf-8")
+        config = json.loads(source, object_pairs_hook=_without_repeats)
     except UserError as error:
-        raise UserError(f"--deepspeed_config {path}: {error}") from None
+        raise UserError(f"{name}: {error}") from None
     except OSError as error:
-        raise UserError(
-            f"--deepspeed_config {path} cannot be read ({error.strerror}); give a DeepSpeed JSON."
-        ) from error
+        raise UserError(f"{name} cannot be read ({error.strerror}); give a DeepSpeed JSON.") from error
     except ValueError as error:
-        raise UserError(f"--deepspeed_config {path} is not valid JSON: {error}.") from error
+        raise UserError(f"{name} is not valid JSON: {error}.") from error
     if not isinstance(config, dict):
-        raise UserError(f"--deepspeed_config {path} holds a {type(config).__name__}, expected an object of settings.")
+        raise UserError(f"{name} holds a {type(config).__name__}, expected an object of settings.")
     return config
 
 

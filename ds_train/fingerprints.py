@@ -3,7 +3,9 @@
 import hashlib
 import json
 import platform
+import subprocess
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,3 +51,20 @@ def versions() -> dict[str, str]:
 
     packages = {"ds_train": ds_train, "torch": torch, "deepspeed": deepspeed, "transformers": transformers}
     return {"python": platform.python_version()} | {name: str(p.__version__) for name, p in packages.items()}
+
+
+def git_state() -> str:
+    """The commit of this program's repository, and whether files differ from it; empty where it is in none."""
+    root = Path(ds_train.__file__).parents[1]
+    if not (root / ".git").exists():
+        return ""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, timeout=60, check=True)
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + (" with uncommitted changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):  # no git here, or a repository of somebody else
+        return ""

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -10,6 +11,7 @@ from typing import Any, Literal, NoReturn
 from transformers import HfArgumentParser
 
 from data_tools.errors import UserError
+from ds_train.run_file import arguments_of
 
 
 def flag(default: Any, help: str) -> Any:
@@ -46,6 +48,8 @@ class RunFlags:
     num_workers: int = flag(1, "loader processes per rank; 0 builds batches in the trainer")
     skip_nonfinite: int = flag(0, "steps with a non-finite loss or gradient that the run skips before it stops")
     deterministic: bool = flag(False, "ask torch for deterministic kernels (bitwise resume on a GPU)")
+    config: str | None = flag(None, "YAML file of flags; those of the command line win")
+    print_config: bool = flag(False, "show every setting and where it comes from, as a run file, and end")
     local_rank: int = flag(-1, "set by the deepspeed launcher")
 
 
@@ -110,12 +114,38 @@ class _Parser(HfArgumentParser):
         raise UserError(f"{message}. See --help.")
 
 
-def parse_flags(*groups: type, description: str, argv: list[str] | None = None) -> tuple[Any, ...]:
-    """Parse the command line into one instance of each dataclass.
+def parse_flags(
+    *groups: type, description: str, argv: list[str] | None = None
+) -> tuple[tuple[Any, ...], dict[str, str]]:
+    """Parse the command line, and the run file that it names, into one instance of each dataclass.
+
+    Returns:
+        the instances; and where each flag that was given comes from.
 
     Raises:
         UserError: an unknown flag, a missing one, or a value of the wrong kind.
     """
+    given = sys.argv[1:] if argv is None else argv
+    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    named.add_argument("--config")
+    path = named.parse_known_args(given)[0].config
+    from_file = []
+    if path:
+        from_file = arguments_of(Path(path), [item.name for group in groups for item in fields(group)])
+        try:
+            _parse(groups, description, from_file, are_all=False)
+        except UserError as error:
+            raise UserError(f"--config {path}: {error}") from None
+    sources = dict.fromkeys(_names(from_file), path) | dict.fromkeys(_names(given), "command line")
+    return _parse(groups, description, [*from_file, *given]), sources
+
+
+def _names(arguments: Sequence[str]) -> list[str]:
+    return [argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")]
+
+
+def _parse(groups: Sequence[type], description: str, arguments: list[str], are_all: bool = True) -> tuple[Any, ...]:
+    """Parse arguments into the groups; a part of them may lack flags that are required."""
     parser = _Parser(
         groups,
         description=description,
@@ -123,8 +153,12 @@ def parse_flags(*groups: type, description: str, argv: list[str] | None = None) 
         allow_abbrev=False,
         formatter_class=_HelpFormatter,
     )
+    if not are_all:
+        for action in parser._actions:
+            if action.required:
+                action.required, action.default = False, ""
     *parsed, unknown = parser.parse_args_into_dataclasses(
-        args=argv, look_for_args_file=False, return_remaining_strings=True
+        args=arguments, look_for_args_file=False, return_remaining_strings=True
     )
     if unknown:
         known = [f"--{item.name}" for group in groups for item in fields(group)]

@@ -11,9 +11,10 @@ from data_tools.errors import UserError
 from ds_train.checkpoint import Checkpoints
 from ds_train.engine import Engine, StepResult, set_learning_rate, train_step
 from ds_train.layout import Layout
-from ds_train.metrics import JsonlLog, Throughput, progress_line, send_to_monitor
+from ds_train.metrics import JsonlLog, Row, Throughput, send_to_monitor
 from ds_train.nonfinite import NonFinite
 from ds_train.preemption import ExitCode, StopRequests, StopTraining
+from ds_train.progress import Progress
 from ds_train.ranks import World
 from ds_train.readers import Overflow
 from ds_train.schedule import Schedule
@@ -38,6 +39,10 @@ class Phase(Protocol):
 
     def train_columns(self, state: TrainState, result: StepResult) -> dict[str, Any]:
         """This phase's columns of a train row, before a promotion."""
+        ...
+
+    def status(self, row: Row) -> str:
+        """A train row's columns of this phase, for the progress line."""
         ...
 
     def promote(self, state: TrainState) -> bool:
@@ -93,7 +98,8 @@ def train(run: Run) -> None:
         UserError: the last checkpoint could not be saved, or a loss was not finite.
     """
     state = run.state
-    logs = _Logs(run)
+    progress = Progress(run.phase.name, state.step, run.cadence.max_steps, run.world.is_main)
+    logs = _Logs(run, progress)
     overflow_report = OverflowReport(state.overflows)
     try:
         if state.step == 0 or state.evaluation_pending:
@@ -111,6 +117,7 @@ def train(run: Run) -> None:
         _await_save(run)  # it may take long, and is a good checkpoint
         raise
     finally:
+        progress.close()
         overflow_report.summary(state.overflows)
     _save_last(run)
 
@@ -131,6 +138,7 @@ def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") 
     if result.nonfinite:
         _skip_or_stop(run, result, result.nonfinite)
     logs.throughput.trained(int(result.tokens.sum()))
+    logs.progress.stepped()
 
     phase.record(state, result)
     if state.step % cadence.log_every == 0:
@@ -227,13 +235,14 @@ def _evaluate(run: Run, logs: "_Logs") -> None:
     row = {"step": run.state.step, **run.phase.evaluate(run.engine, run.state, pulse), "timestamp": time.time()}
     run.engine.train()
     run.state.evaluation_pending = False
-    logs.write(run, "eval", row)
+    logs.write_evaluation(run, row)
 
 
 class _Logs:
     """The two logs of a run, without rows from beyond its checkpoint."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, progress: Progress) -> None:
+        self.progress = progress
         self._files = {name: JsonlLog(run.directory / "logs" / f"{name}.jsonl", run.world.is_main) for name in LOGS}
         self.throughput = Throughput()
         state = run.state
@@ -252,12 +261,15 @@ class _Logs:
             "ledger": state.ledger,
             **self.throughput.report(),
         }
-        self.write(run, "train", row)
+        self.progress.row(row, run.phase.status(row))
+        self._write(run, "train", row)
 
-    def write(self, run: Run, kind: str, row: dict[str, Any]) -> None:
+    def write_evaluation(self, run: Run, row: Row) -> None:
+        self.progress.evaluation(row)
+        self._write(run, "eval", row)
+
+    def _write(self, run: Run, kind: str, row: Row) -> None:
         self._files[kind].append(row)
-        if run.world.is_main:
-            logger.info("%s  %s", kind, progress_line(row))
         send_to_monitor(run.engine.monitor, f"{run.phase.name}/{kind}", row)
 
 

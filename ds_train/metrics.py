@@ -1,4 +1,4 @@
-"""What a run tells: JSON-lines logs, a progress line, DeepSpeed's monitors, throughput."""
+"""What a run records: JSON-lines logs, DeepSpeed's monitors, throughput."""
 
 import json
 import logging
@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
 
 
 class JsonlLog:
@@ -86,14 +88,6 @@ def _peak_memory_gb() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux reports KiB
-
-
-def progress_line(row: dict[str, Any]) -> str:
-    """A row as one readable line."""
-    shown = {key: value for key, value in row.items() if key not in ("timestamp", "ledger")}
-    return "  ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()
-    )
 
 
 def send_to_monitor(monitor: Any, prefix: str, row: dict[str, Any]) -> None:

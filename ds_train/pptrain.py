@@ -27,6 +27,7 @@ from ds_train.engine import Engine, StepResult
 from ds_train.evaluation import HeldOut, Pulse, evaluate_heldout, heldout_examples
 from ds_train.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags, flag, parse_flags
 from ds_train.loop import Cadence
+from ds_train.metrics import Row
 from ds_train.problems import Problems
 from ds_train.ranks import World, world_from_env
 from ds_train.readers import StreamReader
@@ -72,6 +73,11 @@ class PPTrain:
     def train_columns(self, state: TrainState, result: StepResult) -> dict[str, Any]:
         accuracy = sum(state.window) / len(state.window) if state.window else None
         return {"curr_acc": accuracy, **self._stage_columns(state)}
+
+    def status(self, row: Row) -> str:
+        accuracy = "–" if row["curr_acc"] is None else f"{row['curr_acc']:.3f}"
+        rule = self.curriculum
+        return f"stage {row['stage']}/{rule.max_stage}  accuracy {accuracy} of {rule.threshold:g}"
 
     def promote(self, state: TrainState) -> bool:
         if not self.curriculum.is_mastered(state.step, state.window):
@@ -139,7 +145,7 @@ def _check_overflow(heldout: HeldOut, seq_len: int) -> None:
 def prepare(argv: list[str] | None, world: World) -> Prepared:
     """Parse and check everything; a ``UserError`` tells all problems. Nothing is built, no process group joined."""
     groups = (RunFlags, PPTrainFlags, ModelFlags, DataFlags, OverrideFlags)
-    all_flags = parse_flags(*groups, description=__doc__ or "", argv=argv)
+    all_flags, sources = parse_flags(*groups, description=__doc__ or "", argv=argv)
     run, flags, model, data, overrides = all_flags
     problems = Problems()
     splits = curriculum = source = None
@@ -158,7 +164,9 @@ def prepare(argv: list[str] | None, world: World) -> Prepared:
     assert inputs and splits and curriculum and source
     # An external generator reseeds global generators: it must never run in the trainer itself.
     num_workers = max(int(source.is_external), run.num_workers)
-    return Prepared(inputs, all_flags, num_workers, partial(_setup, inputs, flags, data, splits, curriculum, source))
+    return Prepared(
+        inputs, all_flags, sources, num_workers, partial(_setup, inputs, flags, data, splits, curriculum, source)
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

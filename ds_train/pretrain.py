@@ -28,6 +28,7 @@ from ds_train.evaluation import HeldOut, Pulse, evaluate_c4, evaluate_heldout, h
 from ds_train.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags, flag, parse_flags
 from ds_train.loop import Cadence
 from ds_train.manifest import step_directories
+from ds_train.metrics import Row
 from ds_train.mixin_table import MixinTable, load_mixin_table
 from ds_train.problems import Problems
 from ds_train.ranks import World, world_from_env
@@ -91,6 +92,11 @@ class Pretrain:
             "mixin_count": num_mixin,
             "mixin_fraction": state.mixin_tokens / state.tokens,
         }
+
+    def status(self, row: Row) -> str:
+        losses = (("C4", row["c4_loss"]), ("mixin", row["mixin_loss"]))
+        told = "  ".join(f"{name} {loss:.4g}" for name, loss in losses if loss is not None)
+        return f"{told}  synthetic {row['mixin_fraction']:.2%}"
 
     def promote(self, state: TrainState) -> bool:
         return False
@@ -164,7 +170,7 @@ def _fingerprints(flags: PretrainFlags, splits: Splits, blocks: PackedBlocks) ->
 def prepare(argv: list[str] | None, world: World) -> Prepared:
     """Parse and check everything; a ``UserError`` tells all problems. Nothing is built, no process group joined."""
     groups = (RunFlags, PretrainFlags, ModelFlags, DataFlags, OverrideFlags)
-    all_flags = parse_flags(*groups, description=__doc__ or "", argv=argv)
+    all_flags, sources = parse_flags(*groups, description=__doc__ or "", argv=argv)
     run, flags, model, data, overrides = all_flags
     problems = Problems()
     splits = blocks = inputs = None
@@ -184,7 +190,9 @@ def prepare(argv: list[str] | None, world: World) -> Prepared:
         _check_pack(blocks, inputs, problems)
     problems.raise_if_any()
     assert inputs and splits and blocks
-    return Prepared(inputs, all_flags, run.num_workers, partial(_setup, inputs, flags, data, share, splits, blocks))
+    return Prepared(
+        inputs, all_flags, sources, run.num_workers, partial(_setup, inputs, flags, data, share, splits, blocks)
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -56,7 +56,7 @@ def resolve(config: Any, **settings) -> EngineConfig:
 def resolve_file(path: Path, world_size=1, total_steps=None, min_lr_ratio=None, **flags) -> EngineConfig:
     problems = Problems()
     resolved = resolve_engine_config(
-        path, OverrideFlags(**flags), problems, world_size=world_size, total_steps=total_steps,
+        str(path), OverrideFlags(**flags), problems, world_size=world_size, total_steps=total_steps,
         min_lr_ratio=min_lr_ratio,
     )  # fmt: skip
     problems.raise_if_any()

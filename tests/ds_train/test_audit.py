@@ -29,7 +29,7 @@ def _write(run: Path, rows: list[dict[str, Any]], **settings: Any) -> Path:
         "train_batch_size": 8, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 4,
         "optimizer": {"params": {"lr": 0.1}}, "zero_optimization": {"stage": 1}, **settings,
     }  # fmt: skip
-    (run / "flags.json").write_text(json.dumps(flags))
+    (run / "run.yaml").write_text(json.dumps(flags))
     (run / "deepspeed.json").write_text(json.dumps(engine))
     return run
 
@@ -113,7 +113,7 @@ def test_other_settings_are_told(audited) -> None:
 
 def test_settings_may_be_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [_write(tmp_path / name, _rows()) for name in "ab"]
-    for name in ("flags.json", "deepspeed.json"):
+    for name in ("run.yaml", "deepspeed.json"):
         (runs[1] / name).unlink()
     assert audit.main([str(run) for run in runs]) == 0
     assert "settings that differ: unknown" in capsys.readouterr().out

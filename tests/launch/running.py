@@ -77,4 +77,4 @@ def newest_checkpoint(run: Path) -> int:
 
 def steps_said(output: str) -> list[int]:
     """The steps that the progress lines of one or more launches tell of, in order."""
-    return [int(step) for step in re.findall(r" train  step (\d+) ", output)]
+    return [int(step) for step in re.findall(r" (?:pptrain|pretrain) (\d+)\b.* loss ", output)]

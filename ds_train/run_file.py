@@ -1,0 +1,107 @@
+"""YAML run files: any flags of a phase, its DeepSpeed JSON too, in one file. Each run keeps the one that repeats it."""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_tools.errors import UserError
+
+RUN_FILE = "run.yaml"  # in the run directory
+OF_ONE_LAUNCH = frozenset(("config", "print_config", "local_rank", "resume", "resume_from", "accept_change"))
+_DEEPSPEED_CONFIG = "deepspeed_config"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars, of which JSON's are some: ``no`` is a word and ``1e-4`` a number; no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        names = [self.construct_object(key) for key, _ in node.value]
+        if repeated := sorted({str(name) for name in names if names.count(name) > 1}):
+            raise UserError(f"{', '.join(repeated)} given twice, line {node.start_mark.line + 1}; keep one.")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {}  # without YAML 1.1's
+for _kind, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def arguments_of(path: Path, known: Sequence[str]) -> list[str]:
+    """The command-line arguments that a run file stands for.
+
+    Args:
+        known: names of all flags, without dashes.
+
+    Raises:
+        UserError: the file cannot be read, is no mapping, or names something that is no flag.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read ({error.strerror}); give a YAML file of flags.") from None
+    except UserError as error:
+        raise UserError(f"--config {path}: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path} holds no flags; expected lines such as 'lr: 3e-4'.")
+    return [argument for name, value in content.items() for argument in _arguments(path, str(name), value, known)]
+
+
+def _arguments(path: Path, name: str, value: Any, known: Sequence[str]) -> Iterator[str]:
+    if name not in known or name == "config":
+        near = difflib.get_close_matches(name.lstrip("-"), known, n=1)
+        raise UserError(f"--config {path}: {name!r} is no flag{f'; did you mean {near[0]}?' if near else ''}.")
+    if value is None:
+        return
+    if isinstance(value, list):
+        yield from (f"--{name}", *map(str, value))
+    elif isinstance(value, dict):
+        if name != _DEEPSPEED_CONFIG:
+            raise UserError(
+                f"--config {path}: {name} is a mapping, expected one value; only {_DEEPSPEED_CONFIG} nests."
+            )
+        yield f"--{name}={json.dumps(value)}"
+    else:
+        yield f"--{name}={value}"
+
+
+def as_run_file(
+    all_flags: Sequence[Any], deepspeed: dict[str, Any], sources: dict[str, str], *, remarks: Sequence[str]
+) -> str:
+    """Flags and DeepSpeed JSON as a run file, each with where it comes from.
+
+    Args:
+        all_flags: the parsed dataclasses.
+        deepspeed: the JSON as it was given, before flags changed it.
+        sources: of the flags that are not at their default.
+        remarks: lines for its head.
+    """
+    lines = [f"# {remark}" for remark in remarks]
+    for group in all_flags:
+        lines.append(f"\n# {type(group)._argument_group_name}")
+        for name, value in asdict(group).items():
+            if name not in OF_ONE_LAUNCH and name != _DEEPSPEED_CONFIG:
+                text = "" if value is None else f" {_in_yaml(value)}"
+                lines.append(f"{name}:{text}  # {sources.get(name, 'default')}")
+    lines.append(f"\n# {sources.get(_DEEPSPEED_CONFIG, 'default')}; flags above win")
+    lines.append(_in_yaml({_DEEPSPEED_CONFIG: deepspeed}))
+    return "\n".join(lines) + "\n"
+
+
+def _in_yaml(value: Any) -> str:
+    text = yaml.safe_dump(
+        value, sort_keys=False, allow_unicode=True, default_flow_style=isinstance(value, list) or None
+    )
+    return text.removesuffix("\n").removesuffix("\n...")

@@ -1,0 +1,121 @@
+"""YAML run files: what they may hold, what wins over them, and that a run's own file repeats it."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from data_tools.errors import UserError
+from ds_train import pptrain
+from ds_train.flags import ModelFlags, OverrideFlags, RunFlags, parse_flags
+from ds_train.ranks import World
+from ds_train.run_file import as_run_file
+from tests.ds_train import tiny
+
+GROUPS = (RunFlags, ModelFlags, OverrideFlags)
+
+
+@pytest.fixture
+def parsed(tmp_path: Path):
+    """Parse a run file's text and more arguments: all flags by name, and where they come from."""
+
+    def parse(text: str, *arguments: str):
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        groups, sources = parse_flags(*GROUPS, description="", argv=["--config", str(path), *arguments])
+        return {name: value for group in groups for name, value in asdict(group).items()}, sources
+
+    return parse
+
+
+def test_values_are_what_they_look_like(parsed) -> None:
+    flags, _ = parsed(
+        "scratch_dir: /data/with space  # a comment\nlr: 1e-4\nmixed_precision: no\nsync_save: true\n"
+        "strict_layout: false\nseed: 0\nrun_name:\naccept_change: [seed, optimizer]\nresume: none\nweight_decay: .1\n"
+    )
+    expected = {
+        "scratch_dir": "/data/with space", "lr": 1e-4, "mixed_precision": "no", "sync_save": True,
+        "strict_layout": False, "seed": 0, "run_name": None, "accept_change": ["seed", "optimizer"],
+        "resume": "none", "weight_decay": 0.1, "save_every": None,
+    }  # fmt: skip
+    assert {name: flags[name] for name in expected} == expected
+
+
+def test_the_command_line_wins_and_sources_are_told(parsed) -> None:
+    flags, sources = parsed("scratch_dir: /data\nlr: 0.1\nseed: 5\n", "--seed=7", "--zero_stage", "2")
+    assert (flags["scratch_dir"], flags["lr"], flags["seed"], flags["zero_stage"]) == ("/data", 0.1, 7, 2)
+    path = flags["config"]
+    assert sources == {
+        "scratch_dir": path, "lr": path, "seed": "command line", "zero_stage": "command line", "config": "command line",
+    }  # fmt: skip
+
+
+def test_the_deepspeed_json_may_be_inside(parsed) -> None:
+    flags, _ = parsed("scratch_dir: /data\ndeepspeed_config:\n  bf16: {enabled: true}\n  optimizer:\n    lr: 1e-4\n")
+    assert json.loads(flags["deepspeed_config"]) == {"bf16": {"enabled": True}, "optimizer": {"lr": 1e-4}}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("scratch_dir: /data\nleaning_rate: 1", "'leaning_rate' is no flag."),
+        ("scratch_dir: /data\nsave_evry: 1", "did you mean save_every?"),
+        ("lr: fast", "run.yaml: argument --lr: invalid float value: 'fast'"),
+        ("lr: 1\nseed: 2\nlr: 3", "lr given twice"),
+        ("lr: {a: 1}", "lr is a mapping, expected one value"),
+        ("config: other.yaml", "'config' is no flag"),
+        ("- lr", "holds no flags"),
+        ("", "holds no flags"),
+        ("lr: [1", "is not valid YAML"),
+        ("seed: 1", "scratch_dir"),  # required, and in neither place
+    ],
+)
+def test_mistakes_are_named(parsed, text: str, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        parsed(text)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(UserError, match=r"--config /nowhere\.yaml cannot be read"):
+        parse_flags(*GROUPS, description="", argv=["--config", "/nowhere.yaml"])
+
+
+def test_a_written_file_gives_the_same_flags(parsed) -> None:
+    given = "scratch_dir: /data\nmixed_precision: no\nlr: 1e-05\nrun_name: 'null'\nresume: auto\nseed: 12"
+    groups, sources = parse_flags(
+        *GROUPS, description="", argv=["--scratch_dir", "/d: # 'x'", "--run_name", "no", "--lr", "1e-5"]
+    )
+    text = as_run_file(groups, {"bf16": {"enabled": False}, "x": 1e-8}, sources, remarks=["one", "two"])
+    again, _ = parsed(text)
+    first = {name: value for group in groups for name, value in asdict(group).items()}
+    changed = {name for name in first if first[name] != again[name]}
+    assert changed == {"config", "deepspeed_config"}
+    assert json.loads(again["deepspeed_config"]) == {"bf16": {"enabled": False}, "x": 1e-8}
+    assert text.startswith("# one\n# two\n") and "lr: 1.0e-05  # command line\n" in text
+    flags, _ = parsed(given)
+    assert flags["run_name"] == "null"
+
+
+def test_print_config_shows_all_and_trains_nothing(tiny_scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [
+        *tiny.flags(tiny_scratch),
+        "--run_name",
+        "printed",
+        "--global_batch",
+        "8",
+        "--micro_batch",
+        "2",
+        "--lr",
+        "2e-3",
+    ]
+    assert pptrain.main([*argv, "--print_config"]) == 0
+    shown = capsys.readouterr().out
+    assert "lr: 0.002  # command line" in shown and "seed: 1337  # default" in shown
+    assert '#     "train_batch_size": 8' in shown.replace("#   ", "#     ")
+    assert not (tiny_scratch / "printed" / "logs").exists()
+    path = tiny_scratch / "printed.yaml"
+    path.write_text(shown)
+    again = pptrain.prepare(["--config", str(path)], World(0, 0, 1))
+    assert again.inputs.engine == pptrain.prepare(argv, World(0, 0, 1)).inputs.engine
