@@ -158,7 +158,11 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, signal_number, code):
     """Run as the plain script that the README shows, from elsewhere."""
     command = [sys.executable, str(REPOSITORY / "data_tools" / "build_data_splits.py")]
     process = subprocess.Popen(
-        command + arguments(tmp_path, mixin_size=10**6), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=tmp_path
+        command + arguments(tmp_path, mixin_size=10**6),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
     )
     shown = b""
     while b"mixin: " not in shown:
