@@ -194,9 +194,8 @@ def launch(prepared: Prepared) -> ExitCode:
         torch.use_deterministic_algorithms(True)
     with ExitStack() as stack:
         stream = stack.enter_context(Stream(prepared.num_workers, take_device(world)))
-        init_distributed(
-            world, timeout_s=2 * max(LONG_S, flags.hang_timeout_s)
-        )  # the watchdog comes first, and explains
+        # Its time-out is so long that the watchdog comes first, and explains.
+        init_distributed(world, timeout_s=2 * max(LONG_S, flags.hang_timeout_s))
         check_num_nodes(world, flags.num_nodes)
         stop = StopRequests(inputs.run_directory, world.is_main, device_of(world))
         watchdog = stack.enter_context(supervision(world, flags.hang_timeout_s))

@@ -1,7 +1,7 @@
 """Causal attention of one document in bf16 on a CPU, a block of queries at a time.
 
 torch's kernel for this spends most of its time in bf16 products that are far slower than oneDNN's, which matmul uses.
-Here all products are matmuls; scores and softmax are in fp32 as there, and never larger than a cache.
+Here all products are matmuls; scores and softmax are in fp32 as there, a few MiB at a time, which stay in a cache.
 """
 
 from collections.abc import Iterator

@@ -40,14 +40,14 @@ class Settings:
 
     def record(self, run_directory: Path, world: World, step: int) -> None:
         """Write the run file, the effective JSON, and a line for this launch, which begins after ``step``."""
-        launch = {
+        launch: dict[str, Any] = {
             "timestamp": time.time(), "step": step, "ranks": world.size, "launcher": world.launcher,
             "command": shlex.join(sys.argv), "versions": versions(), "git": git_state(),
         }  # fmt: skip
         remarks = [
             f"Repeats this run: deepspeed {sys.argv[0]} --config {run_directory / RUN_FILE} --run_name NEW",
             f"Last started as: {launch['command']}",
-            "with " + ", ".join(f"{name} {version}" for name, version in versions().items()),
+            "with " + ", ".join(f"{name} {version}" for name, version in launch["versions"].items()),
             f"git: {launch['git'] or 'unknown'}",
         ]
         with whole_file(run_directory / RUN_FILE) as file:

@@ -59,15 +59,22 @@ def test_heads_in_groups_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> 
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-@needs_onednn
-def test_the_setting_for_products_is_put_back() -> None:
+@pytest.fixture
+def products():
+    """torch's setting for fp32 products, at ``ieee`` for the test."""
     settings = torch.backends.mkldnn.matmul
-    before = settings.fp32_precision
+    before, settings.fp32_precision = settings.fp32_precision, "ieee"
+    yield settings
+    settings.fp32_precision = before
+
+
+@needs_onednn
+def test_the_setting_for_products_is_put_back(products) -> None:
     blocked_attention(*_inputs(2, 2, 10, 8)[:3])
-    assert settings.fp32_precision == before
+    assert products.fp32_precision == "ieee"
     with pytest.raises(RuntimeError):
         blocked_attention(*_inputs(2, 2, 10, 8)[:2], torch.ones(2, 9, 8).bfloat16())
-    assert settings.fp32_precision == before
+    assert products.fp32_precision == "ieee"
 
 
 def test_it_is_only_for_what_it_is_made_for() -> None:

@@ -172,6 +172,13 @@ def test_a_curriculum_is_run_to_its_end_and_saved(launch, tmp_path):
     assert stages == [1, 1, 1, 3, 3, 3, 4, 4, 4]  # the row of a promoting step tells the stage before it
 
 
+def test_checkpoints_are_waited_for_and_closed(launch):
+    """Their threads and group would outlive the run otherwise."""
+    for options in ({}, {"signal_at": 8}, {"stop_step": 5}):
+        _, _, events = launch(**options)
+        assert events[-2:] == [("wait",), ("close",)], options
+
+
 def test_order_within_a_step(launch):
     _, _, events = launch(save_every=3)
     at = events.index(("update", 3))

@@ -1,6 +1,7 @@
 """YAML run files: what they may hold, what wins over them, and that a run's own file repeats it."""
 
 import json
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,10 +9,13 @@ import pytest
 
 from data_tools.errors import UserError
 from ds_train import pptrain
+from ds_train.fingerprints import git_state, versions
 from ds_train.flags import ModelFlags, OverrideFlags, RunFlags, parse_flags
 from ds_train.ranks import World
 from ds_train.run_file import as_run_file
+from ds_train.settings import Settings
 from tests.ds_train import tiny
+from tests.ds_train.launching import REPOSITORY
 
 GROUPS = (RunFlags, ModelFlags, OverrideFlags)
 
@@ -113,9 +117,35 @@ def test_print_config_shows_all_and_trains_nothing(tiny_scratch: Path, capsys: p
     assert pptrain.main([*argv, "--print_config"]) == 0
     shown = capsys.readouterr().out
     assert "lr: 0.002  # command line" in shown and "seed: 1337  # default" in shown
-    assert '#     "train_batch_size": 8' in shown.replace("#   ", "#     ")
+    assert '\n#   "train_batch_size": 8' in shown
     assert not (tiny_scratch / "printed" / "logs").exists()
     path = tiny_scratch / "printed.yaml"
     path.write_text(shown)
     again = pptrain.prepare(["--config", str(path)], World(0, 0, 1))
     assert again.inputs.engine == pptrain.prepare(argv, World(0, 0, 1)).inputs.engine
+
+
+def test_a_run_directory_keeps_what_repeats_the_run(tiny_scratch: Path, tmp_path: Path) -> None:
+    argv = [*tiny.flags(tiny_scratch), "--global_batch", "8", "--micro_batch", "2", "--lr", "2e-3", "--resume", "none"]
+    first = pptrain.prepare(argv, World(0, 0, 1))
+    settings = Settings(first.all_flags, first.sources, first.inputs.engine)
+    for step in (0, 5):
+        settings.record(tmp_path, World(0, 0, 1), step)
+    again = pptrain.prepare(["--config", str(tmp_path / "run.yaml")], World(0, 0, 1))
+    assert again.inputs.engine == first.inputs.engine
+    for group, other in zip(first.all_flags, again.all_flags, strict=True):
+        for name, value in asdict(group).items():
+            if name not in ("config", "resume", "deepspeed_config"):  # of one launch; and the JSON's text for its path
+                assert getattr(other, name) == value, name
+    assert json.loads((tmp_path / "deepspeed.json").read_text()) == first.inputs.engine.effective
+    launches = [json.loads(line) for line in (tmp_path / "launches.jsonl").read_text().splitlines()]
+    assert [launch["step"] for launch in launches] == [0, 5]
+    assert launches[0]["versions"] == versions() and launches[0]["ranks"] == 1
+
+
+def test_the_git_state_is_that_of_the_checkout() -> None:
+    def head() -> str:
+        return subprocess.run(["git", "-C", REPOSITORY, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+
+    expected = head().strip() if (REPOSITORY / ".git").exists() else ""
+    assert git_state().split(" with ")[0] == expected

@@ -134,6 +134,15 @@ def test_loading_leaves_the_global_random_state_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_plans_of_an_earlier_generation_are_skipped_unread() -> None:
+    with _stream(0) as stream:
+        stream.restart(Cursor(stage=1), 0)
+        plan = stream.next().plan
+        assert stream._dataset[1, plan] is not None
+        stream.restart(Cursor(stage=2), 1)
+        assert stream._dataset[1, plan] is None and stream._dataset[2, plan] is not None
+
+
 def test_workers_are_forked_at_once_and_end_with_the_stream() -> None:
     with _stream(2) as stream:
         workers = stream._batches._workers
