@@ -4,7 +4,6 @@ A mask costs rows² memory and makes every token look at all others of its row; 
 documents. Registered with transformers as ``packed``.
 """
 
-from importlib.util import find_spec
 from inspect import signature
 from itertools import pairwise
 from typing import Any
@@ -75,7 +74,6 @@ def _has_kernel(query: torch.Tensor, dropout: float) -> bool:
         and query.shape[-1] <= 256
         and dropout == 0
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
-        and find_spec("torch.nn.attention.varlen") is not None  # torch ≥ 2.10
     )
 
 

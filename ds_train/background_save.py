@@ -5,7 +5,6 @@ The copy takes as long as memory takes, the files as long as a disk; only the co
 
 import errno
 import fcntl
-import hashlib
 import io
 import mmap
 import os
@@ -21,6 +20,8 @@ from typing import IO, Any, cast
 
 import numpy as np
 import torch
+import xxhash
+from torch.utils.serialization import config
 
 from ds_train.distributed import gather_objects
 from ds_train.manifest import FileEntry
@@ -70,7 +71,7 @@ class Snapshots:
         for key, storage in storages.items():
             num_bytes, is_pinned = size = _size(storage)
             fitting = kept.get(size)
-            buffer = fitting.pop() if fitting else torch.empty(num_bytes, dtype=torch.uint8, pin_memory=is_pinned)
+            buffer = fitting.pop() if fitting else _host_buffer(num_bytes, is_pinned)
             source = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
             copies[key] = buffer.copy_(source, non_blocking=is_pinned)
             self._buffers.setdefault(size, []).append(buffer)
@@ -103,6 +104,13 @@ def _with_tensors(pickled: bytes, tensors: list[torch.Tensor]) -> Any:
             return tensors[number]
 
     return Unpickler(io.BytesIO(pickled)).load()
+
+
+def _host_buffer(num_bytes: int, is_pinned: bool) -> torch.Tensor:
+    """(num_bytes,) uint8; large ones begin at a page, as writes past the page cache want it."""
+    if is_pinned or num_bytes < _BULK_BYTES:
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=is_pinned)
+    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
 
 
 def _key(tensor: torch.Tensor) -> int:
@@ -169,7 +177,8 @@ def _cgroup_bytes() -> list[int]:
 
 
 class HashingFile:
-    """A file that is hashed as it is written, past the page cache: nothing is read back, little is copied.
+    """A file that is hashed as it is written, past the page cache: nothing is read back, and nothing copied that lies
+    in whole pages both in memory and in the file.
 
     The kernel's copy of what is written would cost a core more time than all the rest. File systems that know no
     direct writes get ordinary ones.
@@ -180,9 +189,9 @@ class HashingFile:
 
     def __init__(self, path: Path, bulk: ThreadPoolExecutor | None = None) -> None:
         self._bulk = bulk
-        self._sha256 = hashlib.sha256()
+        self._hash = xxhash.xxh3_128()
         self._size = 0
-        self._chunk = np.frombuffer(mmap.mmap(-1, _CHUNK_BYTES), np.uint8)  # direct writes want whole, aligned pages
+        self._chunk = np.frombuffer(mmap.mmap(-1, _CHUNK_BYTES), np.uint8)  # gathers what lies elsewhere in memory
         self._filled = 0
         self._direct = getattr(os, "O_DIRECT", 0)  # Linux
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
@@ -200,9 +209,15 @@ class HashingFile:
         return self._put(data)
 
     def _put(self, data: Any) -> int:
-        self._sha256.update(data)
+        self._hash.update(data)
         new = np.frombuffer(data, np.uint8) if len(data) else np.empty(0, np.uint8)
         self._size += len(new)
+        if new.ctypes.data % mmap.PAGESIZE == self._filled % mmap.PAGESIZE == 0:
+            whole = len(new) // mmap.PAGESIZE * mmap.PAGESIZE
+            if whole >= _BULK_BYTES:
+                self._write_chunk(self._filled)
+                self._write(new[:whole])
+                new = new[whole:]
         while len(new):
             part = new[: _CHUNK_BYTES - self._filled]
             self._chunk[self._filled : self._filled + len(part)] = part  # of all copies numpy's lets others run
@@ -213,16 +228,19 @@ class HashingFile:
 
     def _write_chunk(self, end: int) -> None:
         """Write the chunk up to ``end`` and move what lies behind it to the front."""
+        self._write(self._chunk[:end])
+        self._chunk[: self._filled - end] = self._chunk[end : self._filled]
+        self._filled -= end
+
+    def _write(self, new: np.ndarray) -> None:
         start = 0
-        while start < end:
+        while start < len(new):
             try:
-                start += os.write(self._descriptor, self._chunk[start:end].data)
+                start += os.write(self._descriptor, new[start : start + _CHUNK_BYTES].data)
             except OSError as error:  # some file systems say so only here, and a short write may end within a page
                 if error.errno != errno.EINVAL or not self._direct:
                     raise
                 self._through_cache()
-        self._chunk[: self._filled - end] = self._chunk[end : self._filled]
-        self._filled -= end
 
     def _through_cache(self) -> None:
         fcntl.fcntl(self._descriptor, fcntl.F_SETFL, fcntl.fcntl(self._descriptor, fcntl.F_GETFL) & ~self._direct)
@@ -238,7 +256,7 @@ class HashingFile:
             self._through_cache()
         self._write_chunk(self._filled)
         os.fsync(self._descriptor)
-        return FileEntry(self._size, self._sha256.hexdigest())
+        return FileEntry(self._size, self._hash.hexdigest())
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -251,14 +269,11 @@ def write_file(path: Path, value: Any, bulk: ThreadPoolExecutor | None = None) -
         OSError: it cannot be written.
         RuntimeError: what torch's zip writer makes of a write that failed.
     """
-    crc = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)  # as much work as all the rest, and the manifest has SHA-256
-    try:
-        with closing(HashingFile(path, bulk)) as file:
-            torch.save(value, cast(IO[bytes], file))
-            return file.finish()
-    finally:
-        torch.serialization.set_crc32_options(crc)
+    # Pages: what lies in whole ones is not copied. No CRC: more work than all the rest, and the manifest has a hash.
+    options = {"save.storage_alignment": mmap.PAGESIZE, "save.compute_crc32": False}
+    with closing(HashingFile(path, bulk)) as file, config.patch(options):  # type: ignore[attr-defined]
+        torch.save(value, cast(IO[bytes], file))
+        return file.finish()
 
 
 def saving_thread() -> ThreadPoolExecutor:

@@ -1,10 +1,11 @@
 """Checkpoints as files: what makes a step directory a checkpoint, which are usable, and which to resume from.
 
-A save goes into ``.saving_step_00000200/``; its manifest names every file with size and SHA-256; then the directory is
+A save goes into ``.saving_step_00000200/``; its manifest names every file with size and hash; then the directory is
 renamed to ``step_00000200/``. So a step directory is whole at the moment it appears, a killed save leaves only a hidden
 one, and a step directory that does not match its manifest was damaged later.
 """
 
+import hashlib
 import json
 import logging
 import re
@@ -13,8 +14,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import xxhash
+
 from data_tools.errors import UserError
-from data_tools.files import sha256_of_file, sync_directory, whole_file, write_json
+from data_tools.files import sync_directory, whole_file, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +29,18 @@ _STEP_NAME = re.compile(r"step_(\d{8,})")
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file of a checkpoint, as its manifest records it."""
+    """A file of a checkpoint, as its manifest records it.
+
+    The hash is there against damage, not against forgery: it must not cost training the time that SHA-256 takes.
+    """
 
     size: int
-    sha256: str
+    xxh3_128: str
 
 
 def file_entry(path: Path) -> FileEntry:
-    return FileEntry(path.stat().st_size, sha256_of_file(path))
+    with path.open("rb") as file:
+        return FileEntry(path.stat().st_size, hashlib.file_digest(file, xxhash.xxh3_128).hexdigest())
 
 
 def step_name(step: int) -> str:
@@ -116,8 +123,8 @@ def defect_of(checkpoint: Path) -> str | None:
         if path.stat().st_size != entry.size:
             return f"{name} has {path.stat().st_size} bytes, its {MANIFEST} says {entry.size}"
     for name, entry in files.items():
-        if sha256_of_file(checkpoint / name) != entry.sha256:
-            return f"{name} is damaged: its SHA-256 is not the one in {MANIFEST}"
+        if file_entry(checkpoint / name) != entry:
+            return f"{name} is damaged: its hash is not the one in {MANIFEST}"
     return None
 
 

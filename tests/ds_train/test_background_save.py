@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -113,7 +114,9 @@ def test_the_limit_of_a_job_counts(
 
 
 @pytest.mark.parametrize("refused", ["nowhere", "open", "write"])
-def test_written_file_is_the_one_described(refused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_written_file_is_the_one_described(
+    refused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, snapshots: Snapshots
+) -> None:
     """Sizes around a chunk's, on file systems that take direct writes, and that refuse them early or late."""
     monkeypatch.setattr(background_save, "_CHUNK_BYTES", 1 << 14)
     monkeypatch.setattr(background_save, "_BULK_BYTES", 1 << 13)
@@ -135,6 +138,8 @@ def test_written_file_is_the_one_described(refused: str, tmp_path: Path, monkeyp
     with bulk_thread() as bulk:
         for number, size in enumerate([0, 1, 4000, 4096, 16384 - 500, 16384, 16385, 70_000]):
             value = {"a": torch.arange(size, dtype=torch.uint8), "b": ["text", torch.ones(3)]}
+            if number % 2:
+                value = snapshots.try_take(value)[0]
             path = tmp_path / f"{size}.pt"
             entry = write_file(path, value, bulk if number % 2 else None)
             assert entry == file_entry(path)
@@ -142,6 +147,24 @@ def test_written_file_is_the_one_described(refused: str, tmp_path: Path, monkeyp
             assert torch.equal(loaded["a"], value["a"]) and torch.equal(loaded["b"][1], value["b"][1])
     assert bool(refusals) == (refused != "nowhere")
     assert torch.serialization.get_crc32_options()
+
+
+def test_a_snapshot_is_written_from_where_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, snapshots: Snapshots
+) -> None:
+    """Its pages go to the disk as they are; a copy of each would take a core that training wants."""
+    value, _ = snapshots.try_take({"a": torch.rand(1 << 19), "b": torch.rand((1 << 19) + 1), "small": torch.ones(9)})
+    write, written = os.write, []
+
+    def noting(target: int, data: memoryview) -> int:
+        written.append((np.frombuffer(data, np.uint8).ctypes.data, len(data)))
+        return write(target, data)
+
+    monkeypatch.setattr(os, "write", noting)
+    write_file(tmp_path / "snapshot.pt", value)
+    for name in ("a", "b"):
+        assert (value[name].data_ptr(), 1 << 21) in written
+    assert sum(size for address, size in written) - 2 * (1 << 21) < 1 << 16
 
 
 def _run(scratch: Path, name: str, scenario: str, *more: str, ends: int | str = 0) -> dict:
