@@ -28,6 +28,7 @@ if __package__ in (None, ""):
 
 from tqdm import tqdm
 
+from data_tools.command_line import CommandParser
 from data_tools.errors import UserError, run_command
 from data_tools.files import sync_directory, whole_file, write_json
 from data_tools.generator import MAX_ATTEMPTS, ExampleSource
@@ -77,14 +78,14 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--scratch_dir", required=True, help="directory of all data and runs")
     parser.add_argument("--max_input_size", type=int, default=384, help="symbolic size of a problem (default 384)")
     parser.add_argument("--max_lookahead", type=int, default=64, help="stages of the curriculum (default 64)")
-    parser.add_argument("--seed", type=int, default=12345)
-    parser.add_argument("--eval_size", type=int, default=2_000)
-    parser.add_argument("--test_size", type=int, default=5_000)
-    parser.add_argument("--mixin_size", type=int, default=50_000)
+    parser.add_argument("--seed", type=int, default=12345, help="of all problems")
+    parser.add_argument("--eval_size", type=int, default=2_000, help="examples of eval.jsonl")
+    parser.add_argument("--test_size", type=int, default=5_000, help="examples of test.jsonl")
+    parser.add_argument("--mixin_size", type=int, default=50_000, help="examples of mixin.jsonl")
     parser.add_argument("--generator", help="external generator, package.module:ClassName (default: built-in)")
     parser.add_argument(
         "--workers", type=int, default=_num_cores(), help="processes (default: all cores); not in the result"

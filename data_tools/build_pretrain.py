@@ -22,6 +22,7 @@ if __package__ in (None, ""):
 import numpy as np
 from tqdm import tqdm
 
+from data_tools.command_line import CommandParser, natural, positive
 from data_tools.errors import UserError, run_command
 from data_tools.files import whole_file
 from data_tools.pack_progress import (
@@ -191,7 +192,7 @@ def _check_free_space(directory: Path, asked: PackParameters) -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="build_pretrain", description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser(prog="build_pretrain", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--scratch_dir", type=Path, help="the pack goes to SCRATCH_DIR/data/c4_packed")
     parser.add_argument("--pack_dir", type=Path, help="put the pack here instead")
     parser.add_argument(
@@ -202,15 +203,15 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         "one document (default: stream allenai/c4 en from the Hub)",
     )
     parser.add_argument("--tokenizer", default="EleutherAI/pythia-160m", help="hub id, directory or tokenizer.json")
-    parser.add_argument("--seq_len", type=_positive, default=2048, help="blocks hold one token more (default 2048)")
-    parser.add_argument("--total_steps", type=_positive, help=f"optimizer steps to feed (default {_DEFAULT_STEPS})")
-    parser.add_argument("--effective_batch", type=_positive, help=f"blocks of a step (default {_DEFAULT_BATCH})")
-    parser.add_argument("--num_blocks", type=_positive, help="blocks, instead of total_steps x effective_batch")
-    parser.add_argument("--blocks_per_shard", type=_positive, default=10_000, help="default 10000")
-    parser.add_argument("--val_blocks", type=_natural, default=256, help="held-out blocks (default 256)")
-    parser.add_argument("--seed", type=_natural, default=12345, help="of the document shuffle (default 12345)")
-    parser.add_argument("--shuffle_buffer", type=_positive, default=10_000, help="documents (default 10000)")
-    parser.add_argument("--workers", type=_positive, help="tokenizer threads (default: all cores)")
+    parser.add_argument("--seq_len", type=positive, default=2048, help="blocks hold one token more (default 2048)")
+    parser.add_argument("--total_steps", type=positive, help=f"optimizer steps to feed (default {_DEFAULT_STEPS})")
+    parser.add_argument("--effective_batch", type=positive, help=f"blocks of a step (default {_DEFAULT_BATCH})")
+    parser.add_argument("--num_blocks", type=positive, help="blocks, instead of total_steps x effective_batch")
+    parser.add_argument("--blocks_per_shard", type=positive, default=10_000, help="default 10000")
+    parser.add_argument("--val_blocks", type=natural, default=256, help="held-out blocks (default 256)")
+    parser.add_argument("--seed", type=natural, default=12345, help="of the document shuffle (default 12345)")
+    parser.add_argument("--shuffle_buffer", type=positive, default=10_000, help="documents (default 10000)")
+    parser.add_argument("--workers", type=positive, help="tokenizer threads (default: all cores)")
     parser.add_argument("--overwrite", action="store_true", help="replace a pack made with other parameters")
     args = parser.parse_args(argv)
     if args.pack_dir is None:
@@ -222,18 +223,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     elif args.total_steps or args.effective_batch:
         raise UserError("--num_blocks and --total_steps/--effective_batch both say how many blocks: give one of them.")
     return args
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

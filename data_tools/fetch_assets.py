@@ -11,7 +11,6 @@ ACL 2011) belong to their authors: they are downloaded for experiments on this m
 nor may files made of them, such as packed shards.
 """
 
-import argparse
 import csv
 import gzip
 import hashlib
@@ -27,6 +26,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from data_tools.command_line import CommandParser
 from data_tools.errors import UserError, run_command
 from data_tools.files import sha256_of_file, whole_file
 
@@ -163,12 +163,12 @@ def _cache_directory() -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see ``--help``."""
-    parser = argparse.ArgumentParser(prog="fetch_assets", description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser(prog="fetch_assets", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="asset", required=True)
     tokenizer = commands.add_parser("tokenizer", help="the GPT-NeoX tokenizer, as DIR/tokenizer.json")
     corpus = commands.add_parser("corpus", help="English documents in C4's form, as DIR/*.json.gz")
     for command in (tokenizer, corpus):
-        command.add_argument("--out", type=Path, required=True, metavar="DIR")
+        command.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write into")
     corpus.add_argument("--documents", type=int, help="only so many (default: all)")
     args = parser.parse_args(argv)
     if args.asset == "tokenizer":

@@ -6,13 +6,13 @@ A RUN holds logs/train.jsonl and logs/eval.jsonl, of a finished run or one still
 are what ``ds_train/evaluate.py --output`` writes.
 """
 
-import argparse
 import json
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from data_tools.command_line import CommandParser
 from data_tools.errors import UserError, run_command
 
 Row = dict[str, Any]
@@ -130,7 +130,7 @@ def _read_report(path: Path) -> Row:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see ``--help``."""
-    parser = argparse.ArgumentParser(prog="summarize_run", description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser(prog="summarize_run", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="directories of runs")
     parser.add_argument("--evaluation", nargs="+", type=Path, default=[], metavar="FILE", help="files of evaluate.py")
     args = parser.parse_args(argv)

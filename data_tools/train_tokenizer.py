@@ -5,7 +5,6 @@
 The same documents give the same bytes every time.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from data_tools.command_line import CommandParser
 from data_tools.errors import UserError, run_command
 from data_tools.text_source import FileSource
 from data_tools.tokenizer import TextTokenizer
@@ -64,13 +64,13 @@ def _prompts(path: Path, limit: int) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see ``--help``."""
-    parser = argparse.ArgumentParser(prog="train_tokenizer", description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser(prog="train_tokenizer", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--corpus", nargs="+", required=True, help="files, directories or patterns of documents")
     parser.add_argument("--documents", type=int, default=5000, help="the first so many of them (default 5000)")
     parser.add_argument("--extra", type=Path, nargs="*", default=[], help="jsonl files of a data split")
     parser.add_argument("--extra_rows", type=int, default=2000, help="the first so many of each (default 2000)")
-    parser.add_argument("--vocab_size", type=int, default=1024)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--vocab_size", type=int, default=1024, help="tokens, the 256 bytes included")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write tokenizer.json into")
     args = parser.parse_args(argv)
     extra = chain.from_iterable(_prompts(path, args.extra_rows) for path in args.extra)
     tokenizer = train_bpe(chain(_documents(args.corpus, args.documents), extra), args.vocab_size)

@@ -6,7 +6,6 @@ Compared are the rows of logs/train.jsonl that both have: the samples consumed s
 their ids), curriculum stage, learning rate, loss. Exit code 0 when they agree, 1 when not.
 """
 
-import argparse
 import json
 import math
 from contextlib import suppress
@@ -17,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from data_tools.command_line import CommandParser
 from data_tools.errors import UserError, run_command
 from ds_train.run_file import RUN_FILE
 
@@ -52,7 +52,7 @@ class Comparison:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("runs", metavar="RUN", nargs=2, type=Path, help="run directory")
     parser.add_argument("--loss_tolerance", type=float, default=0.0, help="losses may differ by this much (default 0)")
     args = parser.parse_args(argv)

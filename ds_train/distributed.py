@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from data_tools.errors import UserError
+from data_tools.errors import UserError, explained, report
 from ds_train.host_memory import keep_freed_memory
 from ds_train.preemption import end_on_signal, ignore_signals
 from ds_train.ranks import World, rendezvous, world_from_env
@@ -137,7 +137,7 @@ def _is_main() -> bool:
 
 
 def run_entry(main: Callable[[], int]) -> None:
-    """Run an entry point on this rank and exit with its code; a ``UserError`` is one message and exit code 1.
+    """Run an entry point on this rank and exit with its code; what can be `explained` is one message and exit code 1.
 
     Most errors meet all ranks alike, and rank 0 should report them once. Launchers kill every rank when the first
     one fails, so the others wait until rank 0 has spoken; who is still there then had an error of its own.
@@ -148,10 +148,17 @@ def run_entry(main: Callable[[], int]) -> None:
             ignore_signals()  # launchers send them as soon as the first rank has left with a code that is not 0
             dist.barrier()
             dist.destroy_process_group()
-    except UserError as error:
+    except Exception as error:
+        message = explained(error)
+        if isinstance(error, torch.OutOfMemoryError):
+            message = (
+                f"{str(error).splitlines()[0]} Lower --micro_batch or raise --zero_stage; ds_train.preflight helps."
+            )
+        if message is None:
+            raise
         code = 1
         if not _is_main():
             end_on_signal()
             time.sleep(_SECONDS_FOR_MAIN_TO_SPEAK)
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        report(message)
     sys.exit(code)

@@ -17,6 +17,7 @@ if __package__ in (None, ""):  # launched as a file: import the project, not the
 import numpy as np
 import torch
 
+from data_tools.command_line import CommandParser
 from data_tools.errors import UserError
 from data_tools.files import write_json
 from data_tools.shards import META_NAME, PackedBlocks
@@ -74,10 +75,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("checkpoint", help="step, run or Hugging Face directory")
     parser.add_argument("--scratch_dir", required=True, help="directory of all data and runs")
-    parser.add_argument("--split", choices=("eval", "test"), default="eval")
+    parser.add_argument("--split", choices=("eval", "test"), default="eval", help="which problems")
     parser.add_argument("--data_dir", help="directory of the splits (default: the only one under scratch_dir)")
     parser.add_argument("--pack_dir", type=Path, help="packed C4 (default: scratch_dir/data/c4_packed, if it exists)")
     parser.add_argument("--tokenizer", help="hub id, directory or tokenizer.json (default: the checkpoint's)")

@@ -9,7 +9,6 @@ with ``AutoModelForCausalLM.from_pretrained`` and ``AutoTokenizer.from_pretraine
 rounded to bf16, which is what ``--dtype bf16`` writes. Dropout stays as it was trained (0, but for --keep_dropout).
 """
 
-import argparse
 import logging
 import os
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from data_tools.command_line import CommandParser
 from data_tools.errors import UserError, run_command
 from data_tools.files import sync_directory
 from data_tools.tokenizer import TextTokenizer, load_tokenizer
@@ -32,7 +32,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("checkpoint", metavar="CKPT", help="step or run directory")
     parser.add_argument("out", metavar="OUT", type=Path, help="directory to make; it may exist if it is empty")
     parser.add_argument("--dtype", choices=_DTYPES, default="fp32", help="of the exported weights (default fp32)")

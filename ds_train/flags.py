@@ -1,7 +1,6 @@
 """Command-line flags shared by both phases, one dataclass a topic."""
 
 import argparse
-import difflib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -10,6 +9,7 @@ from typing import Any, Literal, NoReturn
 
 from transformers import HfArgumentParser
 
+from data_tools.command_line import HelpFormatter, refuse_unknown_flags
 from data_tools.errors import UserError
 from ds_train.run_file import arguments_of
 
@@ -50,6 +50,7 @@ class RunFlags:
     deterministic: bool = flag(False, "ask torch for deterministic kernels (bitwise resume on a GPU)")
     config: str | None = flag(None, "YAML file of flags; those of the command line win")
     print_config: bool = flag(False, "show every setting and where it comes from, as a run file, and end")
+    debug: bool = flag(False, "show where an error arose (traceback)")
     local_rank: int = flag(-1, "set by the deepspeed launcher")
 
 
@@ -98,15 +99,6 @@ class OverrideFlags:
     zero_stage: int | None = flag(None, "ZeRO stage 0 … 3 (zero_optimization.stage)")
 
 
-class _HelpFormatter(argparse.HelpFormatter):
-    """Shows a default where there is one and the text does not tell it."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        has_none = action.required or any(action.default is none for none in (None, False, argparse.SUPPRESS))
-        return text if has_none or "(default" in text else f"{text} (default: %(default)s)"
-
-
 class _Parser(HfArgumentParser):
     """Errors like the rest of the program: one message, exit code 1, said by rank 0 only."""
 
@@ -151,17 +143,11 @@ def _parse(groups: Sequence[type], description: str, arguments: list[str], are_a
         description=description,
         prog=Path(sys.argv[0]).name,
         allow_abbrev=False,
-        formatter_class=_HelpFormatter,
+        formatter_class=HelpFormatter,
     )
     if not are_all:
         for action in parser._actions:
             if action.required:
                 action.required, action.default = False, ""
-    *parsed, unknown = parser.parse_args_into_dataclasses(
-        args=arguments, look_for_args_file=False, return_remaining_strings=True
-    )
-    if unknown:
-        known = [f"--{item.name}" for group in groups for item in fields(group)]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
-        raise UserError(f"unknown flag {unknown[0]}{f'; did you mean {near[0]}?' if near else ''}. See --help.")
-    return tuple(parsed)
+    refuse_unknown_flags(arguments, [*parser._option_string_actions])
+    return parser.parse_args_into_dataclasses(args=arguments, look_for_args_file=False)

@@ -13,7 +13,7 @@ import yaml
 from data_tools.errors import UserError
 
 RUN_FILE = "run.yaml"  # in the run directory
-OF_ONE_LAUNCH = frozenset(("config", "print_config", "local_rank", "resume", "resume_from", "accept_change"))
+OF_ONE_LAUNCH = frozenset(("config", "print_config", "debug", "local_rank", "resume", "resume_from", "accept_change"))
 _DEEPSPEED_CONFIG = "deepspeed_config"
 
 
@@ -60,7 +60,7 @@ def arguments_of(path: Path, known: Sequence[str]) -> list[str]:
 
 
 def _arguments(path: Path, name: str, value: Any, known: Sequence[str]) -> Iterator[str]:
-    if name not in known or name == "config":
+    if name not in known or name in ("config", "debug"):
         near = difflib.get_close_matches(name.lstrip("-"), known, n=1)
         raise UserError(f"--config {path}: {name!r} is no flag{f'; did you mean {near[0]}?' if near else ''}.")
     if value is None:
