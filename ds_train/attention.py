@@ -116,3 +116,14 @@ def choose_attention(config: PretrainedConfig, asked: str) -> str:
         "full_attention"
     }
     return PACKED if getattr(model_class, "_supports_attention_backend", False) and not windows else "sdpa"
+
+
+def describe_attention(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """Which attention a model will use on a device, in words."""
+    chosen = config._attn_implementation
+    if chosen != PACKED:
+        return f"attention {chosen}"
+    query = torch.empty(1, 1, 1, config.hidden_size // config.num_attention_heads, dtype=dtype, device=device)
+    if can_block(query, 0.0):
+        return "attention by document, in blocks of oneDNN products"
+    return "attention by document, torch's " + ("varlen kernel" if _has_kernel(query, 0.0) else "scaled dot product")

@@ -126,6 +126,11 @@ class MicroBatch:
     cu_seq_lens: torch.Tensor
     max_length: int
 
+    @property
+    def lengths(self) -> list[int]:
+        """Inputs of each document."""
+        return self.cu_seq_lens.diff().tolist()
+
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "MicroBatch":
         changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
         return replace(self, **changed)

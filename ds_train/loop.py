@@ -2,17 +2,18 @@
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 from data_tools.errors import UserError
 from ds_train.checkpoint import Checkpoints
 from ds_train.engine import Engine, StepResult, set_learning_rate, train_step
+from ds_train.flops import TrainingFlops, peak_flops
 from ds_train.layout import Layout
-from ds_train.metrics import JsonlLog, Row, Throughput, send_to_monitor
+from ds_train.metrics import JsonlLog, Row, Throughput
+from ds_train.monitors import Monitors
 from ds_train.nonfinite import NonFinite
+from ds_train.phase import Cadence, Phase
 from ds_train.preemption import ExitCode, StopRequests, StopTraining
 from ds_train.progress import Progress
 from ds_train.ranks import World
@@ -28,49 +29,6 @@ _OVERFLOWS_IN_FULL = 5
 LOGS = ("train", "eval")
 
 
-class Phase(Protocol):
-    """What pptrain and pretrain decide for themselves."""
-
-    name: str
-    accuracy: str
-
-    def record(self, state: TrainState, result: StepResult) -> None:
-        """Take the step's accuracy flags into the state."""
-
-    def train_columns(self, state: TrainState, result: StepResult) -> dict[str, Any]:
-        """This phase's columns of a train row, before a promotion."""
-        ...
-
-    def status(self, row: Row) -> str:
-        """A train row's columns of this phase, for the progress line."""
-        ...
-
-    def promote(self, state: TrainState) -> bool:
-        """Apply the promotion rule; True when the stage changed and prefetched samples are void."""
-        ...
-
-    def is_finished(self, state: TrainState) -> bool: ...
-
-    def wants_evaluation(self, state: TrainState, promoted: bool) -> bool: ...
-
-    def evaluate(self, engine: Engine, state: TrainState, pulse: Callable[[], None]) -> dict[str, Any]:
-        """This phase's columns of an evaluation row; ``pulse`` is called before each batch. Collective."""
-        ...
-
-
-@dataclass(frozen=True)
-class Cadence:
-    """In optimizer steps."""
-
-    log_every: int
-    save_every: int
-    max_steps: int | None
-    stop_step: int | None
-
-    def is_over(self, step: int) -> bool:
-        return self.max_steps is not None and step >= self.max_steps
-
-
 @dataclass
 class Run:
     """Everything a training loop needs, assembled by an entry point."""
@@ -78,6 +36,7 @@ class Run:
     world: World
     layout: Layout
     schedule: Schedule
+    flops: TrainingFlops
     cadence: Cadence
     engine: Engine
     stream: Stream
@@ -137,7 +96,8 @@ def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") 
     _advance(state, result)
     if result.nonfinite:
         _skip_or_stop(run, result, result.nonfinite)
-    logs.throughput.trained(int(result.tokens.sum()))
+    lengths = (length for micro_batch in batch.micro_batches for length in micro_batch.lengths)
+    logs.throughput.trained(int(result.tokens.sum()), run.flops.of_documents(lengths))
     logs.progress.stepped()
 
     phase.record(state, result)
@@ -239,16 +199,19 @@ def _evaluate(run: Run, logs: "_Logs") -> None:
 
 
 class _Logs:
-    """The two logs of a run, without rows from beyond its checkpoint."""
+    """The two logs of a run, and its monitors, without rows from beyond its checkpoint."""
 
     def __init__(self, run: Run, progress: Progress) -> None:
         self.progress = progress
         self._files = {name: JsonlLog(run.directory / "logs" / f"{name}.jsonl", run.world.is_main) for name in LOGS}
-        self.throughput = Throughput()
+        self.throughput = Throughput(peak_flops(run.engine.device))
         state = run.state
         evaluates_again = state.step == 0 or state.evaluation_pending
-        self._files["train"].rewind(state.step)
-        self._files["eval"].rewind(state.step - 1 if evaluates_again else state.step)
+        kept = {"train": state.step, "eval": state.step - 1 if evaluates_again else state.step}
+        for name, file in self._files.items():
+            file.rewind(kept[name])
+        self._monitors = Monitors(run.engine.monitor, run.phase.name)
+        self._monitors.rewind(kept)
 
     def write_train_row(self, run: Run, result: StepResult, lr: float) -> None:
         state = run.state
@@ -270,7 +233,7 @@ class _Logs:
 
     def _write(self, run: Run, kind: str, row: Row) -> None:
         self._files[kind].append(row)
-        send_to_monitor(run.engine.monitor, f"{run.phase.name}/{kind}", row)
+        self._monitors.send(kind, row)
 
 
 class OverflowReport:

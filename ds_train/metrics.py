@@ -1,4 +1,4 @@
-"""What a run records: JSON-lines logs, DeepSpeed's monitors, throughput."""
+"""What a run records: JSON-lines logs, throughput."""
 
 import json
 import logging
@@ -56,18 +56,28 @@ def _finite(value: Any) -> Any:
 
 
 class Throughput:
-    """Tokens per second, share of the time spent waiting for data, and peak memory since the last report."""
+    """Tokens per second, share of the time spent waiting for data, peak memory and MFU since the last report.
 
-    def __init__(self) -> None:
+    Args:
+        peak: FLOP/s of this rank's device; without it there is no MFU.
+    """
+
+    def __init__(self, peak: float | None = None) -> None:
+        self._peak = peak
+        self._begin()
+
+    def _begin(self) -> None:
         self._start = time.perf_counter()
         self._tokens = 0
-        self._waited = 0.0
+        self._waited = self._flops = 0.0
 
     def waited(self, seconds: float) -> None:
         self._waited += seconds
 
-    def trained(self, tokens: int) -> None:
+    def trained(self, tokens: int, flops: float) -> None:
+        """An optimizer step: tokens of all ranks, operations of this one."""
         self._tokens += tokens
+        self._flops += flops
 
     def report(self) -> dict[str, float]:
         """Columns for a log row; starts the next interval."""
@@ -77,7 +87,9 @@ class Throughput:
             "data_wait_fraction": round(self._waited / elapsed, 5),
             "peak_memory_gb": round(_peak_memory_gb(), 3),
         }
-        self.__init__()  # type: ignore[misc]
+        if self._peak:
+            columns["mfu"] = round(self._flops / elapsed / self._peak, 4)
+        self._begin()
         return columns
 
 
@@ -88,10 +100,3 @@ def _peak_memory_gb() -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux reports KiB
-
-
-def send_to_monitor(monitor: Any, prefix: str, row: dict[str, Any]) -> None:
-    """Pass a row's numbers to the monitors that the DeepSpeed JSON enables."""
-    if monitor is not None and monitor.enabled:
-        numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k not in ("step", "timestamp")}
-        monitor.write_events([(f"{prefix}/{key}", value, row["step"]) for key, value in numbers.items()])

@@ -20,14 +20,15 @@ if __name__ == "__main__":  # before the imports, which take seconds in which a 
 from data_tools.errors import UserError
 from data_tools.generator import ExampleSource
 from data_tools.splits import Splits, find_data_dir
-from ds_train.assembly import Inputs, PhaseSetup, Prepared, check_inputs, launch
+from ds_train.assembly import Prepared, launch
 from ds_train.curriculum import Curriculum
 from ds_train.distributed import run_entry, set_up_logging
 from ds_train.engine import Engine, StepResult
 from ds_train.evaluation import HeldOut, Pulse, evaluate_heldout, heldout_examples
 from ds_train.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags, flag, parse_flags
-from ds_train.loop import Cadence
+from ds_train.inputs import Inputs, check_inputs
 from ds_train.metrics import Row
+from ds_train.phase import Cadence, PhaseSetup
 from ds_train.problems import Problems
 from ds_train.ranks import World, world_from_env
 from ds_train.readers import StreamReader
@@ -215,6 +216,12 @@ def _setup(
         readers={Source.STREAM: reader},
         first_stage=flags.start_stage,
         fingerprints=_fingerprints(flags, curriculum, splits, source),
+        summary={
+            "curriculum": f"stages {flags.start_stage} … {curriculum.max_stage}; the next one once "
+            f"{curriculum.threshold:.0%} of the last {curriculum.window} answers are right",
+            "length": f"at most {flags.max_steps:,} steps" if flags.max_steps else "until the last stage is mastered",
+            "data": f"{source.name} generator {source.version}; {splits.directory} ({splits.fingerprint[:12]})",
+        },
     )
 
 

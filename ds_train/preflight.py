@@ -11,19 +11,22 @@ import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+from data_tools.command_line import CommandParser
 from data_tools.errors import UserError, run_command
 from ds_train import pptrain, pretrain
-from ds_train.assembly import PhaseSetup, Prepared, fresh_state
+from ds_train.assembly import Prepared, fresh_state
 from ds_train.checkpoint import read_state
 from ds_train.elastic import adapted_state
-from ds_train.loop import Cadence
 from ds_train.manifest import choose_checkpoint, step_directories
-from ds_train.memory import GIB, ModelShape, RankMemory, checkpoint_bytes, model_shape, predict
+from ds_train.memory import GIB, ModelShape, checkpoint_bytes, model_shape
+from ds_train.phase import Cadence, PhaseSetup
 from ds_train.ranks import World
 from ds_train.samplers import MixtureSampler, c4_blocks_needed
+from ds_train.summary import is_half, rank_memory
 
 PHASES: dict[str, ModuleType] = {"pptrain": pptrain, "pretrain": pretrain}
 
@@ -75,12 +78,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m ds_train.preflight",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="All other flags are the trainer's: see `pptrain.py --help`, `pretrain.py --help`.",
-        allow_abbrev=False,
     )
     parser.add_argument("phase", choices=PHASES)
     parser.add_argument("--nodes", type=int, nargs="+", default=[1], help="numbers of nodes to check for (default: 1)")
@@ -169,16 +170,11 @@ def _length_rows(prepared: Prepared, setup: PhaseSetup) -> dict[str, str]:
     return rows | ({"tokens in all": f"at most {tokens * steps / 1e9:,.3f} G"} if steps else {})
 
 
-def _is_half(prepared: Prepared) -> bool:
-    config = prepared.inputs.engine.deepspeed
-    return any(config.get(name, {}).get("enabled") for name in ("bf16", "fp16"))
-
-
 def _disk_rows(prepared: Prepared, shape: ModelShape, cadence: Cadence, problems: list[str]) -> dict[str, str]:
     """Checkpoints that retention keeps, and the one being written, must fit."""
     inputs, flags = prepared.inputs, prepared.inputs.run_flags
     stage = inputs.engine.deepspeed.get("zero_optimization", {}).get("stage", 0)
-    size = checkpoint_bytes(shape.num_parameters, stage=stage, half=_is_half(prepared))
+    size = checkpoint_bytes(shape.num_parameters, stage=stage, half=is_half(inputs.engine))
     kept: int | None = flags.keep_last
     if flags.keep_last == 0:
         kept = cadence.max_steps and -(-cadence.max_steps // cadence.save_every)
@@ -207,21 +203,13 @@ def _memory_rows(
     prepared: Prepared, shape: ModelShape, gpus_per_node: int, gpu_memory_gb: float, problems: list[str]
 ) -> dict[str, str]:
     """Predictions for the configured stage in parts, and for the others in all."""
-    inputs, layout, half = prepared.inputs, prepared.inputs.engine.layout, _is_half(prepared)
-    zero = inputs.engine.deepspeed.get("zero_optimization", {})
-
-    def at(stage: int) -> RankMemory:
-        return predict(
-            shape, {**zero, "stage": stage}, half=half, num_ranks=layout.world_size,
-            row_tokens=layout.micro_batch * inputs.model_flags.seq_len,
-            attention=inputs.model_config._attn_implementation,
-        )  # fmt: skip
-
-    configured = zero.get("stage", 0)
+    inputs, half = prepared.inputs, is_half(prepared.inputs.engine)
+    configured = inputs.engine.deepspeed.get("zero_optimization", {}).get("stage", 0)
+    at = partial(rank_memory, inputs, shape)
     own = at(configured)
     copy = 0  # of a checkpoint in host memory, while it is written behind training
     if not inputs.run_flags.sync_save:
-        copy = checkpoint_bytes(shape.num_parameters, stage=configured, half=half) // layout.world_size
+        copy = checkpoint_bytes(shape.num_parameters, stage=configured, half=half) // inputs.engine.layout.world_size
     rows = {f"rank memory, ZeRO {stage}": _gib(at(stage).device) for stage in range(4) if not (half and stage == 0)}
     rows[f"rank memory, ZeRO {configured}"] += " *"
     rows |= {

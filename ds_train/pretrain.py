@@ -20,16 +20,17 @@ if __name__ == "__main__":  # before the imports, which take seconds in which a 
 from data_tools.errors import UserError
 from data_tools.shards import PackedBlocks
 from data_tools.splits import Splits, find_data_dir, split_file_name
-from ds_train.assembly import Inputs, PhaseSetup, Prepared, check_inputs, launch
+from ds_train.assembly import Prepared, launch
 from ds_train.checkpoint import DESCRIPTION
 from ds_train.distributed import on_main, run_entry, set_up_logging
 from ds_train.engine import Engine, StepResult
 from ds_train.evaluation import HeldOut, Pulse, evaluate_c4, evaluate_heldout, heldout_examples
 from ds_train.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags, flag, parse_flags
-from ds_train.loop import Cadence
+from ds_train.inputs import Inputs, check_inputs
 from ds_train.manifest import step_directories
 from ds_train.metrics import Row
 from ds_train.mixin_table import MixinTable, load_mixin_table
+from ds_train.phase import Cadence, PhaseSetup
 from ds_train.problems import Problems
 from ds_train.ranks import World, world_from_env
 from ds_train.readers import C4Reader, MixinReader
@@ -228,6 +229,13 @@ def _setup(
         },
         first_stage=0,
         fingerprints=_fingerprints(flags, splits, blocks),
+        summary={
+            "length": f"{flags.total_steps:,} steps, {needed:,} of {blocks.num_blocks:,} blocks",
+            "mixin": f"{' → '.join(f'{end:.1%}' for end in dict.fromkeys((share.start, share.end)))} of the tokens, "
+            f"{table.num_blocks:,} blocks",
+            "data": f"{blocks.directory} ({blocks.meta.fingerprint[:12]}); "
+            f"{splits.directory} ({splits.fingerprint[:12]})",
+        },
     )
 
 

@@ -53,6 +53,8 @@ class Progress:
     def row(self, row: Row, status: str) -> None:
         """A row of train.jsonl, and what the phase has to say of itself."""
         shown = f"loss {row['loss']:.4g}  lr {row['lr']:.3g}  {status}  {row['tokens_per_second']:,.0f} tokens/s"
+        if "mfu" in row:
+            shown += f"  MFU {row['mfu']:.1%}"
         if self._bar is not None:
             self._bar.set_postfix_str(shown)
         elif self._is_main:

@@ -10,9 +10,9 @@ the input embedding) + 6 × layers × hidden × seq_len; the last term is the ca
 """
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from data_tools.errors import UserError, run_command
+from ds_train.flops import peak_flops, training_flops
 from ds_train.model import load_model_config
 from tests.benchmarks.measure import (
     Comparison,
@@ -29,8 +29,6 @@ from tests.benchmarks.measure import (
 SEQ_LEN = 2048
 # Model: (our micro batch, the reference's), for 80 GB.
 MICRO_BATCHES = {"pythia-160m": (16, 8), "pythia-410m": (16, 8), "pythia-1b": (8, 4)}
-# Dense bf16 FLOP/s by what the device's name contains (NVIDIA's data sheets, SXM and PCIe forms apart).
-PEAK_FLOPS = {"H100 80GB HBM3": 989e12, "H100 SXM": 989e12, "H100 PCIe": 756e12, "H200": 989e12, "A100": 312e12}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -68,8 +66,7 @@ def layout(micro_batch: int, global_batch: int) -> list[str]:
 
 def print_model(model_name: str, global_batch: int, compared: list[Comparison]) -> None:
     """The table of a model, with MFU where the peak of the device is known."""
-    device = torch.cuda.get_device_name()
-    peak = next((flops for known, flops in PEAK_FLOPS.items() if known in device), None)
+    peak = peak_flops(torch.device("cuda"))
     columns = ["", *Comparison.COLUMNS, *(["our MFU", "its MFU"] if peak else [])]
     per_token = flops_per_token(model_name)
     by_round = [
@@ -80,13 +77,8 @@ def print_model(model_name: str, global_batch: int, compared: list[Comparison]) 
 
 
 def flops_per_token(model_name: str) -> float:
-    """Forward and backward, without any recomputation; see the module's docstring."""
-    config = load_model_config(model_name)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    num_parameters -= model.get_input_embeddings().weight.numel()
-    return 6 * num_parameters + 6 * config.num_hidden_layers * config.hidden_size * SEQ_LEN
+    """Forward and backward of a full row, per token."""
+    return training_flops(load_model_config(model_name)).of_documents([SEQ_LEN]) / SEQ_LEN
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def scratch(tiny_scratch: Path) -> Path:
     for phase, arguments in flags.items():
         done = launch(f"ds_train/{phase}.py", *arguments, num_ranks=2)
         assert done.returncode == 0, done.stdout[-4000:]
+        (tiny_scratch / f"{phase}.out").write_text(done.stdout)
     return tiny_scratch
 
 
@@ -59,6 +60,23 @@ class TestTwoRanks:
         assert all(set(row) == EVAL_FIELDS[phase] for row in evaluations)
         assert evaluations[0]["step"] == 0
         assert all(row["num_examples"] == 8 for row in evaluations)
+
+    @pytest.mark.parametrize(
+        ("phase", "told"),
+        [
+            ("pptrain", ["fresh", "random weights", "curriculum", "generator"]),
+            ("pretrain", ["first/checkpoints/step_00000040", "mixin", "20.0%", "c4_packed"]),
+        ],
+    )
+    def test_a_run_is_summed_up_before_it_begins(self, scratch: Path, phase: str, told: list[str]) -> None:
+        lines = (scratch / f"{phase}.out").read_text().splitlines()
+        begin = next(number for number, line in enumerate(lines) if line.endswith(f" I {phase}"))
+        end = next(number for number, line in enumerate(lines) if line.startswith("  memory of a rank  "))
+        summary = "\n".join(lines[begin : end + 1])
+        for words in ("2 ranks × 2 accumulation × micro batch 4 = global batch 16", "ZeRO 1, bf16", "AdamW", *told):
+            assert words in summary
+        assert end - begin < 20, "one screen"
+        assert sum(line.startswith("  memory of a rank  ") for line in lines) == 1, "said by rank 0"
 
     @pytest.mark.parametrize("run", ["first", "second"])
     def test_loss_falls(self, scratch: Path, run: str) -> None:

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from ds_train import loop, pptrain, pretrain
 from ds_train.curriculum import Curriculum
 from ds_train.engine import StepResult
 from ds_train.evaluation import HeldOut, HeldOutResult
+from ds_train.flops import TrainingFlops
 from ds_train.layout import Layout
 from ds_train.loop import Cadence, Run, train
 from ds_train.pptrain import PPTrain
@@ -44,7 +46,7 @@ class PlanStream:
         self.step += 1
         plan = self.sampler.plan(self.cursor, self.step)
         self.cursor = plan.next_cursor
-        return SimpleNamespace(plan=plan, overflows=[])
+        return SimpleNamespace(plan=plan, overflows=[], micro_batches=[])
 
 
 class KeptStates:
@@ -135,10 +137,13 @@ def launch(tmp_path, monkeypatch):
         fresh = TrainState(1, 1, GLOBAL_BATCH, 1, GLOBAL_BATCH, 1, "bf16", stage=1 if phase_name == "pptrain" else 0)
         stop = SimpleNamespace(check=check_stop)
         watchdog = SimpleNamespace(progress=lambda doing, is_long=False: None)
-        engine = SimpleNamespace(eval=lambda: None, train=lambda: None, monitor=None)
+        engine = SimpleNamespace(
+            eval=lambda: None, train=lambda: None, monitor=SimpleNamespace(enabled=False), device=torch.device("cpu")
+        )
         made = Run(
-            world=world, layout=layout, schedule=Schedule(1.0, warmup_steps=4), cadence=Cadence(**given),
-            engine=engine, stream=PlanStream(sampler, events), phase=phase, state=copy.deepcopy(state) or fresh,
+            world=world, layout=layout, schedule=Schedule(1.0, warmup_steps=4), flops=TrainingFlops(0, 0),
+            cadence=Cadence(**given), engine=engine, stream=PlanStream(sampler, events), phase=phase,
+            state=copy.deepcopy(state) or fresh,
             checkpoints=checkpoints, directory=tmp_path / phase_name, stop=stop, watchdog=watchdog,
         )  # fmt: skip
         code = None

@@ -24,10 +24,10 @@ def test_lines_in_a_file_tell_what_is_left(caplog: pytest.LogCaptureFixture, mon
     progress = Progress("pretrain", 0, 1000, is_main=True)
     with caplog.at_level(logging.INFO):
         progress.row(ROW, "C4 2.5")
-        progress.row({**ROW, "step": 20}, "C4 2.4")
+        progress.row({**ROW, "step": 20, "mfu": 0.412}, "C4 2.4")
     assert caplog.messages == [
         "pretrain 10/1000  loss 2.346  lr 0.0003  C4 2.5  12,346 tokens/s",
-        "pretrain 20/1000  loss 2.346  lr 0.0003  C4 2.4  12,346 tokens/s  0:49:00 left",
+        "pretrain 20/1000  loss 2.346  lr 0.0003  C4 2.4  12,346 tokens/s  MFU 41.2%  0:49:00 left",
     ]
 
 
