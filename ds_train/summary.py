@@ -30,6 +30,7 @@ def startup_summary(inputs: Inputs, setup: PhaseSetup, engine: Engine, state: Tr
         "model": f"{_model_name(inputs)}, {shape.num_parameters / 1e6:,.1f} M parameters",
         "layout": f"{layout.world_size} ranks × {layout.grad_accum} accumulation × micro batch {layout.micro_batch} = "
         f"global batch {layout.global_batch:,}; ZeRO {zero}, {dtype}",
+        "device": _device(engine.device),
         "a step": f"at most {tokens:,} tokens, {layout.global_batch:,} × seq_len {inputs.model_flags.seq_len:,}",
         "learning rate": f"{schedule.base_lr:g} after {schedule.warmup_steps:,} warm-up steps",
         **setup.summary,
@@ -56,6 +57,12 @@ def rank_memory(inputs: Inputs, shape: ModelShape, stage: int) -> RankMemory:
 def is_half(engine: EngineConfig) -> bool:
     """Whether weights are in bf16 or fp16."""
     return precision(engine.deepspeed) != "fp32"
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads a rank"
 
 
 def _zero_stage(engine: EngineConfig) -> int:
