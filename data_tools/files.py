@@ -28,6 +28,11 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     sync_directory(path.parent)
 
 
+def existing_parent(path: Path) -> Path:
+    """``path`` itself or the nearest directory above it that exists: where a file below it would come to lie."""
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+
+
 def sync_directory(directory: Path) -> None:
     """Make renames in ``directory`` survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY)

@@ -1,12 +1,13 @@
 """What both phases are given: flags, JSON, tokenizer and model configuration, checked before anything is built."""
 
-import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PretrainedConfig
 
 from data_tools.errors import UserError
+from data_tools.files import existing_parent
 from data_tools.tokenizer import TextTokenizer, load_tokenizer
 from ds_train.ds_config import EngineConfig, default_json, resolve_engine_config
 from ds_train.flags import ModelFlags, OverrideFlags, RunFlags
@@ -94,11 +95,10 @@ def check_inputs(
 
 
 def _require_writable(directory: Path) -> None:
+    """Try to write where the directory is, or will be: a run that is refused must leave nothing behind."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".writable.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=existing_parent(directory)):
+            pass
     except OSError as error:
         raise UserError(
             f"--scratch_dir: cannot write to {directory} ({error.strerror}); give a writable directory."

@@ -17,6 +17,7 @@ from types import ModuleType
 
 from data_tools.command_line import CommandParser
 from data_tools.errors import UserError, run_command
+from data_tools.files import existing_parent
 from ds_train import pptrain, pretrain
 from ds_train.assembly import Prepared, fresh_state
 from ds_train.checkpoint import read_state
@@ -186,7 +187,7 @@ def _disk_rows(prepared: Prepared, shape: ModelShape, cadence: Cadence, problems
         for path in directory.rglob("*")
         if path.is_file()
     )
-    free = shutil.disk_usage(inputs.run_directory).free
+    free = shutil.disk_usage(existing_parent(inputs.run_directory)).free
     rows = {"checkpoint": _gib(size), "free for checkpoints": _gib(free + own)}
     if kept is None:
         return rows | {"needed for checkpoints": "grows without end"}

@@ -14,13 +14,14 @@ _NAME = ".lock"
 
 @contextmanager
 def run_lock(run_directory: Path) -> Iterator[None]:
-    """Hold the run directory for the length of the block.
+    """Make the run directory, and hold it for the length of the block.
 
     A POSIX record lock: not inherited by loader workers, which may outlive a killed trainer for some seconds.
 
     Raises:
         UserError: another process holds it.
     """
+    run_directory.mkdir(parents=True, exist_ok=True)
     with (run_directory / _NAME).open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
