@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-_BLOCK = 128  # queries
 _SCORES_BYTES = 4 << 20  # of a block, for as many heads as fit
+_LONG = 1024  # tokens, above which larger blocks of queries are faster
 
 
 def can_block(query: torch.Tensor, dropout: float) -> bool:
@@ -79,12 +79,12 @@ def _weights(query: torch.Tensor, key: torch.Tensor, scale: float) -> Iterator[t
     """
     num_heads, length, _ = query.shape
     query, key = query.float() * scale, key.float()
-    scores = _Buffer(query, torch.float32)
-    future = torch.full((_BLOCK, _BLOCK), -torch.inf).triu(1)
+    scores, queries = _Buffer(query, torch.float32), _queries_at_once(length)
+    future = torch.full((queries, queries), -torch.inf).triu(1)
     for first_head in range(0, num_heads, _heads_at_once(query)):
         heads = slice(first_head, min(num_heads, first_head + _heads_at_once(query)))
-        for start in range(0, length, _BLOCK):
-            rows = slice(start, min(length, start + _BLOCK))
+        for start in range(0, length, queries):
+            rows = slice(start, min(length, start + queries))
             size = rows.stop - start
             block = scores.view(heads.stop - heads.start, size, rows.stop)
             torch.bmm(query[heads, rows], key[heads, : rows.stop].transpose(1, 2), out=block)
@@ -92,9 +92,13 @@ def _weights(query: torch.Tensor, key: torch.Tensor, scale: float) -> Iterator[t
             yield heads, rows, torch.softmax(block, -1, out=block)
 
 
+def _queries_at_once(length: int) -> int:
+    return min(length, 128 if length <= _LONG else 256)
+
+
 def _heads_at_once(query: torch.Tensor) -> int:
     num_heads, length, _ = query.shape
-    return max(1, min(num_heads, _SCORES_BYTES // (4 * length * min(length, _BLOCK))))
+    return max(1, min(num_heads, _SCORES_BYTES // (4 * length * _queries_at_once(length))))
 
 
 class _Buffer:
@@ -102,7 +106,7 @@ class _Buffer:
 
     def __init__(self, query: torch.Tensor, dtype: torch.dtype) -> None:
         length = query.shape[1]
-        self._values = torch.empty(_heads_at_once(query) * min(length, _BLOCK) * length, dtype=dtype)
+        self._values = torch.empty(_heads_at_once(query) * _queries_at_once(length) * length, dtype=dtype)
 
     def view(self, *shape: int) -> torch.Tensor:
         return self._values[: torch.Size(shape).numel()].view(shape)

@@ -32,7 +32,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name", default="pythia-160m", help="preset (default pythia-160m)")
     parser.add_argument("--window", type=int, default=4, help="optimizer steps in a window (default 4)")
-    parser.add_argument("--rounds", type=int, default=4, help="windows of each kind (default 4)")
+    parser.add_argument("--rounds", type=int, default=8, help="windows of each kind (default 8)")
     parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)  # the run itself: scratch and output
     args = parser.parse_args()
     if args.train:
@@ -81,7 +81,7 @@ def train(scratch: Path, output: Path, model_name: str, window: int, rounds: int
         return result
 
     flags = f"""--model_name {model_name} --max_steps {(rounds * len(KINDS) + 1) * window} --start_stage 32
-        --global_batch 4 --micro_batch 2 --save_every {window} --keep_last 1 --log_every 1 --eval_subset_size 1
+        --global_batch 2 --micro_batch 2 --save_every {window} --keep_last 1 --log_every 1 --eval_subset_size 1
         --scratch_dir {scratch} --tokenizer {scratch / "tokenizer"}""".split()
     with (
         mock.patch.object(checkpoint.Checkpoints, "save", alternate),
@@ -101,7 +101,7 @@ def report(windows: list[dict[str, Any]], num_bytes: int, steps: int) -> None:
     stalls = {kind: [window["seconds"] - window["tokens"] * rate for window in of_kind[kind]] for kind in KINDS}
     print(f"machine                        {os.cpu_count()} cores, 1 rank, no GPU")
     print(f"checkpoint                     {num_bytes / 2**30:.2f} GiB")
-    print(f"optimizer step                 {step_s:.2f} s (4 examples at alpha 0.5; windows of {steps} steps)")
+    print(f"optimizer step                 {step_s:.2f} s (2 examples at alpha 0.5; windows of {steps} steps)")
     print(f"noise: windows without a save  {min(stalls['none']):+.2f} … {max(stalls['none']):+.2f} s")
     for kind, label in LABELS.items():
         later = stalls[kind][1:]

@@ -7,7 +7,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from ds_train import blocked_attention as module
 from ds_train.blocked_attention import blocked_attention, can_block
 
-SHAPES = [(1, 1, 1, 8), (12, 12, 40, 64), (4, 4, 128, 64), (8, 2, 129, 32), (3, 3, 300, 80), (6, 1, 513, 16)]
+SHAPES = [
+    (1, 1, 1, 8), (12, 12, 40, 64), (4, 4, 128, 64), (8, 2, 129, 32), (3, 3, 300, 80), (6, 1, 513, 16),
+    (2, 1, 1100, 16),
+]  # fmt: skip
 needs_onednn = pytest.mark.skipif(
     not can_block(torch.empty(0, dtype=torch.bfloat16), 0.0), reason="oneDNN has no bf16 on this CPU"
 )
