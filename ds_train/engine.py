@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from deepspeed import DeepSpeedEngine as Engine
 
+from data_tools.samplers import GlobalBatchPlan
 from ds_train.distributed import gather_in_rank_order, gather_objects, sum_over_ranks
 from ds_train.documents import MicroBatch
 from ds_train.layout import Layout
 from ds_train.losses import C4, SYNTHETIC, Flags, PackedLM
 from ds_train.nonfinite import NonFinite
-from ds_train.samplers import GlobalBatchPlan
 from ds_train.stream import RankBatch
 
 

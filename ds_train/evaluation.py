@@ -6,15 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from data_tools.readers import c4_document
 from data_tools.rng import permutation
 from data_tools.shards import PackedBlocks
 from data_tools.splits import SplitRows
+from data_tools.token_documents import Document, encode_examples, example_documents
 from data_tools.tokenizer import TextTokenizer
 from ds_train.distributed import device_of, sum_over_ranks
-from ds_train.documents import Document, encode_examples, example_documents, pack
+from ds_train.documents import pack
 from ds_train.losses import Flags
 from ds_train.ranks import World
-from ds_train.readers import c4_document
 
 Forward = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # a PackedLM, or an engine around one
 Pulse = Callable[[], None]  # called by all ranks before each of their batches; may raise

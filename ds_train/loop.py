@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.errors import UserError
+from data_tools.readers import Overflow
 from ds_train.checkpoint import Checkpoints
 from ds_train.engine import Engine, StepResult, set_learning_rate, train_step
 from ds_train.flops import TrainingFlops, peak_flops
@@ -17,7 +18,6 @@ from ds_train.phase import Cadence, Phase
 from ds_train.preemption import ExitCode, StopRequests, StopTraining
 from ds_train.progress import Progress
 from ds_train.ranks import World
-from ds_train.readers import Overflow
 from ds_train.schedule import Schedule
 from ds_train.state import TrainState
 from ds_train.stream import Stream

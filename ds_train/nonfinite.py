@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from data_tools.files import write_json
+from data_tools.samplers import GlobalBatchPlan, Source
 from ds_train.layout import Layout
-from ds_train.samplers import GlobalBatchPlan, Source
 
 _RANKS_IN_FULL = 4
 

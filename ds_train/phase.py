@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from data_tools.readers import Reader
+from data_tools.samplers import Sampler, Source
 from ds_train.engine import Engine, StepResult
 from ds_train.metrics import Row
-from ds_train.readers import Reader
-from ds_train.samplers import Sampler, Source
 from ds_train.state import TrainState
 
 

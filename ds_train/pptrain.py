@@ -19,6 +19,8 @@ if __name__ == "__main__":  # before the imports, which take seconds in which a 
 
 from data_tools.errors import UserError
 from data_tools.generator import ExampleSource
+from data_tools.readers import StreamReader, training_source
+from data_tools.samplers import CurriculumSampler, Source
 from data_tools.splits import Splits, find_data_dir
 from ds_train.assembly import Prepared, launch
 from ds_train.curriculum import Curriculum
@@ -31,8 +33,6 @@ from ds_train.metrics import Row
 from ds_train.phase import Cadence, PhaseSetup
 from ds_train.problems import Problems
 from ds_train.ranks import World, world_from_env
-from ds_train.readers import StreamReader
-from ds_train.samplers import CurriculumSampler, Source
 from ds_train.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -155,7 +155,12 @@ def prepare(argv: list[str] | None, world: World) -> Prepared:
         _check_data(flags, splits)
     if splits:
         with problems.collect():
-            source = _training_source(flags, splits, run.seed)
+            source = training_source(
+                flags.generator or splits.meta.external_generator,
+                max_input_size=splits.meta.max_input_size,
+                max_lookahead=splits.meta.max_lookahead,
+                seed=run.seed,
+            )
         with problems.collect():
             curriculum = _curriculum(flags, splits.meta.max_lookahead)
     problems.require(flags.max_steps is None or flags.max_steps > 0, f"--max_steps is {flags.max_steps}, expected > 0.")
@@ -174,17 +179,6 @@ def main(argv: list[str] | None = None) -> int:
     world = world_from_env()
     set_up_logging(world)
     return launch(prepare(argv, world))
-
-
-def _training_source(flags: PPTrainFlags, splits: Splits, seed: int) -> ExampleSource:
-    meta = splits.meta
-    return ExampleSource(
-        flags.generator or meta.external_generator,
-        max_input_size=meta.max_input_size,
-        max_lookahead=meta.max_lookahead,
-        seed=seed,
-        purpose="train",
-    )
 
 
 def _curriculum(flags: PPTrainFlags, max_lookahead: int) -> Curriculum:

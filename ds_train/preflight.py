@@ -18,6 +18,7 @@ from types import ModuleType
 from data_tools.command_line import CommandParser
 from data_tools.errors import UserError, run_command
 from data_tools.files import existing_parent
+from data_tools.samplers import MixtureSampler, c4_blocks_needed
 from ds_train import pptrain, pretrain
 from ds_train.assembly import Prepared, fresh_state
 from ds_train.checkpoint import read_state
@@ -26,7 +27,6 @@ from ds_train.manifest import choose_checkpoint, step_directories
 from ds_train.memory import GIB, ModelShape, checkpoint_bytes, model_shape
 from ds_train.phase import Cadence, PhaseSetup
 from ds_train.ranks import World
-from ds_train.samplers import MixtureSampler, c4_blocks_needed
 from ds_train.summary import is_half, rank_memory
 
 PHASES: dict[str, ModuleType] = {"pptrain": pptrain, "pretrain": pretrain}

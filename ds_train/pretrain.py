@@ -18,6 +18,9 @@ if __name__ == "__main__":  # before the imports, which take seconds in which a 
     install_handlers()
 
 from data_tools.errors import UserError
+from data_tools.mixin_table import MixinTable, load_mixin_table
+from data_tools.readers import C4Reader, MixinReader
+from data_tools.samplers import MixinShare, MixtureSampler, Source, c4_blocks_needed, mixin_share
 from data_tools.shards import PackedBlocks
 from data_tools.splits import Splits, find_data_dir, split_file_name
 from ds_train.assembly import Prepared, launch
@@ -29,12 +32,9 @@ from ds_train.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags, flag,
 from ds_train.inputs import Inputs, check_inputs
 from ds_train.manifest import step_directories
 from ds_train.metrics import Row
-from ds_train.mixin_table import MixinTable, load_mixin_table
 from ds_train.phase import Cadence, PhaseSetup
 from ds_train.problems import Problems
 from ds_train.ranks import World, world_from_env
-from ds_train.readers import C4Reader, MixinReader
-from ds_train.samplers import MixinShare, MixtureSampler, Source, c4_blocks_needed
 from ds_train.state import TrainState
 from ds_train.weights import Weights, find_weights
 
@@ -120,19 +120,6 @@ class Pretrain:
         }
 
 
-def _share(flags: PretrainFlags, problems: Problems) -> MixinShare:
-    for name in ("mixin_percent", "mixin_end"):
-        value = getattr(flags, name)
-        if value is not None and not 0 <= value <= 1:
-            problems.add(f"--{name} is {value}, expected a fraction in [0, 1] (0.02 is 2 %).")
-    if flags.mixin_schedule != "constant" and flags.mixin_end is None:
-        problems.add(f"--mixin_schedule {flags.mixin_schedule} needs --mixin_end, the share at the last step.")
-    if flags.mixin_schedule == "constant" and flags.mixin_end is not None:
-        problems.add("--mixin_end was given with a constant schedule; choose --mixin_schedule linear or cosine.")
-    end = flags.mixin_percent if flags.mixin_end is None else flags.mixin_end
-    return MixinShare(flags.mixin_percent, end, flags.mixin_schedule, flags.total_steps)
-
-
 def _initial_weights(run: RunFlags, flags: PretrainFlags) -> Weights | None:
     """Where model and weights come from; a run that has checkpoints of its own describes itself."""
     if flags.pptrain_checkpoint == "none":
@@ -174,14 +161,15 @@ def prepare(argv: list[str] | None, world: World) -> Prepared:
     all_flags, sources = parse_flags(*groups, description=__doc__ or "", argv=argv)
     run, flags, model, data, overrides = all_flags
     problems = Problems()
-    splits = blocks = inputs = None
+    splits = blocks = share = inputs = None
     with problems.collect():
         splits = Splits(find_data_dir(run.scratch_dir, data.data_dir))
     with problems.collect():
         blocks = PackedBlocks(flags.pack_dir or Path(run.scratch_dir) / "data" / "c4_packed")
     for name, value in (("total_steps", flags.total_steps), ("eval_every", flags.eval_every)):
         problems.require(value > 0, f"--{name} is {value}, expected > 0.")
-    share = _share(flags, problems)
+    with problems.collect():
+        share = mixin_share(flags.mixin_percent, flags.mixin_schedule, flags.mixin_end, flags.total_steps)
     with problems.collect():
         inputs = check_inputs(
             "pretrain", run, model, overrides, problems, world=world,
@@ -190,7 +178,7 @@ def prepare(argv: list[str] | None, world: World) -> Prepared:
     if inputs and blocks:
         _check_pack(blocks, inputs, problems)
     problems.raise_if_any()
-    assert inputs and splits and blocks
+    assert inputs and splits and blocks and share
     return Prepared(
         inputs, all_flags, sources, run.num_workers, partial(_setup, inputs, flags, data, share, splits, blocks)
     )

@@ -4,18 +4,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from data_tools.errors import UserError
+from data_tools.samplers import Cursor
 
 CLIENT_STATE_KEY = "ds_train"  # one key of our own: DeepSpeed drops client keys that collide with its own
-
-
-@dataclass(frozen=True)
-class Cursor:
-    """A position in the data: what the next global batch starts from. Plain counts over all ranks."""
-
-    consumed_index: int = 0  # samples consumed; in pptrain also the index of the next sample of the stream
-    stage: int = 0  # curriculum stage of the next sample; 0 where there is no curriculum
-    c4_block_idx: int = 0  # C4 blocks consumed
-    mixin_idx: int = 0  # synthetic blocks consumed
 
 
 @dataclass

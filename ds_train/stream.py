@@ -16,12 +16,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data_tools.errors import UserError
+from data_tools.readers import Overflow, Reader
+from data_tools.samplers import Cursor, GlobalBatchPlan, Sampler, Source
 from ds_train.documents import MicroBatch, pack
 from ds_train.layout import Layout
 from ds_train.losses import C4, SYNTHETIC
-from ds_train.readers import Overflow, Reader
-from ds_train.samplers import GlobalBatchPlan, Sampler, Source
-from ds_train.state import Cursor
 
 _LOOK_FOR_TRAINER_S = 1.0
 _CLOSED = 1 << 62  # a generation that no plan belongs to: nobody wants batches any more

@@ -6,6 +6,7 @@ import pytest
 
 from data_tools.errors import UserError
 from data_tools.fetch_assets import GPT_NEOX_TOKENIZER, cached_file
+from tests.ds_train import tiny
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +16,12 @@ def gpt_neox_tokenizer_path() -> Path:
         return cached_file(GPT_NEOX_TOKENIZER)
     except UserError as error:
         pytest.skip(f"the GPT-NeoX tokenizer cannot be had: {error}")
+
+
+@pytest.fixture(scope="session")
+def tiny_scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scratch directory in miniature, shared by all tests; runs go into directories of their own names."""
+    return tiny.build_tiny_scratch(tmp_path_factory.mktemp("tiny"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

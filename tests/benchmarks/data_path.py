@@ -21,11 +21,10 @@ from tokenizers import Tokenizer
 
 from data_tools.errors import run_command
 from data_tools.generator import Example, ExampleSource
+from data_tools.readers import Reader
+from data_tools.samplers import Cursor, Sampler, Source
 from ds_train.pptrain import prepare
 from ds_train.ranks import World
-from ds_train.readers import Reader
-from ds_train.samplers import Sampler, Source
-from ds_train.state import Cursor
 from ds_train.stream import RankBatch, RankBatchBuilder
 from tests.benchmarks.measure import build_splits, parser, print_table, scratch_directory
 

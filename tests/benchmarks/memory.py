@@ -17,10 +17,10 @@ from torch.nn.functional import cross_entropy
 from transformers import GPTNeoXConfig
 
 from data_tools.errors import run_command
+from data_tools.readers import c4_document
 from ds_train.documents import pack
 from ds_train.losses import PackedLM
 from ds_train.model import build_model
-from ds_train.readers import c4_document
 from tests.benchmarks.measure import (
     build_splits,
     parser,

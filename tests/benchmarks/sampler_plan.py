@@ -12,9 +12,8 @@ from statistics import median
 from typing import Any
 
 from data_tools.errors import run_command
+from data_tools.samplers import CurriculumSampler, Cursor, MixinShare, MixtureSampler, Sampler
 from ds_train.layout import Layout
-from ds_train.samplers import CurriculumSampler, MixinShare, MixtureSampler, Sampler
-from ds_train.state import Cursor
 from tests.benchmarks.measure import parser, print_table, seconds_each
 
 LAYOUT = Layout(world_size=1024, micro_batch=2, grad_accum=4)

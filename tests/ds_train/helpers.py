@@ -7,8 +7,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig
 
+from data_tools.token_documents import EncodedExample
 from data_tools.tokenizer import TextTokenizer
-from ds_train.documents import EncodedExample, MicroBatch
+from ds_train.documents import MicroBatch
 
 ARCHITECTURES = ("gpt_neox", "llama", "gpt2")
 VOCAB_SIZE = 64

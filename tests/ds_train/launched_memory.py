@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from transformers import GPTNeoXConfig
 
+from data_tools.token_documents import Document
 from ds_train.distributed import init_distributed, run_entry
-from ds_train.documents import Document, pack
+from ds_train.documents import pack
 from ds_train.engine import build_engine
 from ds_train.losses import PackedLM
 from ds_train.model import build_model

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 
+from data_tools.samplers import CurriculumSampler, Cursor, Source
 from ds_train.distributed import init_distributed
 from ds_train.documents import MicroBatch
 from ds_train.ds_config import default_json
@@ -21,8 +22,6 @@ from ds_train.losses import PackedLM
 from ds_train.model import build_model
 from ds_train.nonfinite import NonFinite
 from ds_train.ranks import World
-from ds_train.samplers import CurriculumSampler, Source
-from ds_train.state import Cursor
 from ds_train.stream import RankBatchBuilder
 from tests.ds_train.helpers import tiny_config
 from tests.ds_train.test_stream import _reader

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_tools.samplers import CurriculumSampler, MixinShare, MixtureSampler, Source
 from ds_train import loop, pptrain, pretrain
 from ds_train.curriculum import Curriculum
 from ds_train.engine import StepResult
@@ -22,7 +23,6 @@ from ds_train.pptrain import PPTrain
 from ds_train.preemption import ExitCode, StopTraining
 from ds_train.pretrain import Pretrain
 from ds_train.ranks import World
-from ds_train.samplers import CurriculumSampler, MixinShare, MixtureSampler, Source
 from ds_train.schedule import Schedule
 from ds_train.state import TrainState
 

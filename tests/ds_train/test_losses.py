@@ -13,11 +13,12 @@ from helpers import ARCHITECTURES, VOCAB_SIZE, encoded, random_example, random_i
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ds_train.documents import Document, EncodedExample, MicroBatch, example_documents, pack
+from data_tools.readers import c4_document
+from data_tools.token_documents import Document, EncodedExample, example_documents
+from ds_train.documents import MicroBatch, pack
 from ds_train.layout import Layout
 from ds_train.losses import C4, SYNTHETIC, Flags, PackedLM
 from ds_train.model import build_model
-from ds_train.readers import c4_document
 
 EVERY_MODEL = pytest.mark.parametrize("attention", ["packed", "sdpa", "eager"])
 EVERY_ARCHITECTURE = pytest.mark.parametrize("architecture", ARCHITECTURES)

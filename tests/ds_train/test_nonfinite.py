@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from data_tools.errors import UserError
+from data_tools.samplers import Cursor, GlobalBatchPlan, Source
 from ds_train.checkpoint import read_state
 from ds_train.layout import Layout
 from ds_train.nonfinite import NonFinite
-from ds_train.samplers import GlobalBatchPlan, Source
-from ds_train.state import Cursor
 from tests.ds_train import tiny
 from tests.ds_train.engine_configs import changed, resolve
 from tests.ds_train.launching import launch, read_log

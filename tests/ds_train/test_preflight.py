@@ -13,8 +13,9 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
 from data_tools.errors import UserError
+from data_tools.token_documents import Document
 from ds_train import memory, preflight, pretrain
-from ds_train.documents import Document, pack
+from ds_train.documents import pack
 from ds_train.losses import PackedLM
 from ds_train.memory import GIB, activations, checkpoint_bytes, model_shape, predict
 from ds_train.model import build_model, load_model_config

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from data_tools.errors import UserError
+from data_tools.samplers import Cursor
 from ds_train.checkpoint import rng_state, set_rng_state
 from ds_train.metrics import JsonlLog
-from ds_train.state import Cursor, TrainState
+from ds_train.state import TrainState
 
 LAYOUT = {
     "seed": 1337,

@@ -11,13 +11,12 @@ import torch.distributed as dist
 
 from data_tools.errors import UserError
 from data_tools.generator import ExampleSource
+from data_tools.readers import StreamReader
+from data_tools.samplers import CurriculumSampler, Cursor, Source
 from data_tools.splits import prompt_digest
 from ds_train import assembly
 from ds_train.layout import Layout
 from ds_train.ranks import World
-from ds_train.readers import StreamReader
-from ds_train.samplers import CurriculumSampler, Source
-from ds_train.state import Cursor
 from ds_train.stream import RankBatch, RankBatchBuilder, Stream
 from tests.ds_train.helpers import assert_same_micro_batch, tiny_tokenizer
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ds_train.layout import Layout
-from ds_train.samplers import (
+from data_tools.samplers import (
     CurriculumSampler,
+    Cursor,
     GlobalBatchPlan,
     MixinShare,
     MixtureSampler,
@@ -17,7 +17,7 @@ from ds_train.samplers import (
     block_probability,
     c4_blocks_needed,
 )
-from ds_train.state import Cursor
+from ds_train.layout import Layout
 
 GLOBAL_BATCH = 3072  # divided by 1, 2, 3, 8, 64 and 1,024
 LAYOUTS = [
@@ -194,6 +194,16 @@ def test_c4_blocks_needed_is_what_a_run_reads(schedule, global_batch):
     for size in (read - 1, read, read + 1, 60 * global_batch, 10**9):
         enough = c4_blocks_needed(replace(sampler, num_c4_blocks=size), 60) <= size
         assert enough == (size >= read)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_the_cursor_before_any_step_is_found_without_the_plans(schedule):
+    sampler = mixture(MixinShare(0.2, 0.8, schedule, 40), global_batch=48)
+    cursor = Cursor()
+    for plan in plans(sampler, 40):
+        assert sampler.cursor_before(plan.step) == cursor
+        cursor = plan.next_cursor
+    assert sampler.cursor_before(41) == cursor and cursor.mixin_idx > 0
 
 
 def ledger_of(found: list[GlobalBatchPlan]) -> str:

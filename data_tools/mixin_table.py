@@ -10,8 +10,8 @@ import numpy as np
 from data_tools.errors import UserError
 from data_tools.files import whole_file
 from data_tools.splits import SplitRows
+from data_tools.token_documents import encode_examples
 from data_tools.tokenizer import TextTokenizer
-from ds_train.documents import encode_examples
 
 _ENCODE_ROWS = 1000  # rows tokenized at a time while measuring lengths
 _FORMAT = 1  # part of the cache key: raise when the packing changes

@@ -7,13 +7,13 @@ from typing import Protocol
 import numpy as np
 
 from data_tools.errors import UserError
-from data_tools.generator import MAX_ATTEMPTS, ExampleSource
+from data_tools.generator import MAX_ATTEMPTS, Example, ExampleSource
+from data_tools.mixin_table import MixinTable
 from data_tools.rng import CounterStream
 from data_tools.shards import PackedBlocks
 from data_tools.splits import SplitRows, prompt_digest
+from data_tools.token_documents import Document, EncodedExample, encode_examples, example_documents
 from data_tools.tokenizer import TextTokenizer
-from ds_train.documents import Document, EncodedExample, encode_examples, example_documents
-from ds_train.mixin_table import MixinTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,30 @@ class Reader(Protocol):
     def read(self, indices: Sequence[int], stage: int) -> list[Sample]: ...
 
 
+def training_source(generator: str | None, *, max_input_size: int, max_lookahead: int, seed: int) -> ExampleSource:
+    """Where the candidates of the training stream come from.
+
+    Args:
+        generator: ``package.module:ClassName``, or None for the built-in one.
+        max_input_size, max_lookahead: of the splits that the run is evaluated on.
+        seed: the run's.
+    """
+    return ExampleSource(
+        generator, max_input_size=max_input_size, max_lookahead=max_lookahead, seed=seed, purpose="train"
+    )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The example that became sample ``index``: the first attempt that was neither too long nor reserved."""
+
+    index: int
+    attempt: int
+    example: Example
+    encoded: EncodedExample
+    overflows: list[Overflow]
+
+
 @dataclass(frozen=True)
 class StreamReader:
     """SyntheticNL: sample ``index`` of the training stream at a stage, whoever asks and whenever.
@@ -53,22 +77,30 @@ class StreamReader:
     accuracy: str
 
     def read(self, indices: Sequence[int], stage: int) -> list[Sample]:
-        samples: dict[int, Sample] = {}
+        return [self.sample(candidate, stage) for candidate in self.candidates(indices, stage)]
+
+    def candidates(self, indices: Sequence[int], stage: int) -> list[Candidate]:
+        """The example of each sample.
+
+        Raises:
+            UserError: no attempt at a sample is usable.
+        """
+        found: dict[int, Candidate] = {}
         overflows: dict[int, list[Overflow]] = {index: [] for index in indices}
         pending = list(indices)
         for attempt in range(MAX_ATTEMPTS):
-            candidates = [self.source.example(index, stage, attempt) for index in pending]
+            examples = [self.source.example(index, stage, attempt) for index in pending]
             encoded = encode_examples(
-                self.tokenizer, [c.input_text for c in candidates], [c.output_texts for c in candidates]
+                self.tokenizer, [e.input_text for e in examples], [e.output_texts for e in examples]
             )
-            for index, candidate, example in zip(pending, candidates, encoded, strict=True):
-                if example.longest > self.seq_len:
-                    overflows[index].append(Overflow(index, attempt, example.longest))
-                elif prompt_digest(candidate.input_text) not in self.reserved:
-                    samples[index] = Sample(self._documents(example, index, stage, attempt), overflows[index])
-            pending = [index for index in pending if index not in samples]
+            for index, example, tokens in zip(pending, examples, encoded, strict=True):
+                if tokens.longest > self.seq_len:
+                    overflows[index].append(Overflow(index, attempt, tokens.longest))
+                elif prompt_digest(example.input_text) not in self.reserved:
+                    found[index] = Candidate(index, attempt, example, tokens, overflows[index])
+            pending = [index for index in pending if index not in found]
             if not pending:
-                return [samples[index] for index in indices]
+                return [found[index] for index in indices]
         too_long = len(overflows[pending[0]]) / MAX_ATTEMPTS
         raise UserError(
             f"sample {pending[0]} of stage {stage} (alpha {stage / self.source.max_lookahead:.4f}): none of "
@@ -77,11 +109,14 @@ class StreamReader:
             "max_input_size."
         )
 
-    def _documents(self, example: EncodedExample, index: int, stage: int, attempt: int) -> list[Document]:
+    def sample(self, candidate: Candidate, stage: int) -> Sample:
+        """What is trained and scored of an example."""
         trained = 0
         if self.train_answer == "random":
-            trained = CounterStream(self.seed, "train/answer", index, stage, attempt).below(len(example.answers))
-        return example_documents(example, loss="weighted", trained=trained, scored=self.accuracy)
+            address = (candidate.index, stage, candidate.attempt)
+            trained = CounterStream(self.seed, "train/answer", *address).below(len(candidate.encoded.answers))
+        documents = example_documents(candidate.encoded, loss="weighted", trained=trained, scored=self.accuracy)
+        return Sample(documents, candidate.overflows)
 
 
 @dataclass(frozen=True)

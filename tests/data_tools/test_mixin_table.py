@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from helpers import tiny_tokenizer
 
+from data_tools import mixin_table
 from data_tools.errors import UserError
+from data_tools.mixin_table import MixinTable, load_mixin_table, pack_table
+from data_tools.token_documents import encode_examples, example_documents
 from data_tools.tokenizer import TextTokenizer
-from ds_train import mixin_table
-from ds_train.documents import encode_examples, example_documents
-from ds_train.mixin_table import MixinTable, load_mixin_table, pack_table
+from tests.ds_train.helpers import tiny_tokenizer
 
 
 def random_lengths(seed: int) -> tuple[np.ndarray, int]:

@@ -13,8 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
+from data_tools.errors import UserError
 from data_tools.rng import permutation, uniform_at
-from ds_train.state import Cursor
 
 
 class Source(IntEnum):
@@ -23,6 +23,16 @@ class Source(IntEnum):
     STREAM = 0  # sample ``index`` of the endless synthetic stream, at the plan's stage
     C4 = 1  # packed block ``index``
     MIXIN = 2  # synthetic block ``index`` of the mixin table
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """A position in the data: what the next global batch starts from. Plain counts over all ranks."""
+
+    consumed_index: int = 0  # samples consumed; in pptrain also the index of the next sample of the stream
+    stage: int = 0  # curriculum stage of the next sample; 0 where there is no curriculum
+    c4_block_idx: int = 0  # C4 blocks consumed
+    mixin_idx: int = 0  # synthetic blocks consumed
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,26 @@ class MixinShare:
         return self.start + (self.end - self.start) * progress
 
 
+def mixin_share(percent: float, schedule: str, end: float | None, total_steps: int) -> MixinShare:
+    """The share that ``--mixin_percent``, ``--mixin_schedule`` and ``--mixin_end`` ask for.
+
+    Raises:
+        UserError: a share is no fraction, or the schedule has no end or one too many.
+    """
+    problems = [
+        f"--{name} is {value}, expected a fraction in [0, 1] (0.02 is 2 %)."
+        for name, value in (("mixin_percent", percent), ("mixin_end", end))
+        if value is not None and not 0 <= value <= 1
+    ]
+    if schedule != "constant" and end is None:
+        problems.append(f"--mixin_schedule {schedule} needs --mixin_end, the share at the last step.")
+    if schedule == "constant" and end is not None:
+        problems.append("--mixin_end was given with a constant schedule; choose --mixin_schedule linear or cosine.")
+    if problems:
+        raise UserError(" ".join(problems))
+    return MixinShare(percent, percent if end is None else end, schedule, total_steps)
+
+
 def block_probability(share: float, fill: float) -> float:
     """Probability that a sample is a synthetic block, so that ``share`` of the real tokens are synthetic.
 
@@ -148,6 +178,13 @@ class MixtureSampler:
         probability = block_probability(self.share.at(step), self.mixin_fill)
         return uniform_at(self.seed, "pretrain/mix", first_sample, self.global_batch) < probability
 
+    def cursor_before(self, step: int) -> Cursor:
+        """What the plan of ``step`` starts from in a run without curriculum; counted draw by draw."""
+        num_steps = step - 1
+        num_mixin = sum(int(self.is_mixin(n * self.global_batch, n + 1).sum()) for n in range(num_steps))
+        consumed = num_steps * self.global_batch
+        return Cursor(consumed_index=consumed, c4_block_idx=consumed - num_mixin, mixin_idx=num_mixin)
+
     def _mixin_blocks(self, start: int, count: int) -> np.ndarray:
         blocks = np.empty(count, np.int64)
         done = 0
@@ -170,7 +207,4 @@ def c4_blocks_needed(sampler: MixtureSampler, total_steps: int) -> int:
     num_samples = sampler.global_batch * total_steps
     if sampler.num_c4_blocks >= num_samples:
         return num_samples  # enough even without a single synthetic block; counting would change nothing
-    needed = 0
-    for step in range(1, total_steps + 1):
-        needed += int((~sampler.is_mixin((step - 1) * sampler.global_batch, step)).sum())
-    return needed
+    return sampler.cursor_before(total_steps + 1).c4_block_idx
