@@ -5,7 +5,7 @@ step to be found; graphs are drawn so that every lookahead up to the budget's ma
 """
 
 import math
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
@@ -116,21 +116,31 @@ def step_lookahead(children: Children, current: V, step: V, goal: V) -> int:
     """The lookahead of the step ``current`` → ``step`` towards ``goal``.
 
     It is the number of breadth-first levels, from the children of ``current`` on, that must be expanded until every
-    frontier vertex stems from ``step``; meeting the goal while expanding level k gives k + 1. A vertex reached on
-    one level from ``step`` and from another child counts as stemming from ``step``.
+    frontier vertex stems from ``step``; meeting the goal while expanding level k gives k + 1.
+    """
+    for num_expanded, (right, wrong) in enumerate(frontiers(children, current, step)):
+        if not wrong:
+            break
+        if goal in right or goal in wrong:
+            return num_expanded + 1
+    return num_expanded
+
+
+def frontiers(children: Children, current: V, step: V) -> Iterator[tuple[set[V], set[V]]]:
+    """The breadth-first levels below ``current``, its children first: vertices that stem from ``step``, and others.
+
+    A vertex is on the first level that reaches it; one reached on the same level from ``step`` and from another child
+    stems from ``step``. The last level that is given, and only that one, has no others.
     """
     right, wrong = {step}, set(children[current]) - {step}
     seen = right | wrong
-    num_expanded = 0
     while wrong:
-        num_expanded += 1
-        if goal in right or goal in wrong:
-            break
+        yield right, wrong
         right = {child for v in right for child in children[v]} - seen
         wrong = {child for v in wrong for child in children[v]} - seen - right
         seen |= right
         seen |= wrong
-    return num_expanded
+    yield right, wrong
 
 
 def reachable(neighbours: Children, sources: Iterable[V]) -> set[V]:

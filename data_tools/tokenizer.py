@@ -83,6 +83,17 @@ class TextTokenizer:
         """The text of some token ids, special tokens included."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token by itself; one that is a part of a character stands as the vocabulary writes it."""
+        tokens = [self._backend.id_to_token(index) or f"<{index}>" for index in ids]
+        pieces = self._backend.decode_batch([[index] for index in ids], skip_special_tokens=False)
+        for number, (token, piece) in enumerate(zip(tokens, pieces, strict=True)):
+            if not piece or "\ufffd" in piece:
+                pieces[number] = token
+            elif token.startswith("▁") and not piece.startswith(" "):
+                pieces[number] = f" {piece}"  # its decoder takes the space away that begins a text
+        return pieces
+
     @property
     def serialized(self) -> str:
         """The content of its tokenizer.json."""

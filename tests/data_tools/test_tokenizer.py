@@ -7,7 +7,7 @@ from pathlib import Path
 
 import packing
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
 
 from data_tools.errors import UserError
@@ -51,6 +51,24 @@ def test_file_directory_and_hub_id_are_one(directory: Path, monkeypatch: pytest.
         assert tokenizer.fingerprint == ways[0].fingerprint
         assert tokenizer.encode_batch(TEXTS) == ways[0].encode_batch(TEXTS)
     assert [tokenizer.name for tokenizer in ways][2] == "owner/name"
+
+
+def test_pieces_are_the_text_of_each_token(saved: Path) -> None:
+    tokenizer = load_tokenizer(str(saved))
+    for text, ids in zip(TEXTS, tokenizer.encode_batch(TEXTS), strict=True):
+        pieces = tokenizer.pieces(ids)
+        assert len(pieces) == len(ids) and "\ufffd" not in "".join(pieces)
+        if text.isascii():
+            assert "".join(pieces) == text
+    # Each byte of an emoji by itself is no character: it stands as in the vocabulary.
+    assert tokenizer.pieces(tokenizer.encode("😀")) == ["ð", "Ł", "ĺ", "Ģ"]
+    assert tokenizer.pieces([tokenizer.vocab_size]) == [f"<{tokenizer.vocab_size}>"]
+
+
+def test_pieces_keep_the_space_that_a_decoder_takes_away() -> None:
+    backend = Tokenizer(models.WordLevel({"▁ab": 0, "cd": 1, "</s>": 2}, unk_token="</s>"))
+    backend.decoder = decoders.Metaspace()
+    assert TextTokenizer(backend, "</s>", "metaspace").pieces([0, 1, 2]) == [" ab", "cd", "</s>"]
 
 
 def test_encoding_adds_nothing_and_decoding_gives_the_text_back(saved: Path) -> None:

@@ -1,0 +1,179 @@
+"""The drawn graph is the problem: every edge once, the marks where they belong, lookahead as SPEC'd."""
+
+import re
+from collections import Counter, defaultdict
+
+import pytest
+
+from data_tools.drawing import as_dot, draw_problem, explain_lookahead
+from data_tools.generator import ExampleSource
+from data_tools.nl_text import ParsedPrompt, parse_prompt
+from data_tools.terminal import Terminal
+
+WIDE = Terminal(100_000, False)
+CONNECTOR = re.compile(r"(?P<margin>[ │]*)(?P<branch>[├└](?P<arrow>[⇒→]) )?(?P<names>.*)")
+
+
+def problems() -> list[ParsedPrompt]:
+    """Generated ones of several sizes and stages, and one whose wrong branch ends before the goal is met."""
+    sources = [
+        (ExampleSource(max_input_size=size, max_lookahead=stages[-1], seed=3, purpose="drawn"), stages)
+        for size, stages in ((48, (1, 3, 8)), (96, (4, 16)), (384, (20, 64)))
+    ]
+    generated = [
+        parse_prompt(source.example(index, stage).input_text)
+        for source, stages in sources
+        for stage in stages
+        for index in range(40)
+    ]
+    edges = [("s", "a"), ("a", "b"), ("s", "x"), ("x", "y"), ("b", "c"), ("c", "g")]
+    return [*generated, ParsedPrompt("Ann", edges, "s", "g", ["s"])]
+
+
+PROBLEMS = problems()
+
+
+def walked_on(prompt: ParsedPrompt, step: str) -> ParsedPrompt:
+    """The same problem after a step, as an external generator may tell it."""
+    return ParsedPrompt(prompt.name, prompt.edges, prompt.start, prompt.goal, [*prompt.path, step])
+
+
+def below(prompt: ParsedPrompt, vertex: str) -> set[str]:
+    """All vertices that can be reached, by walking over the edges until nothing is new."""
+    found = {vertex}
+    while new := {child for parent, child in prompt.edges if parent in found} - found:
+        found |= new
+    return found
+
+
+def read_back(lines: list[str]) -> tuple[Counter, set[str], set[tuple[str, str]]]:
+    """Edges, names with a check mark, and edges with a double arrow, of a drawing without broken lines."""
+    edges: Counter = Counter()
+    checked: set[str] = set()
+    leading: set[tuple[str, str]] = set()
+    parents: dict[int, str] = {}  # column of a connector → the vertex above it
+    defined: Counter = Counter()
+
+    def bare(name: str) -> str:
+        if "✓" in name:
+            checked.add(name.strip("()✓★"))
+        if not name.startswith("("):
+            defined[name.strip("✓★")] += 1
+        return name.strip("()✓★")
+
+    for line in lines:
+        found = CONNECTOR.fullmatch(line)
+        assert found
+        column = len(found["margin"])
+        first, *rest = re.split(r" ([⇒→]) ", found["names"])
+        together = [bare(name) for name in first.split(", ")]
+        if found["branch"]:
+            for name in together:
+                edges[parents[column], name] += 1
+                if found["arrow"] == "⇒":
+                    leading.add((parents[column], name))
+            column += 3
+        last = together[0]
+        for arrow, name in zip(rest[::2], map(bare, rest[1::2]), strict=True):
+            edges[last, name] += 1
+            if arrow == "⇒":
+                leading.add((last, name))
+            last = name
+        parents[column] = last
+    assert set(defined.values()) <= {1}, "drawn twice"
+    return edges, checked, leading
+
+
+def tree_lines(prompt: ParsedPrompt) -> list[str]:
+    lines = list(draw_problem(prompt, WIDE))
+    is_told = re.compile(r"✓ right next step|not below |✓\w+: ")
+    return [line for line in lines if not is_told.match(line)]
+
+
+@pytest.mark.parametrize("number", range(0, len(PROBLEMS), 7))
+def test_a_drawing_read_back_is_the_problem(number):
+    for prompt in PROBLEMS[number : number + 7]:
+        for walk in (prompt, walked_on(prompt, prompt.answers()[0])):
+            if walk.path[-1] == walk.goal:
+                continue
+            edges, checked, leading = read_back(tree_lines(walk))
+            assert edges == Counter(prompt.edges)
+            assert checked == set(walk.answers())
+            current = walk.path[-1]
+            on_way = {v for v in below(prompt, current) if prompt.goal in below(prompt, v)}
+            assert leading == {e for e in prompt.edges if set(e) <= on_way and e[0] != prompt.goal}
+            marked = {n.strip("()✓") for line in tree_lines(walk) for n in re.findall(r"[(✓]*★\w+", line)}
+            assert marked == {f"★{prompt.goal}"}
+
+
+def lookahead_as_specified(prompt: ParsedPrompt, step: str) -> tuple[int, list[tuple[int, int]]]:
+    """Level by level, each frontier vertex carrying the children it stems from; and the sizes of expanded levels."""
+    children = defaultdict(set)
+    for parent, child in prompt.edges:
+        children[parent].add(child)
+    frontier = {child: {child} for child in children[prompt.path[-1]]}
+    seen, sizes, level = set(frontier), [], 0
+    while any(step not in stems for stems in frontier.values()):
+        num_right = sum(step in stems for stems in frontier.values())
+        sizes.append((num_right, len(frontier) - num_right))
+        if prompt.goal in frontier:
+            return level + 1, sizes  # the goal is met while expanding this level, counted from 0
+        level += 1
+        following = defaultdict(set)
+        for vertex, stems in frontier.items():
+            for child in children[vertex] - seen:
+                following[child] |= stems
+        seen |= set(following)
+        frontier = following
+    return level, sizes
+
+
+def test_lookahead_is_as_specified_and_so_are_the_levels():
+    reasons = Counter()
+    for prompt in PROBLEMS:
+        for step in prompt.answers():
+            expected, sizes = lookahead_as_specified(prompt, step)
+            told = explain_lookahead(prompt, step)
+            assert told.startswith(f"lookahead {expected}"), told
+            levels = []
+            for first, last, right, wrong in re.findall(r"level (\d+)(?: … (\d+))?: (\d+) from it, (\d+) not", told):
+                levels += [(int(right), int(wrong))] * (int(last or first) - int(first) + 1)
+            assert levels == sizes, told
+            reasons[re.sub(r".*; |\d+|,.*", "", told)] += 1
+        assert max(lookahead_as_specified(prompt, step)[0] for step in prompt.answers()) == prompt.lookahead()
+    assert len(reasons) == 3, reasons  # one way only; the goal met; all others ended
+
+
+def test_the_example_of_the_specification():
+    """SPEC 5.2: two branches of three vertices."""
+    prompt = parse_prompt(
+        "Suppose we have the following facts: If someone is mtemfa, then they are unxre. Everyone that is unxre is "
+        "agseyo. If Craig is wsizko, then they are mtemfa. If Craig is wsizko, then Craig is unekwa. If Craig is "
+        "noiur, then they are ijtce. If a person is unekwa, they are noiur. Given that Craig is wsizko, and we want to "
+        "prove Craig is agseyo.\n\nProof: Craig is wsizko. Craig is"
+    )
+    assert list(draw_problem(prompt, Terminal(80, False))) == [
+        "✓ right next step   ★ goal   ⇒ leads to the goal   (…) drawn elsewhere",
+        "wsizko",
+        "├⇒ ✓mtemfa ⇒ unxre ⇒ ★agseyo",
+        "└→ unekwa → noiur → ijtce",
+        "✓mtemfa: lookahead 3 (level 1 … 3: 1 from it, 1 not; the goal is on level 3)",
+    ]
+    coloured = list(draw_problem(prompt, Terminal(80, True)))
+    assert coloured[2] == "├⇒ \x1b[1;32m✓mtemfa ⇒ \x1b[0m\x1b[32munxre ⇒ \x1b[0m\x1b[1;32m★agseyo\x1b[0m"
+    assert coloured[3] == "└→ unekwa → noiur → ijtce"
+
+
+def test_a_drawing_fits_its_width():
+    for prompt in PROBLEMS[::5]:
+        for width in (40, 80, 200):
+            assert max(map(len, draw_problem(prompt, Terminal(width, False)))) <= width
+
+
+def test_graphviz_gets_every_edge():
+    for prompt in PROBLEMS[::20]:
+        dot = as_dot(prompt)
+        assert re.findall(r'"(\w+)" -> "(\w+)"', dot) == prompt.edges
+        assert dot.startswith("digraph {") and dot.endswith("}") and dot.count("doublecircle") == 1
+        filled = re.findall(r'"(\w+)" \[style=filled', dot)
+        assert filled == list(dict.fromkeys(prompt.answers()))
