@@ -11,13 +11,12 @@ a terminal only; with ``--color always | less -R`` in a pager too. The variable 
 """
 
 import argparse
-import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
 
+from data_tools.command_line import CommandParser
 from data_tools.errors import UserError
 from data_tools.inspect_lengths import length_lines
 from data_tools.inspect_samples import mixture_lines, shards_lines, split_lines, stream_lines
@@ -28,25 +27,17 @@ _TOKENIZER = "EleutherAI/pythia-160m"
 _LEAST = {"index": 0, "count": 1, "seq_len": 2, "total_steps": 1, "global_batch": 1, "num_problems": 1}
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     """The command; see ``--help``."""
     args = _parse(argv)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal of few characters shows ? for the others
-    try:
-        for line in args.lines(args):
-            print(line)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads (head, less) has seen enough; nor may the flush at exit complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    return 0
+    for line in args.lines(args):
+        print(line)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m data_tools.inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="python -m data_tools.inspect", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, lines, add_flags, text in _COMMANDS:
         command = commands.add_parser(name, help=text, description=f"Shows {text}.")
@@ -61,7 +52,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def _split_flags(parser: argparse.ArgumentParser) -> None:
+def _split_flags(parser: CommandParser) -> None:
     parser.add_argument("--split", choices=SPLIT_NAMES, default="eval", help="which one (default eval)")
     _pick_flags(parser, "row")
     _splits_flags(parser)
@@ -71,7 +62,7 @@ def _split_flags(parser: argparse.ArgumentParser) -> None:
     _view_flags(parser)
 
 
-def _stream_flags(parser: argparse.ArgumentParser) -> None:
+def _stream_flags(parser: CommandParser) -> None:
     _pick_flags(parser, "sample of the run")
     parser.add_argument("--stage", type=int, default=1, help="of the curriculum, 1 … max_lookahead (default 1)")
     _seed_flag(parser)
@@ -90,7 +81,7 @@ def _stream_flags(parser: argparse.ArgumentParser) -> None:
     _view_flags(parser)
 
 
-def _mixture_flags(parser: argparse.ArgumentParser) -> None:
+def _mixture_flags(parser: CommandParser) -> None:
     _pick_flags(parser, "sample of the run, over all ranks")
     parser.add_argument("--blocks", action="store_true", help="--index counts synthetic blocks, 'mixin N' of messages")
     _seed_flag(parser)
@@ -116,7 +107,7 @@ def _mixture_flags(parser: argparse.ArgumentParser) -> None:
     _view_flags(parser)
 
 
-def _shards_flags(parser: argparse.ArgumentParser) -> None:
+def _shards_flags(parser: CommandParser) -> None:
     _pick_flags(parser, "block")
     parser.add_argument("--validation", action="store_true", help="blocks of validation.bin")
     parser.add_argument("--scratch_dir", type=Path, help="directory of all data and runs")
@@ -124,7 +115,7 @@ def _shards_flags(parser: argparse.ArgumentParser) -> None:
     _view_flags(parser, PARTS[:2])
 
 
-def _lengths_flags(parser: argparse.ArgumentParser) -> None:
+def _lengths_flags(parser: CommandParser) -> None:
     _size_flags(parser, "")
     parser.add_argument(
         "--seq_len", type=int, nargs="+", default=[2048], help="tokens; one or more to compare (default 2048)"
@@ -135,21 +126,21 @@ def _lengths_flags(parser: argparse.ArgumentParser) -> None:
     _tokenizer_flag(parser)
 
 
-def _pick_flags(parser: argparse.ArgumentParser, what: str) -> None:
+def _pick_flags(parser: CommandParser, what: str) -> None:
     parser.add_argument("--index", type=int, default=0, help=f"first {what}, from 0 (default 0)")
     parser.add_argument("--count", type=int, default=1, help="how many from there on (default 1)")
 
 
-def _seed_flag(parser: argparse.ArgumentParser) -> None:
+def _seed_flag(parser: CommandParser) -> None:
     parser.add_argument("--seed", type=int, default=1337, help="of the run (default 1337)")
 
 
-def _splits_flags(parser: argparse.ArgumentParser, is_required: bool = False) -> None:
+def _splits_flags(parser: CommandParser, is_required: bool = False) -> None:
     parser.add_argument("--scratch_dir", type=Path, required=is_required, help="directory of all data and runs")
     parser.add_argument("--data_dir", type=Path, help="directory of splits (default: the only one in scratch_dir)")
 
 
-def _size_flags(parser: argparse.ArgumentParser, where: str) -> None:
+def _size_flags(parser: CommandParser, where: str) -> None:
     text = "size budget of a problem in symbols"
     parser.add_argument("--max_input_size", type=int, help=f"{text} (default: {where}384)")
     text = "lookahead at the last stage, and number of stages"
@@ -157,24 +148,24 @@ def _size_flags(parser: argparse.ArgumentParser, where: str) -> None:
     parser.add_argument("--generator", help=f"package.module:ClassName (default: {where}the built-in one)")
 
 
-def _tokenizer_flag(parser: argparse.ArgumentParser) -> None:
+def _tokenizer_flag(parser: CommandParser) -> None:
     text = f"hub id, directory or tokenizer.json (default {_TOKENIZER})"
     parser.add_argument("--tokenizer", default=_TOKENIZER, help=text)
 
 
-def _pack_flags(parser: argparse.ArgumentParser) -> None:
+def _pack_flags(parser: CommandParser) -> None:
     parser.add_argument("--pack_dir", type=Path, help="packed blocks (default: scratch_dir/data/c4_packed)")
     parser.add_argument("--tokenizer", help="hub id, directory or tokenizer.json (default: the pack's, by its name)")
 
 
-def _mixin_loss_flag(parser: argparse.ArgumentParser) -> None:
+def _mixin_loss_flag(parser: CommandParser) -> None:
     choices = ("lm", "answer", "weighted")
     parser.add_argument(
         "--mixin_loss", choices=choices, default="lm", help="loss weights of mixin examples (default lm)"
     )
 
 
-def _view_flags(parser: argparse.ArgumentParser, parts: tuple[str, ...] = PARTS) -> None:
+def _view_flags(parser: CommandParser, parts: tuple[str, ...] = PARTS) -> None:
     text = f"parts of each sample (default: {' '.join(parts)})"
     parser.add_argument("--show", nargs="+", choices=parts, default=parts, help=text)
     if "graph" in parts:
@@ -184,7 +175,7 @@ def _view_flags(parser: argparse.ArgumentParser, parts: tuple[str, ...] = PARTS)
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help=text)
 
 
-_Flags = Callable[[argparse.ArgumentParser], None]
+_Flags = Callable[[CommandParser], None]
 _COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], Iterator[str]], _Flags, str], ...] = (
     ("split", split_lines, _split_flags, "rows of eval, test or mixin, as they are evaluated or mixed in"),
     ("stream", stream_lines, _stream_flags, "samples of pptrain's stream, a function of seed, index and stage"),

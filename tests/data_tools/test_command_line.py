@@ -11,8 +11,9 @@ from data_tools.command_line import CommandParser, HelpFormatter, positive
 from data_tools.errors import UserError, explained, run_command
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = """data_tools.build_data_splits data_tools.build_pretrain data_tools.fetch_assets data_tools.summarize_run
-    data_tools.train_tokenizer ds_train.audit ds_train.evaluate ds_train.export ds_train.preflight""".split()
+COMMANDS = """data_tools.build_data_splits data_tools.build_pretrain data_tools.fetch_assets data_tools.inspect_command
+    data_tools.summarize_run data_tools.train_tokenizer ds_train.audit ds_train.evaluate ds_train.export
+    ds_train.preflight""".split()
 
 
 def _raise(error: BaseException) -> None:

@@ -19,7 +19,7 @@ from data_tools.shards import PackedBlocks
 from data_tools.splits import Splits, find_data_dir
 from data_tools.token_documents import Document, encode_examples, example_documents
 from data_tools.tokenizer import load_tokenizer
-from ds_train import assembly, pptrain, pretrain
+from ds_train import inputs, pptrain, pretrain
 from ds_train.ds_config import default_json
 from ds_train.evaluation import heldout_examples
 from ds_train.flags import DataFlags, ModelFlags, RunFlags
@@ -42,7 +42,7 @@ def shown(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
 
     def run(*arguments: object) -> str:
-        assert inspect_command.main([str(argument) for argument in arguments]) == 0
+        inspect_command.main([str(argument) for argument in arguments])
         return capsys.readouterr().out
 
     return run
@@ -254,7 +254,7 @@ def test_defaults_are_the_trainers():
         if "global_batch" in args:
             assert args["global_batch"] == json.loads(default_json("pretrain").read_text())["train_batch_size"]
         elif command != "shards":
-            assert args["tokenizer"] == f"EleutherAI/{assembly._DEFAULT_MODEL}"
+            assert args["tokenizer"] == f"EleutherAI/{inputs.DEFAULT_MODEL}"
     assert vars(parse(["stream"]))["stage"] == trainers["start_stage"]
     assert vars(parse(["lengths"]))["seq_len"] == [trainers["seq_len"]]
     built = build_data_splits._parse(["--scratch_dir", "x"])
