@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -77,7 +78,8 @@ def _free_port() -> int:
 
 
 def set_up_logging(world: World) -> None:
-    """Rank 0 says everything, the others only warnings of their own."""
+    """Rank 0 says everything, the others only errors; torch's notices about DeepSpeed's calls help nobody here."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     logging.basicConfig(format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", force=True)
     for package in ("ds_train", "data_tools", "__main__"):
         logging.getLogger(package).setLevel(logging.INFO if world.is_main else logging.ERROR)

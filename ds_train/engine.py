@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import deepspeed
@@ -21,9 +23,11 @@ from ds_train.stream import RankBatch
 
 def build_engine(model: PackedLM, config: dict[str, Any]) -> Engine:
     """Wrap the model for the DeepSpeed JSON ``config`` (which holds no scheduler: see `set_learning_rate`)."""
-    engine, *_ = deepspeed.initialize(
-        model=model, model_parameters=list(model.parameters()), config=config, dist_init_required=False
-    )
+    asked_for = config.get("memory_breakdown", False)
+    with nullcontext() if asked_for else redirect_stdout(StringIO()):  # its bf16 optimizer prints memory in any case
+        engine, *_ = deepspeed.initialize(
+            model=model, model_parameters=list(model.parameters()), config=config, dist_init_required=False
+        )
     if is_plain(engine):
         engine.optimizer.register_step_pre_hook(_drop_nonfinite_gradients)
     return engine

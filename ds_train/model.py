@@ -84,9 +84,10 @@ def prepare_config(
         config.max_position_embeddings = seq_len
     if not keep_dropout:
         for name in [n for n, value in vars(config).items() if _is_dropout(n) and value]:
-            logger.warning(
-                "%s %s set to 0: dropout would depend on the layout (--keep_dropout)", name, vars(config)[name]
-            )
+            if not name.startswith("classifier"):  # of a head that no causal LM has
+                logger.warning(
+                    "%s %s set to 0: dropout would depend on the layout (--keep_dropout)", name, vars(config)[name]
+                )
             setattr(config, name, 0.0)
     else:
         logger.warning("--keep_dropout: the trajectory depends on the number of ranks and the micro batch")

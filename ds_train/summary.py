@@ -27,7 +27,7 @@ def startup_summary(inputs: Inputs, setup: PhaseSetup, engine: Engine, state: Tr
     rows = {
         "run": f"{inputs.run_directory}, seed {inputs.run_flags.seed}",
         "starts": f"after step {state.step:,}, from {chosen}" if chosen else "fresh",
-        "model": f"{_model_name(inputs)}, {shape.num_parameters / 1e6:,.1f} M parameters",
+        "model": f"{_model_name(inputs)}, {shape.num_parameters:,} parameters",
         "layout": f"{layout.world_size} ranks × {layout.grad_accum} accumulation × micro batch {layout.micro_batch} = "
         f"global batch {layout.global_batch:,}; ZeRO {zero}, {dtype}",
         "device": _device(engine.device),
@@ -62,7 +62,8 @@ def is_half(engine: EngineConfig) -> bool:
 def _device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads a rank"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''} a rank"
 
 
 def _zero_stage(engine: EngineConfig) -> int:
@@ -90,6 +91,6 @@ def _memory(inputs: Inputs, shape: ModelShape, device: torch.device) -> str:
     """Predicted, and what there is on a GPU."""
     predicted = rank_memory(inputs, shape, _zero_stage(inputs.engine)).device
     if device.type != "cuda":
-        return f"about {(predicted - RUNTIME) / GIB:,.1f} GiB with rows of full length"
+        return f"about {(predicted - RUNTIME) / GIB:,.2g} GiB with rows of full length"
     there = torch.cuda.get_device_properties(device).total_memory
     return f"about {predicted / GIB:,.1f} of {there / GIB:,.1f} GiB with rows of full length"
