@@ -6,16 +6,14 @@ A RUN holds logs/train.jsonl and logs/eval.jsonl, of a finished run or one still
 are what ``ds_train/evaluate.py --output`` writes.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from data_tools.command_line import CommandParser
 from data_tools.errors import UserError, run_command
+from data_tools.run_logs import Row, checkpoint_name, read_evaluation, read_logs, training_seconds
 
-Row = dict[str, Any]
 _ROWS_AVERAGED = 5  # a single step's loss is noise
 
 
@@ -25,9 +23,7 @@ def summarize_run(directory: Path) -> str:
     Raises:
         UserError: the directory holds no logs, or no rows yet, or rows of another form.
     """
-    train, evaluations = (_read_log(directory / "logs" / f"{name}.jsonl") for name in ("train", "eval"))
-    if not train:
-        raise UserError(f"{directory}: logs/train.jsonl has no rows yet; the first comes after --log_every steps.")
+    train, evaluations = read_logs(directory)
     lines = [f"{directory.name}: {_progress(train)}", f"  training loss {_change(train, 'loss')}"]
     if "c4_loss" in train[-1]:
         lines.append(f"  of which C4 {_change(train, 'c4_loss')}, synthetic {_change(train, 'mixin_loss')}")
@@ -45,10 +41,8 @@ def _progress(train: list[Row]) -> str:
     steps = f"{train[-1]['step']:,} steps"
     if not all(row.get("tokens") and row.get("tokens_per_second") for row in train):
         return steps
-    num_tokens = [0, *(row["tokens"] for row in train)]
-    seconds = sum(
-        (end - start) / row["tokens_per_second"] for (start, end), row in zip(pairwise(num_tokens), train, strict=True)
-    )
+    num_tokens = [row["tokens"] for row in train]
+    seconds = training_seconds(num_tokens, [row["tokens_per_second"] for row in train])[-1]
     return f"{steps}, {num_tokens[-1]:,} tokens in {seconds:,.0f} s ({num_tokens[-1] / seconds:,.0f} tokens/s)"
 
 
@@ -84,7 +78,7 @@ def tabulate_evaluations(reports: Sequence[Row]) -> str:
     """Evaluations side by side: a column each; rows for losses, accuracy, and accuracy by lookahead."""
     by_lookahead = [{row["lookahead"]: row for row in report["by_lookahead"]} for report in reports]
     table = [
-        ["", *(_checkpoint_name(report["checkpoint"]) for report in reports)],
+        ["", *(checkpoint_name(report["checkpoint"]) for report in reports)],
         ["split", *(report["split"] for report in reports)],
         ["problems", *(f"{report['num_examples']:,}" for report in reports)],
         ["C4 validation loss", *(_number(report["c4_loss"]) for report in reports)],
@@ -104,30 +98,6 @@ def tabulate_evaluations(reports: Sequence[Row]) -> str:
     )
 
 
-def _checkpoint_name(path: str) -> str:
-    """``RUN/step`` of a step directory, else the last part."""
-    parts = [part for part in Path(path).parts if part != "checkpoints"]
-    return "/".join(parts[-2:] if parts[-1].startswith("step_") else parts[-1:])
-
-
-def _read_log(path: Path) -> list[Row]:
-    """The rows of a log; a last line that is being written is left out."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give the directory of a run.") from None
-    except ValueError as error:
-        raise UserError(f"{path} holds a line that is not JSON ({error}).") from None
-
-
-def _read_report(path: Path) -> Row:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--evaluation {path}: expected a file of evaluate.py --output ({error}).") from None
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see ``--help``."""
     parser = CommandParser(prog="summarize_run", description=(__doc__ or "").splitlines()[0])
@@ -138,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("nothing to summarize: give directories of runs, or --evaluation FILE.")
     parts = [summarize_run(run) for run in args.runs]
     if args.evaluation:
-        parts.append(tabulate_evaluations([_read_report(path) for path in args.evaluation]))
+        parts.append(tabulate_evaluations([read_evaluation(path) for path in args.evaluation]))
     print("\n\n".join(parts))
 
 

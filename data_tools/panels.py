@@ -1,0 +1,87 @@
+"""What is drawn of runs: the columns of their logs that share a picture, and how they are to be read."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture of columns that share a unit.
+
+    Attributes:
+        name: of its file.
+        label: of the vertical axis.
+        caption: what a reader must know beyond title and axes.
+        columns: of train rows or evaluations, each with its words in the legend; a run without any is left out.
+        is_noisy: single steps' values, drawn as a running mean over their pale self.
+        scale: of the vertical axis: "log", "from zero", "unit" (0 to 1) or "whole" (numbers from 0).
+        threshold: a flag of the run file that is drawn as a level.
+    """
+
+    name: str
+    title: str
+    label: str
+    caption: str
+    columns: dict[str, str] = field(default_factory=dict)
+    is_noisy: bool = False
+    scale: str = "from zero"
+    threshold: str = ""
+
+
+_NATS = "loss (nats per token)"
+PANELS = (
+    Panel(
+        "loss", "Training loss", _NATS,
+        "Over the global batch of a step. pptrain weighs the answers as much as all else, pretrain every token alike: "
+        "compare runs of one phase.",
+        {"loss": ""}, is_noisy=True, scale="log",
+    ),
+    Panel(
+        "loss_by_source", "Training loss by source", _NATS,
+        "Of a step's C4 blocks and of its synthetic blocks; steps without any are left out.",
+        {"c4_loss": "C4", "mixin_loss": "synthetic"}, is_noisy=True, scale="log",
+    ),
+    Panel(
+        "heldout_c4_loss", "Held-out C4 loss", _NATS, "On the validation blocks of the pack.",
+        {"heldout_c4_loss": ""}, scale="log",
+    ),
+    Panel(
+        "heldout_accuracy", "Held-out accuracy", "accuracy (any valid answer)",
+        "On held-out problems of full difficulty.", {"heldout_acc": ""},
+    ),
+    Panel(
+        "heldout_loss", "Held-out loss on problems", _NATS,
+        "On held-out problems of full difficulty, answers weighted as in pptrain whatever the phase.",
+        {"heldout_loss": ""}, scale="log",
+    ),
+    Panel(
+        "stage", "Curriculum stage", "stage", "A stage's problems are of up to stage / last stage of the full size.",
+        {"stage": ""}, scale="whole",
+    ),
+    Panel(
+        "window_accuracy", "Accuracy towards the next stage", "accuracy over the window",
+        "Of the latest training problems, each seen for the first time. The window is empty when a stage begins.",
+        {"curr_acc": ""}, scale="unit", threshold="curr_threshold",
+    ),
+    Panel("learning_rate", "Learning rate", "learning rate", "As the steps used it.", {"lr": ""}),
+    Panel(
+        "gradient_norm", "Gradient norm", "norm before clipping", "Of the whole model, over the global batch.",
+        {"grad_norm": ""}, is_noisy=True, scale="log",
+    ),
+    Panel(
+        "synthetic_share", "Synthetic share of tokens", "share of tokens so far",
+        "Real tokens of synthetic blocks among all since step 0.", {"mixin_fraction": ""},
+    ),
+    Panel(
+        "throughput", "Throughput", "tokens per second", "All ranks together; evaluations and saves included.",
+        {"tokens_per_second": ""}, is_noisy=True,
+    ),
+    Panel("mfu", "Model FLOP/s utilization", "share of the peak", "Of all devices.", {"mfu": ""}, is_noisy=True),
+    Panel(
+        "data_wait", "Waiting for data", "share of the time", "While the loader workers were behind the trainer.",
+        {"data_wait_fraction": ""}, is_noisy=True,
+    ),
+)  # fmt: skip
+LOOKAHEAD = Panel(
+    "accuracy_by_lookahead", "Accuracy by lookahead", "accuracy (any valid answer)",
+    "Lookahead: how many levels must be expanded before the next step is known.", scale="unit",
+)  # fmt: skip

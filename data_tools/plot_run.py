@@ -1,0 +1,101 @@
+"""Draw runs: pictures (PNG) and one page (HTML) that holds them all, against steps, tokens and training time.
+
+    python -m data_tools.plot_run SCRATCH/pptrain SCRATCH/pretrain --out report
+    python -m data_tools.plot_run A B C --names first second third --evaluation a.json b.json c.json
+
+A RUN is a run directory, finished or still going on; the files of --evaluation are what ``ds_train/evaluate.py
+--output`` writes.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from data_tools.errors import UserError, run_command
+from data_tools.files import whole_file
+from data_tools.panels import LOOKAHEAD, PANELS, Panel
+from data_tools.pictures import COLOURS, as_png, draw, draw_lookahead
+from data_tools.report import Picture, report_page
+from data_tools.run_logs import AXES, Row, RunLogs, checkpoint_name, distinct_names, read_evaluation
+from data_tools.run_settings import Settings, differing, read_settings
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command; see ``--help``."""
+    args = _parse(argv)
+    runs = [RunLogs.read(run, name) for run, name in zip(args.runs, args.names, strict=True)]
+    settings = [read_settings(run.directory, run.launches) for run in runs]
+    evaluations = _named([(path, read_evaluation(path)) for path in args.evaluation])
+    pictures = list(_pictures(runs, settings, evaluations))
+    page = report_page(runs, COLOURS[: len(runs)], differing(settings), evaluations, pictures)
+    files = {f"{picture.name}.png": picture.png for picture in pictures} | {"report.html": page.encode()}
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            with whole_file(args.out / name) as file:
+                file.write(content)
+    except OSError as error:
+        raise UserError(f"--out {args.out}: cannot write {error.filename or 'there'} ({error.strerror}).") from None
+    print(f"{args.out / 'report.html'}: {len(pictures)} pictures of {', '.join(args.names)}")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="plot_run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=f"{len(COLOURS)} directories of runs at most")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="directory of the pictures (default: report)")
+    parser.add_argument("--names", nargs="+", help="of the runs in legends (default: their directories')")
+    parser.add_argument("--evaluation", nargs="+", type=Path, default=[], metavar="FILE", help="files of evaluate.py")
+    args = parser.parse_args(argv)
+    for words, given in (("runs", args.runs), ("evaluations", args.evaluation)):
+        if len(given) > len(COLOURS):
+            raise UserError(f"{len(given)} {words} cannot be told apart in one picture; give {len(COLOURS)} at most.")
+    args.names = args.names or distinct_names(args.runs)
+    if len(args.names) != len(args.runs):
+        raise UserError(f"{len(args.names)} --names for {len(args.runs)} runs; give one for each.")
+    if len(set(args.names)) < len(args.names):
+        raise UserError(f"--names {' '.join(args.names)}: a name is given twice; runs need names of their own.")
+    return args
+
+
+def _pictures(
+    runs: Sequence[RunLogs], settings: Sequence[Settings], evaluations: Sequence[tuple[str, Row]]
+) -> Iterator[Picture]:
+    if evaluations:
+        figure = draw_lookahead(_coloured(evaluations, runs))
+        yield Picture(LOOKAHEAD.name, LOOKAHEAD.title, LOOKAHEAD.caption, "", as_png(figure))
+    for panel in PANELS:
+        thresholds = _thresholds(panel, settings)
+        for axis in AXES:
+            if drawn := draw(panel, runs, axis, thresholds):
+                yield Picture(f"{panel.name}_by_{axis}", panel.title, panel.caption, axis, as_png(drawn))
+
+
+def _thresholds(panel: Panel, settings: Sequence[Settings]) -> list[float]:
+    return sorted({float(of_run[panel.threshold]) for of_run in settings if panel.threshold in of_run})
+
+
+def _named(reports: Sequence[tuple[Path, Row]]) -> list[tuple[str, Row]]:
+    """Evaluations by checkpoint and split; where that repeats, by file."""
+    names = [f"{checkpoint_name(report['checkpoint'])}, {report['split']}" for _, report in reports]
+    return [
+        (str(path) if names.count(name) > 1 else name, report)
+        for name, (path, report) in zip(names, reports, strict=True)
+    ]
+
+
+def _coloured(evaluations: Sequence[tuple[str, Row]], runs: Sequence[RunLogs]) -> list[tuple[str, str, Row]]:
+    """Evaluations with colours: of a run's checkpoint the run's, of others and of further ones those that are left."""
+    directories = [run.directory.resolve() for run in runs]
+    colours: list[str | None] = []
+    for _, report in evaluations:
+        parents = (checkpoint := Path(report["checkpoint"]).resolve(), *checkpoint.parents)
+        of_run = next((colour for colour, run in zip(COLOURS, directories, strict=False) if run in parents), None)
+        colours.append(of_run if of_run not in colours else None)
+    left = iter(dict.fromkeys(colour for colour in (*COLOURS[len(runs) :], *COLOURS) if colour not in colours))
+    return [(name, colour or next(left), report) for (name, report), colour in zip(evaluations, colours, strict=True)]
+
+
+if __name__ == "__main__":
+    run_command(main)
