@@ -10,7 +10,7 @@ class Panel:
     Attributes:
         name: of its file.
         label: of the vertical axis.
-        caption: what a reader must know beyond title and axes.
+        caption: what a reader should know beyond title and axes.
         columns: of train rows or evaluations, each with its words in the legend; a run without any is left out.
         is_noisy: single steps' values, drawn as a running mean over their pale self.
         scale: of the vertical axis: "log", "from zero", "unit" (0 to 1) or "whole" (numbers from 0).
@@ -31,8 +31,7 @@ _NATS = "loss (nats per token)"
 PANELS = (
     Panel(
         "loss", "Training loss", _NATS,
-        "Over the global batch of a step. pptrain weighs the answers as much as all else, pretrain every token alike: "
-        "compare runs of one phase.",
+        "Of a step's global batch. In pptrain half of the weight lies on answers: compare runs of one phase.",
         {"loss": ""}, is_noisy=True, scale="log",
     ),
     Panel(
@@ -54,7 +53,7 @@ PANELS = (
         {"heldout_loss": ""}, scale="log",
     ),
     Panel(
-        "stage", "Curriculum stage", "stage", "A stage's problems are of up to stage / last stage of the full size.",
+        "stage", "Curriculum stage", "stage", "Problems of stage s of S have up to s/S of the full size.",
         {"stage": ""}, scale="whole",
     ),
     Panel(
@@ -62,9 +61,9 @@ PANELS = (
         "Of the latest training problems, each seen for the first time. The window is empty when a stage begins.",
         {"curr_acc": ""}, scale="unit", threshold="curr_threshold",
     ),
-    Panel("learning_rate", "Learning rate", "learning rate", "As the steps used it.", {"lr": ""}),
+    Panel("learning_rate", "Learning rate", "learning rate", "", {"lr": ""}),
     Panel(
-        "gradient_norm", "Gradient norm", "norm before clipping", "Of the whole model, over the global batch.",
+        "gradient_norm", "Gradient norm", "norm before clipping", "Of the gradient of the global batch.",
         {"grad_norm": ""}, is_noisy=True, scale="log",
     ),
     Panel(

@@ -23,7 +23,7 @@ from data_tools.run_logs import Row, RunLogs
 # Okabe and Ito's colours, without their yellow, which is too pale for a line: the colour-blind tell them apart too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _LINE_STYLES: tuple[Any, ...] = ("-", (0, (4, 1.5)))  # of a panel's columns
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.titlepad": 8, "axes.labelcolor": "0.15",
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "0.4", "axes.axisbelow": True,
     "axes.grid": True, "grid.color": "0.9", "xtick.color": "0.3", "ytick.color": "0.3",
@@ -34,13 +34,15 @@ _STYLE: dict[str, Any] = {
 _WIDTH, _LEFT, _RIGHT, _TOP, _PLOT, _LANE, _X_LABELS, _LEGEND_LINE = 4.8, 0.84, 0.16, 0.34, 2.2, 0.12, 0.5, 0.18
 _DOTS_PER_INCH = 200
 _LEGEND_CHARACTERS, _HANDLE_CHARACTERS, _NAME_CHARACTERS = 70, 7, 48  # of a legend's line, of a handle, of a name
+_MASTERED: Any = {"marker": "|", "markersize": 7, "markeredgewidth": 1.3, "gid": "stage mastered"}
+_RESUMED: Any = {"marker": "^", "markersize": 4.5, "markerfacecolor": "white", "gid": "resumed"}
 _MAX_POINTS = 2000  # of a line; a picture has fewer columns of dots
 _MIN_SMOOTHED = 50  # values of a line that is drawn as a running mean
 _UNITS = {
     "step": ((1, "optimizer step"),),
     "tokens": ((1, "tokens"), (1e3, "tokens (thousands)"), (1e6, "tokens (millions)"), (1e9, "tokens (billions)")),
     "time": ((1, "training time without pauses (s)"), (60, "training time without pauses (min)"),
-             (3600, "training time without pauses (h)"), (86400, "training time without pauses (days)")),
+             (3600, "training time without pauses (h)")),
 }  # fmt: skip
 
 
@@ -64,11 +66,11 @@ def draw(panel: Panel, runs: Sequence[RunLogs], axis: str, thresholds: Sequence[
     unit, x_label = [pair for pair in _UNITS[axis] if pair[0] == 1 or end >= pair[0]][-1]
     with matplotlib.rc_context(_STYLE):
         handles = [*_run_handles(panel, shown), *_mark_handles(marked, thresholds)]
-        axes, strip = _canvas(panel, handles, len(marked))
+        figure, axes, strip = _canvas(panel, handles, len(marked))
         for colour, run in shown:
             for style, (column, words) in zip(_LINE_STYLES, panel.columns.items(), strict=False):
                 positions, values = run.column(column, axis)
-                look = {"color": colour, "linestyle": style, "label": f"{run.name} {words}".strip()}
+                look: dict[str, Any] = {"color": colour, "linestyle": style, "label": f"{run.name} {words}".strip()}
                 if len(values) == 1 or column not in run.train:  # evaluations are few
                     look["marker"] = "o"
                 _draw_line(axes, panel, positions / unit, values, **look)
@@ -79,7 +81,7 @@ def draw(panel: Panel, runs: Sequence[RunLogs], axis: str, thresholds: Sequence[
         strip.set_xlabel(x_label)
         axes.set_xlim(-0.015 * end / unit, 1.015 * end / unit)
         _set_scale(axes, panel.scale, axis == "step")
-        return axes.figure
+        return figure
 
 
 def draw_lookahead(reports: Sequence[tuple[str, str, Row]]) -> Figure:
@@ -89,7 +91,8 @@ def draw_lookahead(reports: Sequence[tuple[str, str, Row]]) -> Figure:
         reports: name, colour and content of each.
     """
     with matplotlib.rc_context(_STYLE):
-        axes, _ = _canvas(LOOKAHEAD, [_handle(name, color=colour, marker="o") for name, colour, _ in reports], 0)
+        handles = [_handle(name, color=colour, marker="o") for name, colour, _ in reports]
+        figure, axes, _ = _canvas(LOOKAHEAD, handles, 0)
         for number, (name, colour, report) in enumerate(reports):
             rows = report["by_lookahead"]
             aside = 0.12 * (number - (len(reports) - 1) / 2)  # so that bars do not hide one another
@@ -101,7 +104,7 @@ def draw_lookahead(reports: Sequence[tuple[str, str, Row]]) -> Figure:
             axes.errorbar(lookahead + aside, accuracy, bars, fmt="o-", elinewidth=0.9, color=colour, label=name)
         axes.set_xlabel("lookahead (levels)")
         _set_scale(axes, LOOKAHEAD.scale, True)
-        return axes.figure
+        return figure
 
 
 def as_png(figure: Figure) -> bytes:
@@ -134,13 +137,13 @@ def thinned(positions: np.ndarray, values: np.ndarray, max_points: int) -> tuple
     return positions[kept], values[kept]
 
 
-def _canvas(panel: Panel, handles: Sequence[Line2D], num_lanes: int) -> tuple[Axes, Axes]:
+def _canvas(panel: Panel, handles: Sequence[Line2D], num_lanes: int) -> tuple[Figure, Axes, Axes]:
     """A figure with title, legend, axes, and under them a strip with a lane for each run that has marks.
 
     Everything has its place in inches: pictures are as high as their legends and lanes need, their axes all alike.
 
     Returns:
-        The axes, and those that the horizontal axis is written under: the strip if there is one.
+        The figure, its axes, and those that the horizontal axis is written under: the strip if there is one.
     """
     columns = _legend_columns(handles)
     strip_height = _LANE * num_lanes + 0.04 if num_lanes else 0
@@ -155,7 +158,7 @@ def _canvas(panel: Panel, handles: Sequence[Line2D], num_lanes: int) -> tuple[Ax
     in_rows = [handle for column in range(columns) for handle in handles[column::columns]]  # a legend fills columns
     figure.legend(handles=in_rows, loc="lower left", bbox_to_anchor=(0.01, 0), ncols=columns)
     if not num_lanes:
-        return axes, axes
+        return figure, axes, axes
     strip = figure.add_axes((place, bottom / height, width, strip_height / height), sharex=axes)
     strip.patch.set_visible(False)
     strip.set_ylim(num_lanes - 0.5, -0.9)
@@ -164,7 +167,7 @@ def _canvas(panel: Panel, handles: Sequence[Line2D], num_lanes: int) -> tuple[Ax
     strip.spines[["left", "bottom"]].set_visible(False)
     strip.tick_params(axis="x", length=0)
     axes.tick_params(axis="x", labelbottom=False)
-    return axes, strip
+    return figure, axes, strip
 
 
 def _legend_columns(handles: Sequence[Line2D]) -> int:
@@ -194,10 +197,6 @@ def _draw_marks(strip: Axes, lane: int, run: RunLogs, axis: str, unit: float, co
     for steps, look in ((run.mastered_at, _MASTERED), (run.resumed_at, _RESUMED)):
         positions = run.positions(steps, axis) / unit
         strip.plot(positions, np.full(len(positions), lane), color=colour, linestyle="", clip_on=False, **look)
-
-
-_MASTERED = {"marker": "|", "markersize": 7, "markeredgewidth": 1.3, "gid": "stage mastered"}
-_RESUMED = {"marker": "^", "markersize": 4.5, "markerfacecolor": "white", "gid": "resumed"}
 
 
 def _set_scale(axes: Axes, scale: str, is_whole: bool) -> None:

@@ -26,17 +26,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = [RunLogs.read(run, name) for run, name in zip(args.runs, args.names, strict=True)]
     settings = [read_settings(run.directory, run.launches) for run in runs]
     evaluations = _named([(path, read_evaluation(path)) for path in args.evaluation])
-    pictures = list(_pictures(runs, settings, evaluations))
-    page = report_page(runs, COLOURS[: len(runs)], differing(settings), evaluations, pictures)
-    files = {f"{picture.name}.png": picture.png for picture in pictures} | {"report.html": page.encode()}
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            with whole_file(args.out / name) as file:
-                file.write(content)
+        pictures = []
+        for picture in _pictures(runs, settings, evaluations):
+            _write(args.out / f"{picture.name}.png", picture.png)
+            pictures.append(picture)
+        page = report_page(runs, COLOURS[: len(runs)], differing(settings), evaluations, pictures)
+        _write(args.out / "report.html", page.encode())
     except OSError as error:
         raise UserError(f"--out {args.out}: cannot write {error.filename or 'there'} ({error.strerror}).") from None
     print(f"{args.out / 'report.html'}: {len(pictures)} pictures of {', '.join(args.names)}")
+
+
+def _write(path: Path, content: bytes) -> None:
+    with whole_file(path) as file:
+        file.write(content)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -77,10 +82,10 @@ def _thresholds(panel: Panel, settings: Sequence[Settings]) -> list[float]:
 
 
 def _named(reports: Sequence[tuple[Path, Row]]) -> list[tuple[str, Row]]:
-    """Evaluations by checkpoint and split; where that repeats, by file."""
+    """Evaluations by checkpoint and split, and by file where that repeats."""
     names = [f"{checkpoint_name(report['checkpoint'])}, {report['split']}" for _, report in reports]
     return [
-        (str(path) if names.count(name) > 1 else name, report)
+        (f"{name} ({path})" if names.count(name) > 1 else name, report)
         for name, (path, report) in zip(names, reports, strict=True)
     ]
 

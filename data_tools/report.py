@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.run_logs import Row, RunLogs, checkpoint_name
+from data_tools.run_logs import Row, RunLogs
 
 _AXIS_NAMES = {"step": "optimizer step", "tokens": "tokens", "time": "training time"}
 _ROWS_AVERAGED = 5  # a single step's loss is noise
@@ -80,10 +80,10 @@ def report_page(
     parts = [
         f"<h1>{title}</h1>",
         _table("The runs", names, {label: [of(run) for run in runs] for label, of in _FACTS.items()}, colours),
-        _table("Settings that differ", names, settings, colours) if len(runs) > 1 and settings else "",
         _evaluation_table(evaluations),
-        _switch(axes),
-        '<div class="pictures">', *map(_figure, pictures), "</div>",
+        f"<section>\n{_switch(axes)}",
+        '<div class="pictures">', *map(_figure, pictures), "</div>\n</section>",
+        _table("Settings that differ", names, settings, colours) if settings else "",
     ]  # fmt: skip
     return "\n".join(
         [
@@ -116,7 +116,8 @@ def _figure(picture: Picture) -> str:
     return (
         f'<figure class="{f"axis {picture.axis}" if picture.axis else "always"}">'
         f'<img alt="{html.escape(picture.title + against)}" src="data:image/png;base64,{data}">'
-        f"<figcaption>{html.escape(picture.caption)}</figcaption></figure>"
+        + (f"<figcaption>{html.escape(picture.caption)}</figcaption>" if picture.caption else "")
+        + "</figure>"
     )
 
 
@@ -143,8 +144,6 @@ def _evaluation_table(evaluations: Sequence[tuple[str, Row]]) -> str:
         return ""
     reports = [report for _, report in evaluations]
     rows = {
-        "checkpoint": [checkpoint_name(report["checkpoint"]) for report in reports],
-        "split": [str(report["split"]) for report in reports],
         "problems": [f"{report['num_examples']:,}" for report in reports],
         "accuracy, any valid answer": [_with_interval(report, "accuracy_any") for report in reports],
         "accuracy, first answer": [_with_interval(report, "accuracy_first") for report in reports],
@@ -218,15 +217,15 @@ _FACTS: dict[str, Callable[[RunLogs], str]] = {
     "launches": lambda run: str(len(run.launches) or _ABSENT),
     "last row": _written,
     "training loss": _last("loss", _ROWS_AVERAGED),
-    "of C4": _last("c4_loss", _ROWS_AVERAGED),
-    "of synthetic blocks": _last("mixin_loss", _ROWS_AVERAGED),
-    "synthetic share": _last("mixin_fraction"),
+    "training loss on C4": _last("c4_loss", _ROWS_AVERAGED),
+    "training loss on synthetic blocks": _last("mixin_loss", _ROWS_AVERAGED),
+    "synthetic share of tokens": _last("mixin_fraction"),
     "stage": _stage,
     "window accuracy": _last("curr_acc"),
     "held-out accuracy": _last("heldout_acc"),
-    "best": _best("heldout_acc", np.argmax),
+    "best held-out accuracy": _best("heldout_acc", np.argmax),
     "held-out loss": _last("heldout_loss"),
-    "lowest": _best("heldout_loss", np.argmin),
+    "lowest held-out loss": _best("heldout_loss", np.argmin),
     "held-out C4 loss": _last("heldout_c4_loss"),
-    "lowest of C4": _best("heldout_c4_loss", np.argmin),
+    "lowest held-out C4 loss": _best("heldout_c4_loss", np.argmin),
 }
