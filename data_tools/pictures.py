@@ -13,7 +13,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image  # comes with Matplotlib
 
@@ -33,7 +35,7 @@ _STYLE: Any = {
 # Inches: so small that a narrow window, which shrinks a picture, leaves it legible; many dots, for wide ones.
 _WIDTH, _LEFT, _RIGHT, _TOP, _PLOT, _LANE, _X_LABELS, _LEGEND_LINE = 4.8, 0.84, 0.16, 0.34, 2.2, 0.12, 0.5, 0.18
 _DOTS_PER_INCH = 200
-_LEGEND_CHARACTERS, _HANDLE_CHARACTERS, _NAME_CHARACTERS = 70, 7, 48  # of a legend's line, of a handle, of a name
+_NAME_CHARACTERS = 36  # that fit into a legend, whichever they are
 _MASTERED: Any = {"marker": "|", "markersize": 7, "markeredgewidth": 1.3, "gid": "stage mastered"}
 _RESUMED: Any = {"marker": "^", "markersize": 4.5, "markerfacecolor": "white", "gid": "resumed"}
 _MAX_POINTS = 2000  # of a line; a picture has fewer columns of dots
@@ -171,9 +173,15 @@ def _canvas(panel: Panel, handles: Sequence[Line2D], num_lanes: int) -> tuple[Fi
 
 
 def _legend_columns(handles: Sequence[Line2D]) -> int:
-    """As many as fit side by side; a column is as wide as its longest entry."""
-    lengths = [len(str(handle.get_label())) + _HANDLE_CHARACTERS for handle in handles]
-    fitting = [n for n in range(1, len(handles) + 1) if sum(max(lengths[c::n]) for c in range(n)) <= _LEGEND_CHARACTERS]
+    """As many as fit side by side; a column is as wide as its widest entry."""
+    font = FontProperties(size=_STYLE["legend.fontsize"])
+    beside = font.get_size() * (_STYLE["legend.handlelength"] + _STYLE["legend.columnspacing"] + 0.8)  # and a gap
+    widths = [
+        text_to_path.get_text_width_height_descent(str(handle.get_label()), font, ismath=False)[0] + beside
+        for handle in handles
+    ]
+    room = 72 * _WIDTH
+    fitting = [n for n in range(1, len(handles) + 1) if sum(max(widths[c::n]) for c in range(n)) <= room]
     return max(fitting, default=1)
 
 

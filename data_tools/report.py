@@ -11,7 +11,7 @@ import numpy as np
 
 from data_tools.run_logs import Row, RunLogs
 
-_AXIS_NAMES = {"step": "optimizer step", "tokens": "tokens", "time": "training time"}
+_AXIS_NAMES = {"step": "steps", "tokens": "tokens", "time": "training time"}
 _ROWS_AVERAGED = 5  # a single step's loss is noise
 _ABSENT = "–"
 
@@ -23,7 +23,8 @@ body { margin: 0 auto; max-width: 1560px; padding: 1rem; background: #fff; color
 h1 { font-size: 1.4rem; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.05rem; margin: 1.6rem 0 .4rem; }
 p { margin: .3rem 0; max-width: 46rem; }
-.wide { overflow-x: auto; }
+.tables { display: flex; flex-wrap: wrap; column-gap: 4rem; }
+.table { max-width: 100%; overflow-x: auto; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem 1rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #e4e4e4;
   min-width: 6.5rem; overflow-wrap: anywhere; }
@@ -79,9 +80,10 @@ def report_page(
     hidden = "\n".join(f"body:has(#by-{axis}:checked) .axis:not(.{axis}) {{ display: none; }}" for axis in axes)
     parts = [
         f"<h1>{title}</h1>",
+        '<div class="tables">',
         _table("The runs", names, {label: [of(run) for run in runs] for label, of in _FACTS.items()}, colours),
         _evaluation_table(evaluations),
-        f"<section>\n{_switch(axes)}",
+        f"</div>\n<section>\n{_switch(axes)}",
         '<div class="pictures">', *map(_figure, pictures), "</div>\n</section>",
         _table("Settings that differ", names, settings, colours) if settings else "",
     ]  # fmt: skip
@@ -134,7 +136,7 @@ def _table(
         if any(cell != _ABSENT for cell in cells)
     )
     return (
-        f'<h2>{title}</h2>\n<div class="wide"><table>\n<thead><tr><th></th>{head}</tr></thead>\n'
+        f'<div class="table"><h2>{title}</h2>\n<table>\n<thead><tr><th></th>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody></table></div>"
     )
 
@@ -184,10 +186,11 @@ def _tokens(run: RunLogs) -> str:
 
 
 def _training_time(run: RunLogs) -> str:
-    seconds = run.reached("time")
-    if not np.isfinite(seconds):
-        return _ABSENT
-    return f"{timedelta(seconds=round(seconds))} ({run.reached('tokens') / seconds:,.0f} tokens/s)"
+    return str(timedelta(seconds=round(seconds))) if np.isfinite(seconds := run.reached("time")) else _ABSENT
+
+
+def _speed(run: RunLogs) -> str:
+    return f"{run.reached('tokens') / seconds:,.0f}" if (seconds := run.reached("time")) > 0 else _ABSENT
 
 
 def _wall_clock(run: RunLogs) -> str:
@@ -213,6 +216,7 @@ _FACTS: dict[str, Callable[[RunLogs], str]] = {
     "optimizer steps": lambda run: f"{run.last_step:,}",
     "tokens": _tokens,
     "training time": _training_time,
+    "tokens per second": _speed,
     "since the first launch": _wall_clock,
     "launches": lambda run: str(len(run.launches) or _ABSENT),
     "last row": _written,

@@ -14,6 +14,9 @@ from data_tools.errors import UserError
 
 Row = dict[str, Any]
 AXES = ("step", "tokens", "time")
+_EVALUATION_KEYS = {
+    "checkpoint", "split", "num_examples", "loss", "accuracy_any", "accuracy_first", "c4_loss", "by_lookahead",
+}  # fmt: skip
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -58,8 +61,9 @@ def read_evaluation(path: Path) -> Row:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"--evaluation {path}: expected a file of evaluate.py --output ({error}).") from None
-    if not isinstance(report, dict) or not {"checkpoint", "split", "by_lookahead"} <= set(report):
-        raise UserError(f"--evaluation {path}: expected a file of evaluate.py --output, which holds by_lookahead.")
+    missing = _EVALUATION_KEYS - set(report) if isinstance(report, dict) else _EVALUATION_KEYS
+    if missing:
+        raise UserError(f"--evaluation {path}: expected a file of evaluate.py --output, which has {min(missing)!r}.")
     return report
 
 

@@ -56,6 +56,8 @@ done
 stage "results"
 python -m data_tools.summarize_run "$scratch/pptrain" "$scratch/pretrain" \
     --evaluation "$scratch/pptrain/test.json" "$scratch/pretrain/test.json"
+python -m data_tools.plot_run "$scratch/pptrain" "$scratch/pretrain" --out "$scratch/report" \
+    --evaluation "$scratch/pptrain/test.json" "$scratch/pretrain/test.json"
 cat <<'TEXT'
 
 How to read this: the curriculum advances by its own rule only, 98 % of the last 200 problems right, each seen for the

@@ -185,6 +185,21 @@ def test_names_are_shown_as_they_are_unless_they_are_too_long(tmp_path):
     assert len(long) < 50
 
 
+@pytest.mark.parametrize("name", ["{}", "run {} of several", "W" * 60 + "{}"])
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_the_legend_stands_under_the_axes_within_the_picture(tmp_path, name, count):
+    runs = [
+        read_run(tmp_path / str(n), name.format(n), train=CLIMB["train"], evaluations=CLIMB["evaluations"])
+        for n in range(count)
+    ]
+    figure = draw(PANEL["loss"], runs, "tokens")
+    as_png(figure)
+    legend_box, label_box = figure.legends[0].get_window_extent(), figure.axes[1].xaxis.label.get_window_extent()
+    assert legend_box.x0 >= 0 and legend_box.x1 <= figure.bbox.x1
+    assert legend_box.y0 >= -3 and legend_box.y1 <= label_box.y0 + 3  # an empty border may overlap
+    assert label_box.y1 < figure.axes[1].get_window_extent().y0
+
+
 def test_lookahead_with_intervals_and_without():
     reports = [
         ("first", COLOURS[0], report("a", [0.9, 0.5, 0.0], half_width=0.1)),

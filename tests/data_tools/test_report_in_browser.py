@@ -105,8 +105,8 @@ def test_pictures_use_the_width(seen: dict) -> None:
 @pytest.mark.parametrize("width", [_NARROW, _WIDE])
 def test_the_switch_shows_one_axis_at_a_time(seen: dict, width: int) -> None:
     shown = seen[width]["shown"]
-    assert list(shown) == ["optimizer step", "tokens", "training time"]
-    assert seen[width]["first"] == shown["optimizer step"]
+    assert list(shown) == ["steps", "tokens", "training time"]
+    assert seen[width]["first"] == shown["steps"]
     for axis, pictures in shown.items():
         assert pictures[0] == "Accuracy by lookahead"
         assert len(pictures) > 8 and all(picture.endswith(f" against {axis}") for picture in pictures[1:])
