@@ -39,7 +39,7 @@ _NAME_CHARACTERS = 36  # that fit into a legend, whichever they are
 _MASTERED: Any = {"marker": "|", "markersize": 7, "markeredgewidth": 1.3, "gid": "stage mastered"}
 _RESUMED: Any = {"marker": "^", "markersize": 4.5, "markerfacecolor": "white", "gid": "resumed"}
 _MAX_POINTS = 2000  # of a line; a picture has fewer columns of dots
-_MIN_SMOOTHED = 50  # values of a line that is drawn as a running mean
+_MIN_SMOOTHED, _MAX_HALF = 50, 50  # values of a line that is drawn as a running mean; on either side in one
 _UNITS = {
     "step": ((1, "optimizer step"),),
     "tokens": ((1, "tokens"), (1e3, "tokens (thousands)"), (1e6, "tokens (millions)"), (1e9, "tokens (billions)")),
@@ -120,11 +120,15 @@ def as_png(figure: Figure) -> bytes:
 
 
 def running_mean(values: np.ndarray, half: int) -> np.ndarray:
-    """Mean over ``half`` values before and after each, (n,) float64; near the ends over as few on either side."""
+    """Mean over ``half`` values before and after each, (n,) float64.
+
+    Near the start, where losses fall, over as few after as there are before; at the end over those that there are.
+    """
     index = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(index, index[::-1]))
+    before = np.minimum(half, index)
+    after = np.minimum(before, index[::-1])
     sums = np.append(0, np.cumsum(values))
-    return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+    return (sums[index + after + 1] - sums[index - before]) / (before + after + 1)
 
 
 def thinned(positions: np.ndarray, values: np.ndarray, max_points: int) -> tuple[np.ndarray, np.ndarray]:
@@ -189,7 +193,7 @@ def _draw_line(axes: Axes, panel: Panel, positions: np.ndarray, values: np.ndarr
     if _is_smoothed(panel, values):
         pale = {"color": style["color"], "linewidth": 0.6, "alpha": 0.25, "zorder": 1}
         axes.plot(*thinned(positions, values, _MAX_POINTS), gid="single steps", **pale)
-        values = running_mean(values, len(values) // 50)
+        values = running_mean(values, min(len(values) // 50, _MAX_HALF))
     # Stairs: a row tells of the steps since the row before.
     drawing = "steps-pre" if panel.scale == "whole" else "default"
     axes.plot(*thinned(positions, values, _MAX_POINTS), drawstyle=drawing, **style)

@@ -98,9 +98,9 @@ def report_page(
     )
 
 
-_NOTE = """<p>Pale lines are single steps, the line over them is their mean over about 4 % of the run. In the strip
-under the curves, △ is where a later launch went on from a checkpoint and | where a stage of the curriculum was
-mastered. Training time leaves out the pauses between launches and the steps that a kill undid.</p>"""
+_NOTE = """<p>Pale lines are single steps; the line over them is their running mean (over 4 % of the rows, 101 rows at
+most). In the strip under the curves, △ is where a later launch went on from a checkpoint and | where a stage of the
+curriculum was mastered. Training time leaves out the pauses between launches and the steps that a kill undid.</p>"""
 
 
 def _switch(axes: Sequence[str]) -> str:

@@ -148,12 +148,17 @@ def test_many_rows_are_a_mean_over_pale_steps(tmp_path):
     assert len(stages.axes[0].lines) == 1  # what is exact is not averaged
 
 
+def test_a_mean_stays_close_to_its_steps_however_long_the_run(tmp_path):
+    values = [1.0] * 5000
+    values[2500] = 102.0
+    mean = draw(PANEL["loss"], [read_run(tmp_path, train=pptrain_rows(values))], "step").axes[0].lines[1]
+    assert mean.get_ydata().max() == pytest.approx(2)  # 101 more in 101 rows
+
+
 @pytest.mark.parametrize(("count", "half"), [(1, 0), (7, 2), (50, 1), (40, 100)])
-def test_running_mean_is_the_mean_of_equally_many_on_either_side(count, half):
+def test_running_mean_is_centred_but_at_the_end(count, half):
     values = np.random.default_rng(count).normal(size=count)
-    expected = [
-        values[n - reach : n + reach + 1].mean() for n in range(count) for reach in [min(half, n, count - 1 - n)]
-    ]
+    expected = [values[n - reach : n + reach + 1].mean() for n in range(count) for reach in [min(half, n)]]
     np.testing.assert_allclose(running_mean(values, half), expected, atol=1e-12)
 
 
