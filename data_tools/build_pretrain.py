@@ -207,7 +207,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--total_steps", type=positive, help=f"optimizer steps to feed (default {_DEFAULT_STEPS})")
     parser.add_argument("--effective_batch", type=positive, help=f"blocks of a step (default {_DEFAULT_BATCH})")
     parser.add_argument("--num_blocks", type=positive, help="blocks, instead of total_steps x effective_batch")
-    parser.add_argument("--blocks_per_shard", type=positive, default=10_000, help="default 10000")
+    parser.add_argument("--blocks_per_shard", type=positive, default=10_000, help="blocks of a shard (default 10000)")
     parser.add_argument("--val_blocks", type=natural, default=256, help="held-out blocks (default 256)")
     parser.add_argument("--seed", type=natural, default=12345, help="of the document shuffle (default 12345)")
     parser.add_argument("--shuffle_buffer", type=positive, default=10_000, help="documents (default 10000)")
