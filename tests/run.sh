@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/install.sh test
-export PATH="$PWD/.venv/bin:$PATH"
+export PATH="${DS_TRAIN_VENV:-$PWD/.venv}/bin:$PATH"
 ruff check .
 ruff format --check .
 mypy
