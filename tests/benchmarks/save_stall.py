@@ -28,13 +28,13 @@ KINDS = ("none", "sync", "behind")
 LABELS = {"sync": "before training goes on", "behind": "behind training"}
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name", default="pythia-160m", help="preset (default pythia-160m)")
     parser.add_argument("--window", type=int, default=4, help="optimizer steps in a window (default 4)")
     parser.add_argument("--rounds", type=int, default=8, help="windows of each kind (default 8)")
     parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)  # the run itself: scratch and output
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.train:
         return train(Path(args.train[0]), Path(args.train[1]), args.model_name, args.window, args.rounds)
     with tempfile.TemporaryDirectory() as directory:
