@@ -23,7 +23,7 @@ def build_tiny_scratch(directory: Path) -> Path:
         "--mixin_size 150 --workers 1".split()
     )
     documents = directory / "documents.jsonl"
-    documents.write_text("".join(json.dumps({"text": _document(n)}) + "\n" for n in range(400)))
+    write_documents(documents)
     build_pretrain.main(
         f"--scratch_dir {directory} --source {documents} --tokenizer {directory / 'tokenizer'} --seq_len {SEQ_LEN} "
         "--num_blocks 200 --val_blocks 6 --workers 1".split()
@@ -68,6 +68,12 @@ def write_model(directory: Path) -> None:
         "rotary_pct": 0.25, "tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 0,
     }  # fmt: skip
     (directory / "config.json").write_text(json.dumps(config))
+
+
+def write_documents(path: Path) -> None:
+    """Four hundred documents of sentence words, in C4's form."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": _document(n)}) + "\n" for n in range(400)))
 
 
 def _document(number: int) -> str:

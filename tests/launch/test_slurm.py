@@ -4,12 +4,15 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from ds_train import audit
+from tests.docs.markdown import commands
+from tests.ds_train.launching import REPOSITORY
 from tests.launch.running import (
     finish,
     newest_checkpoint,
@@ -23,6 +26,7 @@ from tests.launch.running import (
 from tests.launch.slurm import Slurm
 from tests.launch.waiting import wait_until
 
+_README = REPOSITORY / "launch" / "README.md"
 _TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1"]
 
 
@@ -131,19 +135,25 @@ def test_lost_rank_is_named_and_the_job_resumes(slurm: Slurm, scratch: Path, che
     assert (job.restarts, job.exit_code) == (1, 86)
 
 
+def _put_trainer(checkout: Path, text: str) -> None:
+    """Another program in the place of pptrain.py."""
+    (checkout / "ds_train").unlink()
+    (checkout / "ds_train").mkdir()
+    (checkout / "ds_train" / "pptrain.py").write_text(text)
+
+
 @pytest.fixture
 def stub_checkout(checkout: Path) -> Path:
     """A checkout whose trainer saves checkpoints and leaves as its arguments say, for each start of the job."""
-    (checkout / "ds_train").unlink()
-    (checkout / "ds_train").mkdir()
-    (checkout / "ds_train" / "pptrain.py").write_text(
+    _put_trainer(
+        checkout,
         "import os, pathlib, sys\n"
         "values = dict(zip(sys.argv[1::2], sys.argv[2::2]))\n"
         "plan = values['--plan'].split(',')\n"
         "code, step = plan[min(int(os.environ.get('SLURM_RESTART_COUNT', 0)), len(plan) - 1)].split('@')\n"
         "run = pathlib.Path(values['--scratch_dir'], values['--run_name'])\n"
         "(run / 'checkpoints' / f'step_{int(step):08d}').mkdir(parents=True, exist_ok=True)\n"
-        "sys.exit(int(code))\n"
+        "sys.exit(int(code))\n",
     )
     return checkout
 
@@ -165,3 +175,36 @@ def test_who_is_requeued(slurm: Slurm, stub_checkout: Path) -> None:
         jobs[plan], _ = _submit(slurm, stub_checkout, *arguments, options=options, MAX_RESTARTS="1")
     ended = {plan: slurm.wait_for_end(number) for plan, number in jobs.items()}
     assert {plan: (job.state, job.restarts, job.exit_code) for plan, job in ended.items()} == expected
+
+
+def test_commands_of_the_readme(slurm: Slurm, checkout: Path) -> None:
+    """The page's lines for watching and stopping, as they stand there, on a job whose trainer waits for a signal."""
+    _put_trainer(
+        checkout,
+        "import signal, sys\n"
+        "asked = {signal.SIGUSR1, signal.SIGTERM}\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, asked)\n"
+        "print('waits', flush=True)\n"
+        "signal.sigwait(asked)\n"
+        "sys.exit(85)\n",
+    )
+    number, log = _submit(slurm, checkout, "--scratch_dir", str(checkout), options=_TWO_NODES)
+    lines = {command.argv: [word.replace("JOB", number) for word in command.argv] for command in commands(_README)}
+
+    def line(*beginning: str) -> list[str]:
+        return next(words for argv, words in lines.items() if argv[: len(beginning)] == beginning)
+
+    _wait_for_text(log, "^waits")
+    assert number in slurm(*line("squeue")).split()
+    assert f"JobId={number} " in slurm(*line("scontrol", "show"))
+    with subprocess.Popen(line("tail"), cwd=checkout, text=True, stdout=subprocess.PIPE) as following:
+        assert following.stdout and any(text == "waits\n" for text in following.stdout)
+        following.kill()
+    slurm(*line("scancel", "--signal=USR1"))
+    _wait_for_text(log, "^requeued: preempted")
+    wait_until(lambda: slurm.job(number).state == "PENDING", "the job to be pending")
+    slurm(*line("scontrol", "update"))
+    _wait_for_text(log, r"(?s)^waits.*^waits")
+    slurm(*line("scancel", "JOB"))
+    assert slurm.wait_for_end(number).state == "CANCELLED"
+    assert "SLURM_NTASKS=8" in slurm(*line("salloc"), "env")
