@@ -257,8 +257,7 @@ def _mark_handles(marked: Sequence[tuple[str, RunLogs]], thresholds: Sequence[fl
 
 
 def _handle(text: str, **look: Any) -> Line2D:
-    """A legend entry; names are shown as they are, whatever dollars and leading underscores mean to Matplotlib."""
+    """A legend entry; a name is shown as it is, whatever dollars mean to Matplotlib."""
     if len(text) > _NAME_CHARACTERS:
         text = f"{text[: _NAME_CHARACTERS // 2]}…{text[1 - _NAME_CHARACTERS // 2 :]}"
-    text = text.replace("$", r"\$")
-    return Line2D([], [], label=f" {text}" if text.startswith("_") else text, **look)
+    return Line2D([], [], label=text.replace("$", r"\$"), **look)
