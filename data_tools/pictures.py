@@ -25,12 +25,13 @@ from data_tools.run_logs import Row, RunLogs
 # Okabe and Ito's colours, without their yellow, which is too pale for a line: the colour-blind tell them apart too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _LINE_STYLES: tuple[Any, ...] = ("-", (0, (4, 1.5)))  # of a panel's columns
+_LINE_POINTS = 1.4
 _STYLE: Any = {
     "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.titlepad": 8, "axes.labelcolor": "0.15",
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "0.4", "axes.axisbelow": True,
     "axes.grid": True, "grid.color": "0.9", "xtick.color": "0.3", "ytick.color": "0.3",
     "legend.frameon": False, "legend.fontsize": 8.5, "legend.columnspacing": 1.4, "legend.handlelength": 1.8,
-    "lines.linewidth": 1.4, "lines.markersize": 3.5, "lines.solid_joinstyle": "round",
+    "lines.linewidth": _LINE_POINTS, "lines.markersize": 3.5, "lines.solid_joinstyle": "round",
 }  # fmt: skip
 # Inches: so small that a narrow window, which shrinks a picture, leaves it legible; many dots, for wide ones.
 _WIDTH, _LEFT, _RIGHT, _TOP, _PLOT, _LANE, _X_LABELS, _LEGEND_LINE = 4.8, 0.84, 0.16, 0.34, 2.2, 0.12, 0.5, 0.18
@@ -69,13 +70,18 @@ def draw(panel: Panel, runs: Sequence[RunLogs], axis: str, thresholds: Sequence[
     with matplotlib.rc_context(_STYLE):
         handles = [*_run_handles(panel, shown), *_mark_handles(marked, thresholds)]
         figure, axes, strip = _canvas(panel, handles, len(marked))
-        for colour, run in shown:
-            for style, (column, words) in zip(_LINE_STYLES, panel.columns.items(), strict=False):
-                positions, values = run.column(column, axis)
-                look: dict[str, Any] = {"color": colour, "linestyle": style, "label": f"{run.name} {words}".strip()}
-                if len(values) == 1 or column not in run.train:  # evaluations are few
-                    look["marker"] = "o"
-                _draw_line(axes, panel, positions / unit, values, **look)
+        lines = [
+            (run, column, style, colour, *run.column(column, axis))
+            for colour, run in shown
+            for style, column in zip(_LINE_STYLES, panel.columns, strict=False)
+        ]
+        for number, (run, column, style, colour, positions, values) in enumerate(lines):
+            look: dict[str, Any] = {"color": colour, "linestyle": style, "label": f"{run.name} {panel.columns[column]}"}
+            if len(values) == 1 or column not in run.train:  # evaluations are few
+                look["marker"] = "o"
+            num_hiding = sum(_agree((positions, values), line[-2:]) for line in lines[number + 1 :])
+            look["linewidth"] = _LINE_POINTS * (1 + num_hiding)
+            _draw_line(axes, panel, positions / unit, values, **look)
         for threshold in thresholds:
             axes.axhline(threshold, color="0.4", linewidth=0.8, linestyle=":")
         for lane, (colour, run) in enumerate(marked):
@@ -197,6 +203,12 @@ def _draw_line(axes: Axes, panel: Panel, positions: np.ndarray, values: np.ndarr
     # Stairs: a row tells of the steps since the row before.
     drawing = "steps-pre" if panel.scale == "whole" else "default"
     axes.plot(*thinned(positions, values, _MAX_POINTS), drawstyle=drawing, **style)
+
+
+def _agree(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> bool:
+    """Whether lines lie on one another as far as the shorter goes, as schedules do."""
+    length = min(len(one[1]), len(other[1]))
+    return length > 0 and all(np.array_equal(a[:length], b[:length]) for a, b in zip(one, other, strict=True))
 
 
 def _is_smoothed(panel: Panel, values: np.ndarray) -> bool:

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,7 @@ import numpy as np
 
 from data_tools.run_logs import Row, RunLogs
 
-_AXIS_NAMES = {"step": "steps", "tokens": "tokens", "time": "training time"}
+_AXIS_NAMES = {"step": "steps", "tokens": "tokens", "time": "time"}
 _ROWS_AVERAGED = 5  # a single step's loss is noise
 _ABSENT = "–"
 
@@ -26,15 +27,17 @@ p { margin: .3rem 0; max-width: 46rem; }
 .tables { display: flex; flex-wrap: wrap; column-gap: 4rem; }
 .table { max-width: 100%; overflow-x: auto; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem 1rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #e4e4e4;
-  min-width: 6.5rem; overflow-wrap: anywhere; }
+th, td { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #e4e4e4;
+  min-width: 4.8rem; overflow-wrap: anywhere; }
 th { font-weight: 600; }
 tbody th { font-weight: 400; color: #555; overflow-wrap: normal; }
+tr > :first-child { position: sticky; left: 0; background: #fff; }
 .colour { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .4em; }
 fieldset { position: sticky; top: 0; z-index: 1; margin: 1.6rem 0 0; padding: .5rem 0; border: 0; background: #fff;
   border-bottom: 1px solid #e4e4e4; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; }
 legend { float: left; font-weight: 600; }
 label { white-space: nowrap; }
+@media (max-width: 480px) { table { font-size: .8rem; } th, td { padding-right: .5rem; } }
 .pictures { display: grid; gap: 1.4rem 1.6rem; margin-top: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); }
 figure { margin: 0; }
@@ -129,9 +132,9 @@ def _table(
     """A table with a heading; rows that say nothing are left out."""
     dots = [f'<span class="colour" style="background: {colour}"></span>' for colour in colours or []]
     dots += [""] * (len(columns) - len(dots))
-    head = "".join(f"<th>{dot}{html.escape(name)}</th>" for dot, name in zip(dots, columns, strict=True))
+    head = "".join(f"<th>{dot}{_breakable(name)}</th>" for dot, name in zip(dots, columns, strict=True))
     body = "\n".join(
-        f"<tr><th>{html.escape(label)}</th>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>"
+        f"<tr><th>{_breakable(label)}</th>{''.join(f'<td>{_breakable(cell)}</td>' for cell in cells)}</tr>"
         for label, cells in rows.items()
         if any(cell != _ABSENT for cell in cells)
     )
@@ -141,24 +144,30 @@ def _table(
     )
 
 
+def _breakable(text: str) -> str:
+    """Text whose long names may be broken after their joints."""
+    return re.sub(r"([/_]|(?<=[a-z])\.)", r"\1<wbr>", html.escape(text))
+
+
 def _evaluation_table(evaluations: Sequence[tuple[str, Row]]) -> str:
     if not evaluations:
         return ""
     reports = [report for _, report in evaluations]
     rows = {
         "problems": [f"{report['num_examples']:,}" for report in reports],
-        "accuracy, any valid answer": [_with_interval(report, "accuracy_any") for report in reports],
-        "accuracy, first answer": [_with_interval(report, "accuracy_first") for report in reports],
+        "accuracy, any valid answer": [_number(report["accuracy_any"]) for report in reports],
+        "its 95 % interval": [_interval(report, "accuracy_any") for report in reports],
+        "accuracy, first answer": [_number(report["accuracy_first"]) for report in reports],
+        "95 % interval of that": [_interval(report, "accuracy_first") for report in reports],
         "weighted loss": [_number(report["loss"]) for report in reports],
         "C4 validation loss": [_number(report["c4_loss"]) for report in reports],
     }
     return _table("Evaluations", [name for name, _ in evaluations], rows)
 
 
-def _with_interval(report: Row, name: str) -> str:
-    low, high = report.get(f"{name}_low"), report.get(f"{name}_high")
-    interval = f" (95 %: {low:.3f} – {high:.3f})" if low is not None and high is not None else ""
-    return _number(report[name]) + interval
+def _interval(report: Row, name: str) -> str:
+    low, high = (report.get(f"{name}_{end}") for end in ("low", "high"))
+    return _ABSENT if low is None or high is None else f"{low:.3f} – {high:.3f}"
 
 
 def _number(value: float | None) -> str:

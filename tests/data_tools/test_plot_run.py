@@ -21,7 +21,7 @@ _LONG = 1000
 
 def lines(axes):
     """Label → line, of those that are named."""
-    return {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+    return {line.get_label().strip(): line for line in axes.lines if not line.get_label().startswith("_")}
 
 
 def points(line):
@@ -99,6 +99,17 @@ def test_sources_share_a_colour_and_differ_in_style(mixing):
     assert points(found["mixing C4"]) == [(10, 7), (20, 6)] and points(found["mixing synthetic"]) == [(10, 3)]
     assert len({line.get_color() for line in found.values()}) == 1
     assert found["mixing C4"].get_linestyle() != found["mixing synthetic"].get_linestyle()
+
+
+def test_a_line_that_a_later_one_lies_on_is_wider(tmp_path):
+    lengths = {"first": 3, "other": 3, "longer": 4}
+    runs = [
+        read_run(tmp_path / name, name, train=pptrain_rows([4.0, 3.0, 2.0, 1.0][:n])) for name, n in lengths.items()
+    ]
+    runs[1].train["lr"][0] = 0.0
+    found = lines(draw(PANEL["learning_rate"], runs, "step").axes[0])
+    widths = {name: line.get_linewidth() for name, line in found.items()}
+    assert widths["first"] > widths["other"] == widths["longer"]
 
 
 def test_a_panel_shows_the_runs_that_have_it_in_their_colours(climbing, mixing):
@@ -237,7 +248,7 @@ def two_runs(tmp_path):
 def cells(page, row):
     """The cells of a table's row."""
     found = re.search(rf"<tr><th>{re.escape(row)}</th>(.*?)</tr>", page)
-    return [html.unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", found[1])]
+    return [html.unescape(cell.replace("<wbr>", "")) for cell in re.findall(r"<td>(.*?)</td>", found[1])]
 
 
 def test_command(tmp_path, two_runs, capsys):
@@ -249,7 +260,7 @@ def test_command(tmp_path, two_runs, capsys):
     names = {path.stem for path in out.glob("*.png")}
     assert {f"{panel}_by_{axis}" for panel in ("loss", "stage", "loss_by_source") for axis in AXES} <= names
     assert "accuracy_by_lookahead" in names and "heldout_c4_loss_by_step" not in names
-    page = (out / "report.html").read_text()
+    page = (out / "report.html").read_text().replace("<wbr>", "")
     assert (
         page.count("<img ") == len(names) and f"{len(names)} pictures of pptrain, pretrain" in capsys.readouterr().out
     )
@@ -261,7 +272,8 @@ def test_command(tmp_path, two_runs, capsys):
     assert cells(page, "training loss") == ["2.500", "5.500"]
     assert cells(page, "best held-out accuracy") == ["0.200 at step 30", "–"]
     assert cells(page, "seed") == ["1", "2"] and "curr_threshold" not in page
-    assert cells(page, "accuracy, any valid answer") == ["0.500 (95 %: 0.450 – 0.550)"]
+    assert cells(page, "accuracy, any valid answer") == ["0.500"]
+    assert cells(page, "its 95 % interval") == ["0.450 – 0.550"] and "95 % interval of that" not in page
 
 
 def test_a_threshold_of_the_run_file_is_drawn(two_runs, monkeypatch, tmp_path):

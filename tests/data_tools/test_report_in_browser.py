@@ -105,7 +105,7 @@ def test_pictures_use_the_width(seen: dict) -> None:
 @pytest.mark.parametrize("width", [_NARROW, _WIDE])
 def test_the_switch_shows_one_axis_at_a_time(seen: dict, width: int) -> None:
     shown = seen[width]["shown"]
-    assert list(shown) == ["steps", "tokens", "training time"]
+    assert list(shown) == ["steps", "tokens", "time"]
     assert seen[width]["first"] == shown["steps"]
     for axis, pictures in shown.items():
         assert pictures[0] == "Accuracy by lookahead"
