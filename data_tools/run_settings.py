@@ -12,6 +12,7 @@ from data_tools.run_logs import Row
 
 Settings = dict[str, str]
 _DEEPSPEED = "deepspeed."
+_COMMIT_DIGITS = 10  # tell commits apart
 _IGNORED = ("run_name", "deepspeed_config")  # the name heads the column; the JSON that takes effect says more
 
 
@@ -23,7 +24,9 @@ def read_settings(directory: Path, launches: Sequence[Row]) -> Settings:
     """
     flags, effective = _load(directory / "run.yaml"), _load(directory / "deepspeed.json")
     last = launches[-1] if launches else {}
-    ran_on = {"ranks": last.get("ranks"), "git": last.get("git"), **last.get("versions", {})}
+    commit, *changes = last.get("git", "").split(" ", 1)
+    git = " ".join([commit[:_COMMIT_DIGITS], *changes])
+    ran_on = {"ranks": last.get("ranks"), "git": git or None, **last.get("versions", {})}
     return {
         **{name: _text(value) for name, value in flags.items() if name not in _IGNORED},
         **{_DEEPSPEED + name: _text(value) for name, value in _flat(effective)},

@@ -146,13 +146,15 @@ def test_settings_that_differ_are_those_of_the_run_files_the_json_and_the_last_l
     for name, lr, ranks, more in (("a", 5e-4, 8, ""), ("b", 1e-3, 16, "lr: 0.001\nmixin_percent: 0.02\n")):
         run = write_run(tmp_path / name, pptrain_rows([1.0]), settings=f"seed: 1\nrun_name: {name}\nlr:\n{more}")
         (run / "deepspeed.json").write_text(json.dumps({"optimizer": {"params": {"lr": lr, "betas": [0.9, 0.999]}}}))
-        launch = {"ranks": ranks, "git": "", "versions": {"torch": "2.13"}}
+        git = "" if name == "a" else "0123456789abcdef with uncommitted changes"
+        launch = {"ranks": ranks, "git": git, "versions": {"torch": "2.13"}}
         settings.append(read_settings(run, [{"ranks": 1}, launch]))
     assert differing(settings) == {
         "lr": ["not given", "0.001"],
         "deepspeed.optimizer.params.lr": ["0.0005", "0.001"],
         "ranks": ["8", "16"],
     }
+    assert settings[1]["git"] == "0123456789 with uncommitted changes"
 
 
 def test_a_flag_of_another_phase_is_no_difference_but_a_missing_block_of_the_json_is():
