@@ -129,14 +129,17 @@ class RunLogs:
         return steps[steps > 0]
 
     @cached_property
-    def _rows_at(self) -> dict[str, np.ndarray]:
-        """Axis → where the train rows lie on it, (rows,), NaN where that is not known."""
-        unknown = np.full(len(self.train["step"]), np.nan)
-        tokens, speed = (self.train.get(name, unknown) for name in ("tokens", "tokens_per_second"))
-        has_speed = speed > 0
-        usual = np.median(speed[has_speed]) if has_speed.any() else np.nan
-        seconds = training_seconds(tokens, np.where(has_speed, speed, usual))
-        return {"step": self.train["step"], "tokens": tokens, "time": seconds}
+    def _tokens(self) -> np.ndarray:
+        """Tokens up to each train row, (rows,), NaN if no row tells."""
+        return _known(self.train["step"], self.train.get("tokens", self.train["step"] * np.nan), self.train["step"])
+
+    @cached_property
+    def _seconds(self) -> np.ndarray:
+        """Seconds of training up to each train row, (rows,), NaN if no row tells; one without speed had the usual."""
+        speed = self.train.get("tokens_per_second", np.empty(0))
+        if not (speed > 0).any():
+            return np.full(len(self._tokens), np.nan)
+        return training_seconds(self._tokens, np.where(speed > 0, speed, np.median(speed[speed > 0])))
 
     def column(self, name: str, axis: str) -> tuple[np.ndarray, np.ndarray]:
         """A column of the train rows, or else of the evaluations: positions on an axis and values, both (values,).
@@ -158,11 +161,15 @@ class RunLogs:
         """Where steps lie on one of `AXES` (time in seconds): between rows in proportion, NaN where that is unknown."""
         if axis == "step":
             return steps
-        reached = self._rows_at[axis]
-        known = np.isfinite(reached)
-        if not known.any():
-            return np.full(len(steps), np.nan)
-        return np.interp(steps, np.append(0, self.train["step"][known]), np.append(0, reached[known]))
+        return _known(self.train["step"], self._tokens if axis == "tokens" else self._seconds, steps)
+
+
+def _known(rows: np.ndarray, values: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """What grows from 0 with the steps, at ``steps``: in proportion between the rows that tell; NaN where none does."""
+    told = np.isfinite(values)
+    if not told.any():
+        return np.full(len(steps), np.nan)
+    return np.interp(steps, np.append(0, rows[told]), np.append(0, values[told]))
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, np.ndarray]:

@@ -276,6 +276,22 @@ def test_command(tmp_path, two_runs, capsys):
     assert cells(page, "its 95 % interval") == ["0.450 – 0.550"] and "95 % interval of that" not in page
 
 
+def test_a_run_that_has_just_begun(tmp_path, monkeypatch):
+    """One row, no evaluation, and a directory of another program: logs and nothing else."""
+    monkeypatch.setattr(plot_run, "as_png", lambda figure: b"")
+    runs = [
+        write_run(tmp_path / "a", pptrain_rows([4.0]), None),
+        write_run(tmp_path / "b", [{"step": 1, "loss": None}]),
+    ]
+    for path in (runs[1] / "run.yaml", runs[1] / "launches.jsonl"):
+        path.unlink()
+    plot_run.main([*map(str, runs), "--out", str(tmp_path / "out")])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert cells(page, "optimizer steps") == ["10", "1"] and cells(page, "training loss") == ["4.000", "–"]
+    assert cells(page, "training time") == ["0:00:10", "–"] and cells(page, "launches") == ["1", "–"]
+    assert "held-out" not in re.sub("<figcaption>.*?</figcaption>", "", page) and "Settings that differ" not in page
+
+
 def test_a_threshold_of_the_run_file_is_drawn(two_runs, monkeypatch, tmp_path):
     seen = {}
     monkeypatch.setattr(plot_run, "draw", lambda panel, runs, axis, levels: seen.update({panel.name: levels}))

@@ -14,9 +14,10 @@ from tests.launch.packages import require_programs
 
 _NARROW, _WIDE = 380, 1600  # CSS pixels
 _FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --host-resolver-rules=MAP*0.0.0.0 --force-color-profile=srgb"
-).split()
+    *"--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run".split(),
+    *"--disable-sync --disable-background-networking --disable-component-update".split(),
+    "--host-resolver-rules=MAP * ~NOTFOUND",  # whatever the page wanted to fetch would be missing
+)
 
 # Frames are as wide as they are told to be, windows are not. What each shows is written into the page around them.
 _AROUND = """<!DOCTYPE html>
@@ -83,7 +84,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
     around.write_text(_AROUND % {"frames": "\n".join(frames)})
     done = subprocess.run(
         ["chromium", *_FLAGS, f"--user-data-dir={directory / 'profile'}", "--dump-dom", around.as_uri()],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     text = done.stdout.partition('<pre id="seen">')[2].partition("</pre>")[0]

@@ -47,6 +47,19 @@ def test_training_time_leaves_out_pauses(tmp_path):
     assert read_run(tmp_path, train=rows).positions(np.array([10.0, 20, 30]), "time").tolist() == [10, 20, 40]
 
 
+def test_a_row_without_tokens_lies_between_the_others(tmp_path):
+    rows = pptrain_rows([4.0, 3.0, 2.0])
+    rows[1]["tokens"] = None
+    run = read_run(tmp_path / "a", train=rows)
+    assert [run.positions(run.train["step"], axis).tolist() for axis in ("tokens", "time")] == [
+        [1000, 2000, 3000], [10, 20, 30],
+    ]  # fmt: skip
+    for row in rows:
+        row["tokens"] = None
+    run = read_run(tmp_path / "b", train=rows)
+    assert np.isnan([run.reached(axis) for axis in ("tokens", "time")]).all()
+
+
 def test_a_row_without_speed_takes_the_usual_one_and_a_run_without_has_no_time(tmp_path):
     rows = pptrain_rows([4.0, 3.0, 2.0])
     rows[1]["tokens_per_second"] = None
