@@ -94,25 +94,19 @@ class _Drawing:
         self.hang([self.current])
 
     def hang(self, roots: Iterable[str]) -> None:
-        """Hang all that can be reached from each root, level by level, from vertices on the way to the goal first."""
+        """Hang all that can be reached from each root, level by level, unless it hangs already."""
         for root in roots:
-            if root in self.owner:  # below an earlier one
-                continue
-            self.owner[root] = None
-            level = [root]
-            while level:
-                level.sort(key=lambda vertex: vertex not in self._on_way)
-                new: dict[str, str] = {}
-                for vertex in level:
-                    for child in self._children[vertex]:
-                        if child not in self.owner:
-                            new.setdefault(child, vertex)
-                self.owner |= new
-                level = list(new)
+            pending = [] if root in self.owner else [root]
+            self.owner.setdefault(root, None)
+            for vertex in pending:  # which grows
+                for child in self._children[vertex]:
+                    if child not in self.owner:
+                        self.owner[child] = vertex
+                        pending.append(child)
 
     def leads(self, parent: str, child: str) -> bool:
         """Whether an edge is part of a way from the current vertex to the goal."""
-        return parent in self._on_way and child in self._on_way and parent != self._goal
+        return parent in self._on_way and child in self._on_way
 
     def tree(self, vertex: str, terminal: Terminal, first: str = "", rest: str = "") -> Iterator[str]:
         """Lines of a vertex and what hangs under it; they begin with ``first`` and, after the first line, ``rest``."""

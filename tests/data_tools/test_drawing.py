@@ -46,19 +46,29 @@ def below(prompt: ParsedPrompt, vertex: str) -> set[str]:
     return found
 
 
-def read_back(lines: list[str]) -> tuple[Counter, set[str], set[tuple[str, str]]]:
-    """Edges, names with a check mark, and edges with a double arrow, of a drawing without broken lines."""
+def distances(prompt: ParsedPrompt, vertex: str) -> dict[str, int]:
+    """Edges on a shortest way to each vertex that can be reached."""
+    found = {vertex: 0}
+    for distance in range(1, len(prompt.edges) + 1):
+        new = {child for parent, child in prompt.edges if parent in found} - found.keys()
+        found |= dict.fromkeys(new, distance)
+    return found
+
+
+def read_back(lines: list[str]) -> tuple[Counter, set[str], set[tuple[str, str]], dict[str, int]]:
+    """Of a drawing without broken lines: edges, names with a check mark, edges with a double arrow, and depths."""
     edges: Counter = Counter()
     checked: set[str] = set()
     leading: set[tuple[str, str]] = set()
     parents: dict[int, str] = {}  # column of a connector → the vertex above it
-    defined: Counter = Counter()
+    depths: dict[str, int] = {}
 
-    def bare(name: str) -> str:
+    def bare(name: str, parent: str | None) -> str:
         if "✓" in name:
             checked.add(name.strip("()✓★"))
         if not name.startswith("("):
-            defined[name.strip("✓★")] += 1
+            assert name.strip("✓★") not in depths, "drawn twice"
+            depths[name.strip("✓★")] = 0 if parent is None else depths[parent] + 1
         return name.strip("()✓★")
 
     for line in lines:
@@ -66,22 +76,23 @@ def read_back(lines: list[str]) -> tuple[Counter, set[str], set[tuple[str, str]]
         assert found
         column = len(found["margin"])
         first, *rest = re.split(r" ([⇒→]) ", found["names"])
-        together = [bare(name) for name in first.split(", ")]
+        above = parents[column] if found["branch"] else None
+        together = [bare(name, above) for name in first.split(", ")]
         if found["branch"]:
             for name in together:
-                edges[parents[column], name] += 1
+                edges[above, name] += 1
                 if found["arrow"] == "⇒":
-                    leading.add((parents[column], name))
+                    leading.add((above, name))
             column += 3
         last = together[0]
-        for arrow, name in zip(rest[::2], map(bare, rest[1::2]), strict=True):
+        for arrow, marked in zip(rest[::2], rest[1::2], strict=True):
+            name = bare(marked, last)
             edges[last, name] += 1
             if arrow == "⇒":
                 leading.add((last, name))
             last = name
         parents[column] = last
-    assert set(defined.values()) <= {1}, "drawn twice"
-    return edges, checked, leading
+    return edges, checked, leading, depths
 
 
 def tree_lines(prompt: ParsedPrompt) -> list[str]:
@@ -96,10 +107,12 @@ def test_a_drawing_read_back_is_the_problem(number):
         for walk in (prompt, walked_on(prompt, prompt.answers()[0])):
             if walk.path[-1] == walk.goal:
                 continue
-            edges, checked, leading = read_back(tree_lines(walk))
+            edges, checked, leading, depths = read_back(tree_lines(walk))
             assert edges == Counter(prompt.edges)
             assert checked == set(walk.answers())
             current = walk.path[-1]
+            assert {v: depths[v] for v in below(prompt, current)} == distances(prompt, current)
+            assert depths.keys() == {v for edge in prompt.edges for v in edge}
             on_way = {v for v in below(prompt, current) if prompt.goal in below(prompt, v)}
             assert leading == {e for e in prompt.edges if set(e) <= on_way and e[0] != prompt.goal}
             marked = {n.strip("()✓") for line in tree_lines(walk) for n in re.findall(r"[(✓]*★\w+", line)}

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 
 from data_tools import build_data_splits, inspect_command
 from data_tools.errors import UserError
+from data_tools.files import sha256_of_file
 from data_tools.inspect_lengths import spread_stages
 from data_tools.inspect_samples import DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKAHEAD
 from data_tools.readers import c4_document, training_source
 from data_tools.samplers import Cursor, Source
 from data_tools.shards import PackedBlocks
-from data_tools.splits import Splits, find_data_dir
+from data_tools.splits import Splits, find_data_dir, row_line
 from data_tools.token_documents import Document, encode_examples, example_documents
 from data_tools.tokenizer import load_tokenizer
 from ds_train import inputs, pptrain, pretrain
@@ -102,6 +104,22 @@ def test_stream_is_what_pptrain_reads(tiny_scratch, tokenizer, shown, flags):
     assert (max(num_documents) > 1) == ("--accuracy" not in flags)  # several right answers, all scored
     assert (num_overflows > 0) == (130 in flags)
     assert all(trained_first) == ("random" not in flags)
+
+
+def test_reserved_prompts_are_passed_over_as_in_training(tiny_scratch, tmp_path, tokenizer, shown):
+    """An eval row that happens to be sample 3 of the run's stream."""
+    directory = Path(shutil.copytree(find_data_dir(tiny_scratch), tmp_path / "splits"))
+    example = training_source(None, max_input_size=48, max_lookahead=8, seed=1337).example(3, 8)
+    path, meta = directory / "eval.jsonl", json.loads((directory / "meta.json").read_text())
+    rows = [row_line(example, alpha=1.0, stage=8, seed=12345), *path.read_bytes().splitlines(keepends=True)[1:]]
+    path.write_bytes(b"".join(rows))
+    meta["files"]["eval.jsonl"] |= {"num_bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+    (directory / "meta.json").write_text(json.dumps(meta))
+    reader = trained_by(pptrain, tiny_scratch, "--data_dir", directory).readers[Source.STREAM]
+    output = shown("stream", "--data_dir", directory, "--tokenizer", tiny_scratch / "tokenizer", "--stage", 8,
+                   "--index", 3, "--show", "tokens")  # fmt: skip
+    assert "attempt 1 (0 were longer than seq_len, 1 reserved)" in " ".join(output.split())
+    assert_shows(output, tokenizer, reader.read([3], 8)[0].documents)
 
 
 def test_stream_without_splits_is_the_same_stream(tiny_scratch, shown):
