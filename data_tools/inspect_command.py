@@ -24,7 +24,9 @@ from data_tools.splits import SPLIT_NAMES
 from data_tools.token_view import PARTS
 
 _TOKENIZER = "EleutherAI/pythia-160m"
-_LEAST = {"index": 0, "count": 1, "seq_len": 2, "total_steps": 1, "global_batch": 1, "num_problems": 1}
+_LEAST = {"index": 0, "seq_len": 2} | dict.fromkeys(
+    ("count", "total_steps", "global_batch", "num_problems", "max_input_size", "max_lookahead"), 1
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -47,7 +49,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     for name, least in _LEAST.items():
         given = getattr(args, name, least)
         for value in given if isinstance(given, list) else [given]:
-            if value < least:
+            if value is not None and value < least:
                 raise UserError(f"--{name} is {value}, expected at least {least}.")
     return args
 

@@ -195,6 +195,8 @@ def _view(args: Namespace, tokenizer: TextTokenizer | None) -> View:
 
 
 def _picked(args: Namespace, total: int, what: str) -> range:
+    if not total:
+        raise UserError(f"there are no {what}.")
     if args.index >= total:
         raise UserError(f"--index is {args.index}, but there are {total:,} {what}: expected 0 … {total - 1}.")
     return range(args.index, min(args.index + args.count, total))

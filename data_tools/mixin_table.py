@@ -2,6 +2,7 @@
 
 import bisect
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,9 +98,12 @@ def load_mixin_table(
         with np.load(path) as saved:
             return MixinTable(saved["examples"], saved["starts"], float(saved["fill"]), int(saved["num_too_long"]))
     table = pack_table(_target_counts(rows, tokenizer), seq_len, mode)
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
-        np.savez(file, examples=table.examples, starts=table.starts, fill=table.fill, num_too_long=table.num_too_long)
+    with suppress(OSError):  # who may only read has to measure every time
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            np.savez(
+                file, examples=table.examples, starts=table.starts, fill=table.fill, num_too_long=table.num_too_long
+            )
     return table
 
 

@@ -284,6 +284,8 @@ BAD = {
     "negative index": (["stream", "--index", -1], r"--index is -1, expected at least 0"),
     "count": (["shards", "--count", 0], r"--count is 0, expected at least 1"),
     "one of several seq_lens": (["lengths", "--seq_len", 2048, 1], r"--seq_len is 1, expected at least 2"),
+    "size": (["lengths", "--max_input_size", 0], r"--max_input_size is 0, expected at least 1"),
+    "no synthetic blocks": (["mixture", "--mixin_percent", 0, "--blocks"], r"there are no synthetic blocks"),
     "block": (["shards", "--index", 200], r"there are 200 blocks"),
     "validation block": (["shards", "--validation", "--index", 6], r"there are 6 validation blocks"),
     "sample after the run": (["mixture", "--total_steps", 2, "--index", 64], r"there are 64 samples of the run"),

@@ -133,6 +133,11 @@ def test_cache_gives_back_the_same_table_without_reading_rows(tmp_path):
     assert_equal(load(tmp_path / "another"), built)
 
 
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path):
+    (tmp_path / "file").touch()
+    assert_equal(load(tmp_path / "file" / "cache"), load(tmp_path / "cache"))
+
+
 def test_cache_tells_inputs_apart(tmp_path):
     tokenizer = tiny_tokenizer()
     other_eos = TextTokenizer(tokenizer._backend, "a", "tiny")
