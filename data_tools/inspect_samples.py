@@ -92,10 +92,11 @@ def mixture_lines(args: Namespace) -> Iterator[str]:
         for number, (member, document) in enumerate(zip(members, sample.documents, strict=True), 1):
             row = rows[member]
             facts = (
-                f"lookahead {row['lookahead']}, {row['num_edges']} edges, {len(document.tokens):,} tokens; "
+                f"row {member} of mixin.jsonl: lookahead {row['lookahead']}, {row['num_edges']} edges, "
+                f"{len(document.tokens):,} tokens; "
                 f"the block holds {num_targets:,} of {blocks.meta.seq_len:,} targets"
             )
-            which = f"{title}mixin block {block}, example {number} of {len(members)} (row {member} of mixin.jsonl)"
+            which = f"{title}mixin block {block}, example {number} of {len(members)}"
             yield from view.example(which, facts, row["input_text"], row["output_texts"], [document])
 
 
@@ -113,7 +114,7 @@ def _planned(args: Namespace, sampler: MixtureSampler) -> Iterator[tuple[str, So
         cursor = plan.next_cursor
         for sample in range(max(picked[0], (step - 1) * size), min(picked[-1] + 1, step * size)):
             position = sample % size
-            title = f"sample {sample} of the run (step {step}, seed {args.seed}): "
+            title = f"sample {sample} of the run (step {step}): "
             yield title, Source(plan.sources[position]), int(plan.indices[position])
 
 
