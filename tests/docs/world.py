@@ -23,6 +23,7 @@ _SMALLER_OF = {
     "data_tools.build_pretrain": _FEW_BLOCKS | {"--seq_len": _SEQ_LEN},
     "data_tools.fetch_assets": _FEW_DOCUMENTS,
     "data_tools.train_tokenizer": _FEW_DOCUMENTS,
+    "data_tools.inspect": _SMALLER | {"--index": "3"},
 }
 _OF_A_LAUNCH = ("--num_ranks", "--num_nodes")  # all run on one rank
 _TRAINING = {"--eval_subset_size": "8", "--log_every": "1", "--seq_len": _SEQ_LEN}
@@ -105,6 +106,10 @@ accelerator.save_state({str(self._directory / "old/pptrain/checkpoints/step_0000
                 return where | from_files | size | {"--val_blocks": "4", "--overwrite": ""}
             case ["data_tools", "fetch_assets"]:
                 return _FEW_DOCUMENTS if "corpus" in given else {}
+            case ["data_tools", "inspect"]:
+                few = {"--num_problems": "20"} if "lengths" in given else {}
+                short = {"--seq_len": _SEQ_LEN} if {"split", "stream"} & {*given} else {}
+                return {"--tokenizer": str(self._model)} | few | short
             case ["ds_train", "pptrain" | "pretrain" as phase]:
                 batch = {} if {"--micro_batch", "--grad_accum", "--config"} & {*given} else {"--global_batch": "8"}
                 return where | self._run_name(phase, given) | batch | self._trainer(phase, given, model)
