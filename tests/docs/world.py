@@ -57,7 +57,12 @@ class World:
             "/data/notes": str(directory / "notes"),
             ".venv/": f"{sys.prefix}/",
         }
-        self._words = {"DIR": str(self.scratch), "FILE": str(REPOSITORY / "launch" / "hostfile.example"), "…": ""}
+        self._words = {
+            "DIR": str(self.scratch),
+            "report": str(directory / "report"),
+            "FILE": str(REPOSITORY / "launch" / "hostfile.example"),
+            "…": "",
+        }
 
     @property
     def preparation(self) -> str:
@@ -110,6 +115,8 @@ accelerator.save_state({str(self._directory / "old/pptrain/checkpoints/step_0000
                 few = {"--num_problems": "20"} if "lengths" in given else {}
                 short = {"--seq_len": _SEQ_LEN} if {"split", "stream"} & {*given} else {}
                 return {"--tokenizer": str(self._model)} | few | short
+            case ["data_tools", "plot_run"]:
+                return {"--out": str(self._directory / "report")}  # by default it would be where the tests run
             case ["ds_train", "pptrain" | "pretrain" as phase]:
                 batch = {} if {"--micro_batch", "--grad_accum", "--config"} & {*given} else {"--global_batch": "8"}
                 return where | self._run_name(phase, given) | batch | self._trainer(phase, given, model)
