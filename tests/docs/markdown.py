@@ -9,10 +9,10 @@ from pathlib import Path
 from tests.ds_train.launching import REPOSITORY
 
 ROOMS = ("data_tools", "ds_train", "ds_configs", "launch", "tests", ".github")
-# In running text a command is what starts one of our files or modules; the names of programs alone are none.
+# In running text a command is what starts one of our files or modules: no program's name alone, no pattern with a {}.
 _STARTS_OURS = re.compile(
     r"""(?:[A-Z_]+=(?:"[^"]*"|'[^']*'|\S+)\s)*(?:python|bash|deepspeed|sbatch|srun|accelerate)\s(?:.*\s)?"""
-    r"""(?:-m\s\S|\S+\.(?:py|sh)\b).*"""
+    r"""(?:-m\s\S|[\w./-]+\.(?:py|sh)\b).*"""
 )
 _ASSIGNMENT = re.compile(r"([A-Z_]+)=(.*)", re.DOTALL)
 
