@@ -13,6 +13,7 @@ from pathlib import Path
 from data_tools.command_line import CommandParser
 from data_tools.errors import UserError, run_command
 from data_tools.run_logs import Row, checkpoint_name, read_evaluation, read_logs, training_seconds
+from data_tools.text_table import aligned
 
 _ROWS_AVERAGED = 5  # a single step's loss is noise
 
@@ -89,13 +90,7 @@ def tabulate_evaluations(reports: Sequence[Row]) -> str:
     for lookahead in sorted(set().union(*by_lookahead)):
         found = [rows.get(lookahead, {}).get("accuracy_any") for rows in by_lookahead]
         table.append([f"  any valid, lookahead {lookahead}", *map(_number, found)])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in table
-    )
+    return aligned(table)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -105,13 +105,19 @@ class TextTokenizer:
         serialized = json.dumps(json.loads(self.serialized), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(f"{serialized}\0{self.eos_token}".encode()).hexdigest()
 
-    def save(self, directory: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer opens unchanged."""
+    def save(self, directory: Path, max_length: int | None = None) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer opens unchanged.
+
+        Args:
+            max_length: tokens of the longest text that the model beside it is meant for.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         with whole_file(directory / "tokenizer.json") as file:
             file.write(self._backend.to_str(pretty=True).encode())
         # The generic class takes tokenizer.json as it stands; a model's own class may rebuild the pipeline.
         config = {**self._config, "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos_token}
+        if max_length is not None:
+            config["model_max_length"] = max_length
         write_json(directory / _CONFIG_NAME, config)
 
 

@@ -20,14 +20,15 @@ import torch
 from data_tools.command_line import CommandParser
 from data_tools.errors import UserError
 from data_tools.files import write_json
+from data_tools.intervals import wilson_interval
 from data_tools.shards import META_NAME, PackedBlocks
 from data_tools.splits import Splits, find_data_dir
 from data_tools.tokenizer import load_tokenizer
-from ds_train.distributed import device_of, init_distributed, run_entry, set_up_logging
+from ds_train.distributed import check_num_nodes, device_of, init_distributed, run_entry, set_up_logging
 from ds_train.evaluation import HeldOut, HeldOutResult, evaluate_c4, evaluate_heldout, heldout_examples
 from ds_train.losses import PackedLM
 from ds_train.model import load_model_config, prepare_config
-from ds_train.ranks import World, world_from_env
+from ds_train.ranks import World, check_num_ranks, world_from_env
 from ds_train.weights import Weights, find_weights, model_with_weights, saved_seq_len
 
 logger = logging.getLogger(__name__)
@@ -37,9 +38,10 @@ _DEFAULT_SEQ_LEN = 2048
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parse(argv)
+    args = parse(argv)
     world = world_from_env()
     set_up_logging(world)
+    check_num_ranks(world, args.num_ranks)
     weights = find_weights(args.checkpoint)
     splits = Splits(find_data_dir(args.scratch_dir, args.data_dir))
     tokenizer = load_tokenizer(args.tokenizer or str(weights.description))
@@ -56,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     model = _load(weights, world, seq_len, tokenizer.vocab_size, _DTYPES[args.dtype])
     init_distributed(world)
+    check_num_nodes(world, args.num_nodes)
     where = {"micro_batch": args.micro_batch, "world": world}
     result = evaluate_heldout(model, heldout, **where)
     c4_loss = evaluate_c4(model, blocks, **where) if blocks else None
@@ -74,7 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The flags; bad ones are refused before anything is read."""
     parser = CommandParser(description=__doc__)
     parser.add_argument("checkpoint", help="step, run or Hugging Face directory")
     parser.add_argument("--scratch_dir", required=True, help="directory of all data and runs")
@@ -88,6 +92,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--micro_batch", type=int, default=8, help="examples per forward (default 8)")
     parser.add_argument("--dtype", choices=_DTYPES, default="fp32", help="of the model (default fp32)")
     parser.add_argument("--output", type=Path, help="write the results here as JSON")
+    parser.add_argument("--num_ranks", type=int, help="ranks that this launch must have; another number is an error")
+    parser.add_argument("--num_nodes", type=int, help="nodes that this launch must have; another number is an error")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     args = parser.parse_args(argv)
     for name in ("seq_len", "num_examples", "micro_batch"):
@@ -126,26 +132,26 @@ def _load(weights: Weights, world: World, seq_len: int, vocab_size: int, dtype: 
 
 
 def summarize(result: HeldOutResult, heldout: HeldOut) -> dict[str, Any]:
-    """Loss and accuracies, over everything and by lookahead."""
-    by_lookahead = []
-    for lookahead in np.unique(heldout.lookahead).tolist():
-        chosen = heldout.lookahead == lookahead
-        by_lookahead.append(
-            {
-                "lookahead": lookahead,
-                "num_examples": int(chosen.sum()),
-                "accuracy_any": float(result.by_any[chosen].mean()),
-                "accuracy_first": float(result.by_first[chosen].mean()),
-            }
-        )
+    """Loss and accuracies, over everything and by lookahead; what ``--output`` holds of them."""
+    groups = [(lookahead, heldout.lookahead == lookahead) for lookahead in np.unique(heldout.lookahead).tolist()]
     return {
-        "num_examples": len(result.by_any),
         "num_too_long": heldout.num_too_long,
         "loss": result.loss,
-        "accuracy_any": float(result.by_any.mean()),
-        "accuracy_first": float(result.by_first.mean()),
-        "by_lookahead": by_lookahead,
+        **_accuracies(result.by_any, result.by_first),
+        "by_lookahead": [
+            {"lookahead": lookahead, **_accuracies(result.by_any[chosen], result.by_first[chosen])}
+            for lookahead, chosen in groups
+        ],
     }
+
+
+def _accuracies(by_any: np.ndarray, by_first: np.ndarray) -> dict[str, Any]:
+    """Number of examples, and both accuracies with their 95 % confidence intervals."""
+    columns: dict[str, Any] = {"num_examples": len(by_any)}
+    for name, flags in (("accuracy_any", by_any), ("accuracy_first", by_first)):
+        columns[name] = float(flags.mean())
+        columns[f"{name}_low"], columns[f"{name}_high"] = wilson_interval(int(flags.sum()), len(flags))
+    return columns
 
 
 def as_table(report: dict[str, Any]) -> str:
@@ -155,11 +161,15 @@ def as_table(report: dict[str, Any]) -> str:
         f"{report['checkpoint']} on {report['split']}: {report['num_examples']} examples, "
         f"{report['num_too_long']} longer than seq_len {report['seq_len']} left out",
         f"weighted loss {report['loss']:.4f}{c4_loss}",
-        "lookahead  examples  accuracy (any answer)  accuracy (first answer)",
+        "accuracies with 95 % confidence intervals (Wilson)",
+        "lookahead  examples            any valid answer                first answer",
     ]
     for row in [*report["by_lookahead"], {**report, "lookahead": "all"}]:
-        counts = f"{row['lookahead']:>9}  {row['num_examples']:>8}"
-        lines.append(f"{counts}  {row['accuracy_any']:>21.4f}  {row['accuracy_first']:>23.4f}")
+        accuracies = (
+            f"{row[name]:.4f} [{row[f'{name}_low']:.4f}, {row[f'{name}_high']:.4f}]"
+            for name in ("accuracy_any", "accuracy_first")
+        )
+        lines.append("  ".join([f"{row['lookahead']:>9}  {row['num_examples']:>8}", *(f"{a:>26}" for a in accuracies)]))
     return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ from data_tools.tokenizer import TextTokenizer, load_tokenizer
 from ds_train.distributed import set_up_logging
 from ds_train.model import load_model_config
 from ds_train.ranks import world_from_env
-from ds_train.weights import checkpoint_weights, find_weights
+from ds_train.weights import checkpoint_weights, find_weights, saved_seq_len
 
 logger = logging.getLogger(__name__)
 
@@ -45,18 +45,29 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{weights.path} is a Hugging Face directory already; there is nothing to export.")
     config = load_model_config(str(weights.description))
     tokenizer = load_tokenizer(str(weights.description))
-    model, state = _model_and_state(weights.path, config, tokenizer, _DTYPES[args.dtype])
-    _write(args.out, model, state, tokenizer)
+    seq_len = saved_seq_len(weights)
+    assert seq_len, "every checkpoint tells it"
+    _settle_config(config, tokenizer.eos_id, seq_len)
+    model, state = _model_and_state(weights.path, config, _DTYPES[args.dtype])
+    _write(args.out, model, state, tokenizer, seq_len)
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     logger.info("exported %s (%.1f M parameters, %s) to %s", weights.path, parameters, args.dtype, args.out)
 
 
+def _settle_config(config: PretrainedConfig, eos_id: int, seq_len: int) -> None:
+    """What generation and evaluation elsewhere need to know."""
+    config.use_cache = True  # training sets it off, generation wants it
+    config.eos_token_id = eos_id
+    # Harnesses give a model as many tokens as its config has positions, but those beyond seq_len were never trained.
+    # Plain rotary positions are computed from nothing that this changes; a table of learned ones has its size.
+    if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "default":
+        config.max_position_embeddings = seq_len
+
+
 def _model_and_state(
-    checkpoint: Path, config: PretrainedConfig, tokenizer: TextTokenizer, dtype: torch.dtype
+    checkpoint: Path, config: PretrainedConfig, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
     """A model without storage, which knows how its kind is saved, and the weights to save."""
-    config.use_cache = True  # training sets it off, generation wants it
-    config.eos_token_id = tokenizer.eos_id
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     state = checkpoint_weights(checkpoint)
@@ -67,13 +78,15 @@ def _model_and_state(
     return model, {name: converted.get(tensor.data_ptr(), tensor) for name, tensor in state.items()}
 
 
-def _write(out: Path, model: PreTrainedModel, state: dict[str, torch.Tensor], tokenizer: TextTokenizer) -> None:
+def _write(
+    out: Path, model: PreTrainedModel, state: dict[str, torch.Tensor], tokenizer: TextTokenizer, seq_len: int
+) -> None:
     """Write everything into ``out``, whole or not at all."""
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         partial.mkdir(parents=True)
         model.save_pretrained(partial, state_dict=state)
-        tokenizer.save(partial)
+        tokenizer.save(partial, max_length=seq_len)
         for path in partial.iterdir():
             path.chmod(partial.stat().st_mode & 0o666)  # safetensors makes its files private
             with path.open("rb") as file:

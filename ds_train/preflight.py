@@ -19,6 +19,7 @@ from data_tools.command_line import CommandParser
 from data_tools.errors import UserError, run_command
 from data_tools.files import existing_parent
 from data_tools.samplers import MixtureSampler, c4_blocks_needed
+from data_tools.text_table import aligned
 from ds_train import pptrain, pretrain
 from ds_train.assembly import Prepared, fresh_state
 from ds_train.checkpoint import read_state
@@ -241,10 +242,7 @@ def table(columns: list[tuple[str, dict[str, str]]]) -> str:
     names = list(dict.fromkeys(name for _, rows in columns for name in rows))
     lines = [["", *(title for title, _ in columns)]]
     lines += [[name, *(rows.get(name, "") for _, rows in columns)] for name in names]
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
-    )
+    return aligned(lines)
 
 
 if __name__ == "__main__":

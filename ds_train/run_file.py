@@ -46,32 +46,50 @@ def arguments_of(path: Path, known: Sequence[str]) -> list[str]:
     Raises:
         UserError: the file cannot be read, is no mapping, or names something that is no flag.
     """
+    where = f"--config {path}"
+    return flags_of(read_mapping(path, where), where, [name for name in known if name not in ("config", "debug")])
+
+
+def read_mapping(path: Path, where: str) -> dict[str, Any]:
+    """The content of a YAML file that holds names and values.
+
+    Args:
+        where: the file as messages name it.
+    """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
-        raise UserError(f"--config {path} cannot be read ({error.strerror}); give a YAML file of flags.") from None
+        raise UserError(f"{where} cannot be read ({error.strerror}); give a YAML file of flags.") from None
     except UserError as error:
-        raise UserError(f"--config {path}: {error}") from None
+        raise UserError(f"{where}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
-        raise UserError(f"--config {path} holds no flags; expected lines such as 'lr: 3e-4'.")
-    return [argument for name, value in content.items() for argument in _arguments(path, str(name), value, known)]
+        raise UserError(f"{where} holds no flags; expected lines such as 'lr: 3e-4'.")
+    return {str(name): value for name, value in content.items()}
 
 
-def _arguments(path: Path, name: str, value: Any, known: Sequence[str]) -> Iterator[str]:
-    if name not in known or name in ("config", "debug"):
+def flags_of(values: dict[str, Any], where: str, known: Sequence[str] | None = None) -> list[str]:
+    """Names and values as command-line arguments.
+
+    Args:
+        where: they come from, for messages.
+        known: names of all flags, without dashes; None: the command that is given them will say what it knows.
+    """
+    return [argument for name, value in values.items() for argument in _arguments(where, name, value, known)]
+
+
+def _arguments(where: str, name: str, value: Any, known: Sequence[str] | None) -> Iterator[str]:
+    if known is not None and name not in known:
         near = difflib.get_close_matches(name.lstrip("-"), known, n=1)
-        raise UserError(f"--config {path}: {name!r} is no flag{f'; did you mean {near[0]}?' if near else ''}.")
+        raise UserError(f"{where}: {name!r} is no flag{f'; did you mean {near[0]}?' if near else ''}.")
     if value is None:
         return
     if isinstance(value, list):
         yield from (f"--{name}", *map(str, value))
     elif isinstance(value, dict):
         if name != _DEEPSPEED_CONFIG:
-            raise UserError(
-                f"--config {path}: {name} is a mapping, expected one value; only {_DEEPSPEED_CONFIG} nests."
-            )
+            raise UserError(f"{where}: {name} is a mapping, expected one value; only {_DEEPSPEED_CONFIG} nests.")
         yield f"--{name}={json.dumps(value)}"
     else:
         yield f"--{name}={value}"

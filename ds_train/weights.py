@@ -18,6 +18,7 @@ from ds_train.model import build_model, load_model
 
 logger = logging.getLogger(__name__)
 
+_NO_MAX_LENGTH = 10**9  # tokens; more than that nobody means
 _WRAPPER = "causal_lm."  # where PackedLM holds the Hugging Face model
 
 
@@ -126,7 +127,13 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def saved_seq_len(weights: Weights) -> int | None:
-    """The sequence length a checkpoint was trained with; None for a Hugging Face directory."""
-    if not weights.is_checkpoint:
-        return None
-    return json.loads(read_state(weights.path).fingerprints["seq_len"])
+    """The sequence length that weights were trained with; None for a Hugging Face directory that does not tell it.
+
+    Of a Hugging Face directory it is its tokenizer's ``model_max_length``, which our exports hold and transformers
+    writes as 1e30 where nobody has set it.
+    """
+    if weights.is_checkpoint:
+        return json.loads(read_state(weights.path).fingerprints["seq_len"])
+    path = weights.path / "tokenizer_config.json"
+    length = json.loads(path.read_text(encoding="utf-8")).get("model_max_length") if path.exists() else None
+    return int(length) if isinstance(length, int | float) and 0 < length < _NO_MAX_LENGTH else None

@@ -22,10 +22,11 @@ EVERY_PAGE = pytest.mark.parametrize("page", pages(), ids=name_of)
 EVERY_ROOM = pytest.mark.parametrize("room", ["data_tools", "ds_train"])
 # Flags of other programs.
 FOREIGN = {
-    "deepspeed": "--num_gpus --hostfile --force_multi",
+    "deepspeed": "--num_gpus --hostfile --include --force_multi",
     "Slurm": "--nodes --ntasks-per-node --gpus-per-node --gpus-per-task --cpus-per-task --time --signal --me",
     "Accelerate": "--num_processes",
-    "pytest, ruff, pre-commit": "--renew_golden --check --all-files",
+    "pytest, ruff, pre-commit, pip": "--renew_golden --check --all-files --editable",
+    "lm-evaluation-harness": "--model --model_args --tasks",
 }
 
 

@@ -57,7 +57,9 @@ class World:
             "/data/notes": str(directory / "notes"),
             ".venv/": f"{sys.prefix}/",
         }
+        small = str(REPOSITORY / "ds_configs" / "experiments" / "small.yaml")
         self._words = {
+            "CONFIG": small,
             "DIR": str(self.scratch),
             "report": str(directory / "report"),
             "FILE": str(REPOSITORY / "launch" / "hostfile.example"),
@@ -122,6 +124,8 @@ accelerator.save_state({str(self._directory / "old/pptrain/checkpoints/step_0000
                 return where | self._run_name(phase, given) | batch | self._trainer(phase, given, model)
             case ["ds_train", "preflight"]:
                 return where | {"--run_name": "not_begun"} | self._trainer(given[0], given, model)
+            case ["ds_train", "experiment"]:
+                return {"--dry_run": ""}
             case ["tests", "benchmarks", _]:
                 return {"--help": ""}
         return {}

@@ -122,10 +122,12 @@ class TestTwoRanks:
 
     def test_evaluate(self, scratch: Path, tmp_path: Path) -> None:
         output = tmp_path / "evaluation.json"
+        accuracies = []
         for ranks in (1, 2):
             done = launch(
                 "ds_train/evaluate.py", str(scratch / "second"), "--scratch_dir", str(scratch), "--split", "test",
-                "--dtype", "bf16", "--micro_batch", "3", "--output", str(output), num_ranks=ranks,
+                "--dtype", "bf16", "--micro_batch", "3", "--output", str(output), "--num_ranks", str(ranks),
+                "--num_nodes", "1", num_ranks=ranks,
             )  # fmt: skip
             assert done.returncode == 0, done.stdout[-4000:]
             report = json.loads(output.read_text())
@@ -136,4 +138,7 @@ class TestTwoRanks:
             # In training, the engine's bf16 weights are the same and so is the C4 validation set.
             expected = read_log(scratch / "second", "eval")[-1]["heldout_c4_loss"]
             assert report["c4_loss"] == pytest.approx(expected, abs=2e-3)
-            assert "accuracy (any answer)" in done.stdout
+            assert "any valid answer" in done.stdout
+            rows = [report, *report["by_lookahead"]]
+            accuracies.append([{n: row[n] for n in row if n.startswith(("accuracy", "num"))} for row in rows])
+        assert accuracies[0] == accuracies[1], "another number of ranks, the same intervals"

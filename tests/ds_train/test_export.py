@@ -49,7 +49,7 @@ def _tied_llama(directory: Path) -> None:
     config = {
         "model_type": "llama", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2,
         "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64,
-        "max_position_embeddings": tiny.SEQ_LEN, "tie_word_embeddings": True, "attention_dropout": 0.1,
+        "max_position_embeddings": 2 * tiny.SEQ_LEN, "tie_word_embeddings": True, "attention_dropout": 0.1,
     }  # fmt: skip
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config))
@@ -72,7 +72,7 @@ def _uses(scratch: Path, trained: Trained) -> list[dict[str, Any]]:
     commands = []
     for kind, source in (("run", scratch / trained.name), ("out", scratch / f"{trained.name}_fp32")):
         output = scratch / f"{trained.name}_{kind}.json"
-        argv = [str(source), "--scratch_dir", str(scratch), "--seq_len", str(tiny.SEQ_LEN), "--output", str(output)]
+        argv = [str(source), "--scratch_dir", str(scratch), "--output", str(output)]  # both tell their seq_len
         commands.append({"command": "evaluate", "argv": argv})
         argv = [
             "--scratch_dir", str(scratch), "--seq_len", str(tiny.SEQ_LEN), "--pptrain_checkpoint", str(source),
@@ -140,6 +140,7 @@ class TestTrainedModels:
         for directory in scratch.glob(f"{trained.name}_*"):
             model = AutoModelForCausalLM.from_pretrained(directory)
             assert model.lm_head.weight is model.model.embed_tokens.weight
+            assert model.config.max_position_embeddings == tiny.SEQ_LEN, "no position that was never trained"
             stored = load_file(directory / "model.safetensors")
             assert stored.keys() == {name for name, _ in model.named_parameters()}
 
@@ -162,7 +163,7 @@ class TestTrainedModels:
     def test_evaluation_of_export_and_checkpoint_agree(self, scratch: Path, trained: Trained) -> None:
         run, out = (json.loads((scratch / f"{trained.name}_{kind}.json").read_text()) for kind in ("run", "out"))
         assert run.pop("checkpoint") != out.pop("checkpoint")
-        assert run == out and run["loss"] and run["c4_loss"]
+        assert run == out and run["loss"] and run["c4_loss"] and run["seq_len"] == tiny.SEQ_LEN
 
     @pytest.mark.parametrize("trained", USED_ON, ids=lambda trained: trained.name)
     def test_pretraining_from_export_and_checkpoint_agree(self, scratch: Path, trained: Trained) -> None:

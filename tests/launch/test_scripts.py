@@ -14,6 +14,7 @@ from tests.launch.running import script, variables
 
 _SCRIPTS = sorted((REPOSITORY / "launch").glob("*.sh"))
 _PHASES = ("pptrain", "pretrain")
+_LAUNCHED = (*_PHASES, "evaluate")
 
 
 @pytest.mark.parametrize("path", _SCRIPTS, ids=lambda path: path.name)
@@ -46,7 +47,7 @@ def _handed_on(done: subprocess.CompletedProcess) -> list[str]:
     return done.stdout.split("\n--\n")[0].split("\n")
 
 
-@pytest.mark.parametrize("phase", _PHASES)
+@pytest.mark.parametrize("phase", _LAUNCHED)
 def test_hostfile_gives_the_trainer_what_was_asked_for(phase: str, stub_environment: dict[str, str]) -> None:
     hostfile = REPOSITORY / "launch" / "hostfile.example"
     nodes = fetch_hostfile(str(hostfile))
@@ -141,7 +142,7 @@ def test_one_node_uses_the_devices_it_was_given(stub_environment: dict[str, str]
     assert handed_on[handed_on.index("--include") + 1] == "localhost:3,5"
 
 
-@pytest.mark.parametrize("phase", _PHASES)
+@pytest.mark.parametrize("phase", _LAUNCHED)
 def test_srun_script(phase: str, stub_environment: dict[str, str]) -> None:
     more = {"SRUN_OPTIONS": "-N 2  --gres=gpu:8", "NUM_RANKS": "16"}
     handed_on = _handed_on(_call(f"{phase}_srun", "--run_name", "two words", env={**stub_environment, **more}))
@@ -162,3 +163,24 @@ def test_job_script(phase: str, stub_environment: dict[str, str]) -> None:
     assert done.returncode != 0 and "submit this file with sbatch" in done.stderr
     done = _call(f"{phase}_job", env={**stub_environment, "SLURM_SUBMIT_DIR": "/"})
     assert done.returncode == 1 and "error: submit in the repository" in done.stderr
+
+
+def test_experiment_script(tmp_path: Path, stub_environment: dict[str, str]) -> None:
+    """Paths count from where it is called, the small config is the default, and $LAUNCHER is handed on."""
+    python = tmp_path / "stubs" / "bin" / "python"
+    python.write_text(
+        '#!/bin/bash\n[[ "$1" != -m ]] || { printf "%s\\n" "$@" "NUM_RANKS ${NUM_RANKS:-}" --; exit; }\necho 0\n'
+    )
+    python.chmod(0o755)
+    small = str(REPOSITORY / "ds_configs" / "experiments" / "small.yaml")
+    prefix = ["-m", "ds_train.experiment"]
+    found = _handed_on(_call("experiment", env=stub_environment, cwd=tmp_path))
+    scratch = str(REPOSITORY / "runs" / "experiment_small")
+    assert found[:-1] == [*prefix, small, scratch, "--launcher", "bash launch/{}_hostfile.sh"]
+    assert found[-1] in ("NUM_RANKS 1", "NUM_RANKS 2", "NUM_RANKS 4", "NUM_RANKS 8")
+    more = {"LAUNCHER": "bash launch/{}_srun.sh"}
+    found = _handed_on(
+        _call("experiment", "a b.yaml", "out", "--dry_run", env={**stub_environment, **more}, cwd=tmp_path)
+    )
+    expected = [str(tmp_path / "a b.yaml"), str(tmp_path / "out"), "--launcher", "bash launch/{}_srun.sh", "--dry_run"]
+    assert found == [*prefix, *expected, "NUM_RANKS "]

@@ -1,0 +1,49 @@
+"""What evaluate reports, from flags alone."""
+
+import numpy as np
+import pytest
+
+from data_tools.errors import UserError
+from data_tools.intervals import wilson_interval
+from ds_train import evaluate
+from ds_train.evaluation import HeldOut, HeldOutResult
+
+LOOKAHEAD = np.array([0, 2, 0, 2, 2, 5])
+RESULT = HeldOutResult(1.5, np.array([1, 1, 1, 0, 0, 0], bool), np.array([1, 0, 1, 0, 0, 0], bool))
+
+
+@pytest.fixture
+def report() -> dict:
+    return evaluate.summarize(RESULT, HeldOut([[]] * 6, LOOKAHEAD, 3))
+
+
+def intervals(row: dict) -> dict[str, tuple[float, float]]:
+    return {name: (row[f"{name}_low"], row[f"{name}_high"]) for name in ("accuracy_any", "accuracy_first")}
+
+
+def test_accuracies_and_their_intervals(report: dict) -> None:
+    assert (report["num_examples"], report["num_too_long"], report["loss"]) == (6, 3, 1.5)
+    assert (report["accuracy_any"], report["accuracy_first"]) == (3 / 6, 2 / 6)
+    assert intervals(report) == {"accuracy_any": wilson_interval(3, 6), "accuracy_first": wilson_interval(2, 6)}
+
+
+def test_by_lookahead(report: dict) -> None:
+    rows = {row["lookahead"]: row for row in report["by_lookahead"]}
+    assert {lookahead: row["num_examples"] for lookahead, row in rows.items()} == {0: 2, 2: 3, 5: 1}
+    assert {lookahead: row["accuracy_any"] for lookahead, row in rows.items()} == {0: 1.0, 2: 1 / 3, 5: 0.0}
+    assert intervals(rows[2]) == {"accuracy_any": wilson_interval(1, 3), "accuracy_first": wilson_interval(0, 3)}
+
+
+def test_table(report: dict) -> None:
+    lines = evaluate.as_table(
+        {"checkpoint": "run", "split": "test", "seq_len": 64, "c4_loss": 4.0, **report}
+    ).splitlines()
+    low, high = wilson_interval(1, 3)
+    assert lines[-3].split() == f"2 3 0.3333 [{low:.4f}, {high:.4f}] 0.0000 [0.0000, 0.5615]".split()
+    assert lines[-1].split()[:3] == ["all", "6", "0.5000"]
+
+
+@pytest.mark.parametrize("name", ["seq_len", "num_examples", "micro_batch"])
+def test_bad_numbers_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"--{name} is 0, expected at least 1"):
+        evaluate.parse(["run", "--scratch_dir", "x", f"--{name}", "0"])
