@@ -176,7 +176,7 @@ def _matches(argument: str) -> list[tuple[str, Path]]:
     root = Path(argument).expanduser()
     if root.is_file():
         if not root.name.endswith(SUFFIXES):
-            raise UserError(f"--source {argument}: unknown kind of file. Expected one of {', '.join(SUFFIXES)}.")
+            raise UserError(f"{argument}: unknown kind of file. Expected one of {', '.join(SUFFIXES)}.")
         return [(root.name, root)]
     if root.is_dir():
         found = [(path.relative_to(root).as_posix(), path) for path in root.rglob("*")]
@@ -187,7 +187,7 @@ def _matches(argument: str) -> list[tuple[str, Path]]:
     files = sorted((name, path) for name, path in found if name.endswith(SUFFIXES) and path.is_file())
     if not files:
         problem = "holds" if root.is_dir() else "matches"
-        raise UserError(f"--source {argument}: {problem} no file ending in {', '.join(SUFFIXES)}.")
+        raise UserError(f"{argument}: {problem} no file ending in {', '.join(SUFFIXES)}.")
     return files
 
 

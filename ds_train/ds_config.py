@@ -185,10 +185,10 @@ def _resolve_layout(config: dict[str, Any], flags: OverrideFlags, world_size: in
     layout = Layout(world_size, values.get("micro_batch", other), values.get("grad_accum", other))
     if remainder or other == 0 or layout.global_batch != total:
         possible = [size for size in range(1, total // world_size + 1) if total % (size * world_size) == 0]
+        choice = f"the micro batch can be {possible}" if possible else "no micro batch divides it"
         raise UserError(
             f"global batch {total} is not {' × '.join(f'{n} {v}' for n, v in values.items() if n != 'global_batch')} "
-            f"× a whole number on {world_size} ranks. With {total} on {world_size} ranks the micro batch can be "
-            f"{possible or 'nothing (fewer samples than ranks, or not divisible)'}; or use another global batch, e.g. "
-            f"{known * world_size * max(1, round(total / (known * world_size)))}."
+            f"× a whole number on {world_size} ranks. With {total} on {world_size} ranks {choice}; another global "
+            f"batch, e.g. {known * world_size * max(1, round(total / (known * world_size)))}, would do."
         )
     return layout
