@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,15 @@ class Commands:
         thread = threading.Thread(target=send)
         thread.start()
         return thread
+
+
+@pytest.fixture(autouse=True)
+def signals_count() -> Iterator[None]:
+    """What a process ignores from its start, as in the background, stays ignored."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
