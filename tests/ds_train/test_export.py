@@ -181,7 +181,7 @@ class TestTrainedModels:
         assert weights == (scratch / f"{ALL[0].name}_fp32" / "model.safetensors").read_bytes()
 
     def test_failure_leaves_nothing(self, scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def full(*_: object) -> None:
+        def full(*_: object, **__: object) -> None:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("data_tools.tokenizer.TextTokenizer.save", full)

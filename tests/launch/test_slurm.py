@@ -194,7 +194,7 @@ def test_commands_of_the_readme(slurm: Slurm, checkout: Path) -> None:
     def line(*beginning: str) -> list[str]:
         return next(words for argv, words in lines.items() if argv[: len(beginning)] == beginning)
 
-    _wait_for_text(log, "^waits")
+    _wait_for_text(log, r"^waits$(?:\n.*)*?\nwaits$")  # both: a signal before that would kill
     assert number in slurm(*line("squeue")).split()
     assert f"JobId={number} " in slurm(*line("scontrol", "show"))
     with subprocess.Popen(line("tail"), cwd=checkout, text=True, stdout=subprocess.PIPE) as following:
