@@ -95,7 +95,8 @@ class _Runner:
         self._asked_at: float | None = None
 
     def __enter__(self) -> "_Runner":
-        wanted = [number for number in (*SIGNALS, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+        under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        wanted = SIGNALS if under_nohup else (*SIGNALS, signal.SIGHUP)
         self._previous = {number: signal.signal(number, self._take) for number in wanted}
         return self
 

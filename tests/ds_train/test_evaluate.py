@@ -47,3 +47,8 @@ def test_table(report: dict) -> None:
 def test_bad_numbers_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"--{name} is 0, expected at least 1"):
         evaluate.parse(["run", "--scratch_dir", "x", f"--{name}", "0"])
+
+
+def test_another_number_of_ranks_is_refused() -> None:
+    with pytest.raises(UserError, match="--num_ranks 2, but no launcher started 1"):
+        evaluate.main(["run", "--scratch_dir", "x", "--num_ranks", "2"])

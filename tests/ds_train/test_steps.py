@@ -52,7 +52,7 @@ class Commands:
 
 @pytest.fixture(autouse=True)
 def signals_count() -> Iterator[None]:
-    """What a process ignores from its start, as in the background, stays ignored."""
+    """A process ignores these from its start where the tests run in the background, or under nohup."""
     before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)}
     yield
     for number, handler in before.items():
@@ -76,6 +76,15 @@ def test_a_changed_or_lost_step_is_run_again_with_all_that_follow(commands: Comm
     assert commands.run(a, commands.step("b", "echo other"), c) == 0 and commands.ran == ["b", "c"]
     (commands.directory / "a").unlink()
     assert commands.run(a, commands.step("b", "echo other"), c) == 0 and commands.ran == ["a", "b", "c"]
+
+
+def test_what_was_made_from_an_earlier_result_is_forgotten(commands: Commands) -> None:
+    """Stopped after the changed step, what follows it is still to be run again."""
+    a, b = commands.step("a"), commands.step("b")
+    assert commands.run(a, b) == 0
+    changed = commands.step("a", "echo other")
+    assert commands.run(changed) == 0 and commands.ran == ["a", "b", "a"]
+    assert commands.run(changed, b) == 0 and commands.ran == ["b"]
 
 
 def test_another_launcher_is_the_same_step(commands: Commands) -> None:
@@ -105,6 +114,17 @@ def test_checks_come_first_and_only_where_the_step_is_to_run(commands: Commands)
 
 
 TRAIN = "until [ -e run_{0}/STOP ]; do sleep 0.02; done; "
+
+
+def test_nohup_is_respected(commands: Commands) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert commands.run(commands.step("a", "kill -HUP $PPID"), commands.step("b")) == 0
+
+
+def test_an_interrupt_counts_in_the_background_as_well(commands: Commands) -> None:
+    """Shells start background jobs with SIGINT ignored; trainers take it all the same."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert commands.run(commands.step("a", "kill -INT $PPID"), commands.step("b")) == 85
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP])
