@@ -237,13 +237,19 @@ def test_columns_of_pretrain(launch, tmp_path):
         }  # fmt: skip
 
 
-@pytest.mark.parametrize("phase", ["pptrain", "pretrain"])
-@pytest.mark.parametrize("kill_at", range(1, 10))
-def test_a_killed_run_goes_on_as_if_it_had_not_been(launch, tmp_path, phase, kill_at):
+def undisturbed(launch, tmp_path, phase):
+    """Checkpoints and log rows of a whole run, whose logs are then removed."""
     _, whole, _ = launch(phase)
     expected = [rows(tmp_path, phase, name, timed=False) for name in ("train", "eval")]
     for name in ("train", "eval"):
         (tmp_path / phase / "logs" / f"{name}.jsonl").unlink()
+    return whole, expected
+
+
+@pytest.mark.parametrize("phase", ["pptrain", "pretrain"])
+@pytest.mark.parametrize("kill_at", range(1, 10))
+def test_a_killed_run_goes_on_as_if_it_had_not_been(launch, tmp_path, phase, kill_at):
+    whole, expected = undisturbed(launch, tmp_path, phase)
 
     _, saved, _ = launch(phase, kill_at=kill_at)
     code, after, _ = launch(phase, state=saved[max(saved)] if saved else None)
@@ -255,10 +261,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(launch, tmp_path, phase, kil
 @pytest.mark.parametrize("phase", ["pptrain", "pretrain"])
 @pytest.mark.parametrize("stop", [1, 3, 4, 7])
 def test_a_stopped_run_goes_on_with_the_schedule_unchanged(launch, tmp_path, phase, stop):
-    _, whole, _ = launch(phase)
-    expected = [rows(tmp_path, phase, name, timed=False) for name in ("train", "eval")]
-    for name in ("train", "eval"):
-        (tmp_path / phase / "logs" / f"{name}.jsonl").unlink()
+    whole, expected = undisturbed(launch, tmp_path, phase)
 
     code, saved, _ = launch(phase, stop_step=stop)
     assert code == ExitCode.STOPPED and max(saved) == stop
@@ -270,10 +273,7 @@ def test_a_stopped_run_goes_on_with_the_schedule_unchanged(launch, tmp_path, pha
 @pytest.mark.parametrize("phase", ["pptrain", "pretrain"])
 @pytest.mark.parametrize("signal_at", range(1, 22))
 def test_a_signal_at_any_poll_loses_no_step_and_repeats_no_row(launch, tmp_path, phase, signal_at):
-    _, whole, _ = launch(phase)
-    expected = [rows(tmp_path, phase, name, timed=False) for name in ("train", "eval")]
-    for name in ("train", "eval"):
-        (tmp_path / phase / "logs" / f"{name}.jsonl").unlink()
+    whole, expected = undisturbed(launch, tmp_path, phase)
 
     code, saved, events = launch(phase, signal_at=signal_at)
     assert code == ExitCode.PREEMPTED
