@@ -46,7 +46,7 @@ class PlanStream:
         self.step += 1
         plan = self.sampler.plan(self.cursor, self.step)
         self.cursor = plan.next_cursor
-        return SimpleNamespace(plan=plan, overflows=[], micro_batches=[])
+        return SimpleNamespace(plan=plan, overflows=[], micro_batches=[SimpleNamespace(lengths=[3, 5])])
 
 
 class KeptStates:
@@ -141,7 +141,7 @@ def launch(tmp_path, monkeypatch):
             eval=lambda: None, train=lambda: None, monitor=SimpleNamespace(enabled=False), device=torch.device("cpu")
         )
         made = Run(
-            world=world, layout=layout, schedule=Schedule(1.0, warmup_steps=4), flops=TrainingFlops(0, 0),
+            world=world, layout=layout, schedule=Schedule(1.0, warmup_steps=4), flops=TrainingFlops(1.0, 0.0),
             cadence=Cadence(**given), engine=engine, stream=PlanStream(sampler, events), phase=phase,
             state=copy.deepcopy(state) or fresh,
             checkpoints=checkpoints, directory=tmp_path / phase_name, stop=stop, watchdog=watchdog,
@@ -235,6 +235,12 @@ def test_columns_of_pretrain(launch, tmp_path):
         assert set(row) == {
             "step", "heldout_acc", "heldout_loss", "heldout_c4_loss", "num_examples", "timestamp"
         }  # fmt: skip
+
+
+def test_mfu_counts_what_the_steps_trained_on(launch, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "peak_flops", lambda device: 1e-3)
+    launch("pretrain")
+    assert all(row["mfu"] > 0 for row in rows(tmp_path, "pretrain", "train"))
 
 
 def undisturbed(launch, tmp_path, phase):
