@@ -2,8 +2,10 @@
 
 import copy
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -31,9 +33,10 @@ LAYOUT = Layout(world_size=1, micro_batch=2, grad_accum=2)
 
 @pytest.fixture(scope="module", autouse=True)
 def process_group() -> Iterator[None]:
-    init_distributed(World(0, 0, 1))
-    yield
-    dist.destroy_process_group()
+    with patch.dict(os.environ):  # the launcher's variables are gone again for the tests that follow
+        init_distributed(World(0, 0, 1))
+        yield
+        dist.destroy_process_group()
 
 
 def _engine(architecture: str = "gpt_neox", build=build_engine, **changes: object) -> Engine:
