@@ -8,8 +8,6 @@ appears whole, at the end.
 
 import argparse
 import hashlib
-import multiprocessing
-import os
 import shutil
 import signal
 import sys
@@ -17,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,6 +30,7 @@ from data_tools.errors import UserError, run_command
 from data_tools.files import sync_directory, whole_file, write_json
 from data_tools.generator import MAX_ATTEMPTS, ExampleSource
 from data_tools.graphs import search_budget
+from data_tools.processes import num_cores, worker_processes
 from data_tools.splits import (
     META_NAME,
     SPLIT_NAMES,
@@ -56,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     budget = search_budget(args.max_input_size, _ALPHA, args.max_lookahead)
     print(f"{directory}: at most {budget.edges_allowed} edges, lookahead 0 … {budget.effective_max_lookahead}")
     began = time.perf_counter()
-    with _whole_directory(directory, args.overwrite) as partial_directory, _workers(args.workers) as executor:
+    with _whole_directory(directory, args.overwrite) as partial_directory, worker_processes(args.workers) as executor:
         files: dict[str, SplitFile] = {}
         used: set[bytes] = set()
         for name in SPLIT_NAMES:
@@ -88,7 +86,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--mixin_size", type=int, default=50_000, help="examples of mixin.jsonl")
     parser.add_argument("--generator", help="external generator, package.module:ClassName (default: built-in)")
     parser.add_argument(
-        "--workers", type=int, default=_num_cores(), help="processes (default: all cores); not in the result"
+        "--workers", type=int, default=num_cores(), help="processes (default: all cores); not in the result"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace splits of the same parameters")
     args = parser.parse_args(argv)
@@ -96,11 +94,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         if getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}: expected at least 1")
     return args
-
-
-def _num_cores() -> int:
-    """Cores this process may use: fewer than the machine has inside a Slurm allocation."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _source(args: argparse.Namespace, name: str) -> ExampleSource:
@@ -145,25 +138,6 @@ def _make_row(source: ExampleSource, index: int, attempt: int = 0) -> tuple[byte
     stage = source.max_lookahead
     example = source.example(index, stage, attempt)
     return prompt_digest(example.input_text), row_line(example, alpha=_ALPHA, stage=stage, seed=source.seed)
-
-
-@contextmanager
-def _workers(num_workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Fresh processes (an external generator may reseed global generators or hold threads); none outlives the body."""
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_leave_interrupts_to_parent)
-    try:
-        yield executor
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process died: killed, out of memory, or a crash of the external generator; try fewer --workers"
-        ) from error
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _leave_interrupts_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager

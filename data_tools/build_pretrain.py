@@ -8,7 +8,6 @@ tokenizer and the flags, not of the number of cores. An interrupted pack goes on
 
 import argparse
 import hashlib
-import os
 import shutil
 import sys
 import time
@@ -34,6 +33,7 @@ from data_tools.pack_progress import (
     recorded_source,
     remove_pack,
 )
+from data_tools.processes import num_cores
 from data_tools.shards import (
     PROGRESS_NAME,
     VALIDATION_NAME,
@@ -54,9 +54,6 @@ _DEFAULT_BATCH = 32
 def main(argv: list[str] | None = None) -> None:
     """The command; see ``--help``."""
     args = _parse(argv)
-    if args.workers:
-        # Read by the tokenizer's thread pool when it starts, at the first batch.
-        os.environ["RAYON_NUM_THREADS"] = str(args.workers)
     tokenizer = load_tokenizer(args.tokenizer)
     source = _open_source(args)
     with locked(args.pack_dir):
@@ -78,10 +75,12 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{args.pack_dir} already holds this pack, complete: {asked.num_blocks:,} blocks")
             return
         progress.source = source.description
-        _pack(args.pack_dir, progress, source, tokenizer)
+        _pack(args.pack_dir, progress, source, tokenizer, args.workers)
 
 
-def _pack(directory: Path, progress: PackProgress, source: TextSource, tokenizer: TextTokenizer) -> None:
+def _pack(
+    directory: Path, progress: PackProgress, source: TextSource, tokenizer: TextTokenizer, num_workers: int
+) -> None:
     """Write the files that are not there yet, then meta.json."""
     asked = progress.parameters
     _check_free_space(directory, asked)
@@ -96,7 +95,8 @@ def _pack(directory: Path, progress: PackProgress, source: TextSource, tokenizer
     with tqdm(
         total=total, initial=tokens_before, unit="tok", unit_scale=True, mininterval=interval_s, desc="packing"
     ) as bar:
-        _write_files(directory, progress, TokenStream(documents, tokenizer, progress.end), bar)
+        stream = TokenStream(documents, tokenizer, progress.end, num_workers=num_workers)
+        _write_files(directory, progress, stream, bar)
     meta = _meta(progress, tokenizer)
     meta.write(directory)
     (directory / PROGRESS_NAME).unlink()
@@ -211,7 +211,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--val_blocks", type=natural, default=256, help="held-out blocks (default 256)")
     parser.add_argument("--seed", type=natural, default=12345, help="of the document shuffle (default 12345)")
     parser.add_argument("--shuffle_buffer", type=positive, default=10_000, help="documents (default 10000)")
-    parser.add_argument("--workers", type=positive, help="tokenizer threads (default: all cores)")
+    parser.add_argument(
+        "--workers", type=positive, default=num_cores(), help="processes (default: all cores); not in the result"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a pack made with other parameters")
     args = parser.parse_args(argv)
     if args.pack_dir is None:

@@ -242,6 +242,11 @@ def peak_memory_bytes() -> int:
     """Peak of the tensors on the GPU, or without one the peak resident set since this program was started."""
     if has_gpu():
         return torch.cuda.max_memory_allocated()
+    return resident_peak_bytes("self")
+
+
+def resident_peak_bytes(process: int | str) -> int:
+    """Peak resident set of a running process since its program was started."""
     # Not getrusage: its maximum begins with the size of the process that started this one.
-    status = Path("/proc/self/status").read_text()
+    status = Path(f"/proc/{process}/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])

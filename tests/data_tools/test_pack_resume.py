@@ -1,9 +1,11 @@
 """A pack that is killed and run again ends with the bytes of one that never stopped."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import packing
@@ -157,7 +159,7 @@ def test_source_that_fails_midway_keeps_the_finished_shards(
     documents = list(shuffled_documents(FileSource([str(root / "corpus")]), packing.SEED, packing.BUFFER))
 
     def breaking(*_: object) -> object:
-        yield from documents[:60]
+        yield from documents[:100]
         raise UserError("the network is gone")
 
     monkeypatch.setattr(build_pretrain, "shuffled_documents", breaking)
@@ -168,3 +170,69 @@ def test_source_that_fails_midway_keeps_the_finished_shards(
     monkeypatch.undo()
     packing.pack(root, pack_dir=pack)
     assert packing.bytes_of(pack) == packing.bytes_of(root / "pack")
+
+
+# Packs with batches so small that there are many, and tells once of the processes that tokenize them.
+TELLING_PACK = """
+import multiprocessing, sys
+from data_tools import build_pretrain, token_stream
+
+token_stream._BATCH_CHARACTERS = 100
+read = token_stream.TokenStream.read
+
+def telling(stream, count):
+    tokens = read(stream, count)
+    if "--told" in sys.argv:
+        sys.argv.remove("--told")
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        sys.stdin.readline()
+    return tokens
+
+token_stream.TokenStream.read = telling
+build_pretrain.main(sys.argv[2:])
+"""
+
+
+def begin_telling_pack(root: Path, pack_dir: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """A pack in another process, which waits for a line after its first read, and its two workers."""
+    command = [
+        sys.executable,
+        "-c",
+        TELLING_PACK,
+        "--told",
+        *packing.pack_arguments(root, pack_dir=pack_dir, workers=2),
+    ]
+    packer = subprocess.Popen(
+        command, cwd=REPOSITORY, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert packer.stdout is not None
+    workers = [int(pid) for pid in packer.stdout.readline().split()]
+    assert len(workers) == 2
+    return packer, workers
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    for _ in range(100):
+        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"still running: {pids}")
+
+
+def test_dead_worker_is_an_error_that_another_call_mends(root: Path, tmp_path: Path) -> None:
+    pack = tmp_path / "pack"
+    packer, workers = begin_telling_pack(root, pack)
+    os.kill(workers[0], signal.SIGKILL)
+    _, errors = packer.communicate("go on\n", timeout=60)
+    assert packer.returncode == 1 and "a worker process died: killed, out of memory" in errors
+    assert not (pack / "meta.json").exists() and not list(pack.glob("*.partial"))
+    wait_until_gone(workers)
+    packing.pack(root, pack_dir=pack)
+    assert packing.bytes_of(pack) == packing.bytes_of(root / "pack")
+
+
+def test_no_worker_outlives_a_killed_pack(root: Path, tmp_path: Path) -> None:
+    packer, workers = begin_telling_pack(root, tmp_path / "pack")
+    packer.kill()
+    packer.communicate()
+    wait_until_gone(workers)
