@@ -27,7 +27,6 @@ from ds_train.distributed import gather_objects
 from ds_train.manifest import FileEntry
 
 _ROOM = 1.1  # free memory asked for, as a multiple of what a copy takes
-_LOWEST_PRIORITY = 19
 _BULK_BYTES = 1 << 20
 _CHUNK_BYTES = 1 << 24
 _MEMINFO = Path("/proc/meminfo")
@@ -282,14 +281,14 @@ def saving_thread() -> ThreadPoolExecutor:
 
 
 def bulk_thread() -> ThreadPoolExecutor:
-    """One thread that gets what time the others leave.
+    """One thread that runs where a core is idle.
 
-    Only for work without the interpreter lock: a thread of low priority that holds it may not get the time to give it
+    Only for work without the interpreter lock: such a thread that holds it may not get the time to give it
     back, while training waits for it.
     """
-    return ThreadPoolExecutor(1, thread_name_prefix="save bulk", initializer=_lower_priority)
+    return ThreadPoolExecutor(1, thread_name_prefix="save bulk", initializer=_take_idle_time_only)
 
 
-def _lower_priority() -> None:
-    if sys.platform == "linux":  # elsewhere priorities belong to processes
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+def _take_idle_time_only() -> None:
+    if sys.platform == "linux":  # elsewhere there is no such policy, and priorities belong to processes
+        os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,13 @@ def test_written_file_is_the_one_described(
             assert torch.equal(loaded["a"], value["a"]) and torch.equal(loaded["b"][1], value["b"][1])
     assert bool(refusals) == (refused != "nowhere")
     assert torch.serialization.get_crc32_options()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no policy of their own")
+def test_bulk_is_written_where_a_core_is_idle() -> None:
+    with bulk_thread() as bulk:
+        assert bulk.submit(os.sched_getscheduler, 0).result() == os.SCHED_IDLE
+    assert os.sched_getscheduler(0) != os.SCHED_IDLE  # the thread alone
 
 
 def test_a_snapshot_is_written_from_where_it_lies(
