@@ -1,12 +1,22 @@
 """Fixtures for all tests."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from data_tools.errors import UserError
 from data_tools.fetch_assets import GPT_NEOX_TOKENIZER, cached_file
 from tests.ds_train import tiny
+
+
+@pytest.fixture(autouse=True)
+def _same_environment_for_every_test() -> Iterator[None]:
+    """What a test leaves in ``os.environ`` is gone after it: a run in this process sets the launcher's variables."""
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")

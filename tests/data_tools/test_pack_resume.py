@@ -195,13 +195,8 @@ build_pretrain.main(sys.argv[2:])
 
 def begin_telling_pack(root: Path, pack_dir: Path) -> tuple[subprocess.Popen[str], list[int]]:
     """A pack in another process, which waits for a line after its first read, and its two workers."""
-    command = [
-        sys.executable,
-        "-c",
-        TELLING_PACK,
-        "--told",
-        *packing.pack_arguments(root, pack_dir=pack_dir, workers=2),
-    ]
+    arguments = packing.pack_arguments(root, pack_dir=pack_dir, workers=2)
+    command = [sys.executable, "-c", TELLING_PACK, "--told", *arguments]
     packer = subprocess.Popen(
         command, cwd=REPOSITORY, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -213,10 +208,13 @@ def begin_telling_pack(root: Path, pack_dir: Path) -> tuple[subprocess.Popen[str
 
 def wait_until_gone(pids: list[int]) -> None:
     for _ in range(100):
-        if not any(Path(f"/proc/{pid}").exists() for pid in pids):
+        running = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        if not running:
             return
         time.sleep(0.1)
-    pytest.fail(f"still running: {pids}")
+    for pid in running:
+        os.kill(pid, signal.SIGKILL)
+    pytest.fail(f"still running: {running}")
 
 
 def test_dead_worker_is_an_error_that_another_call_mends(root: Path, tmp_path: Path) -> None:
@@ -233,6 +231,6 @@ def test_dead_worker_is_an_error_that_another_call_mends(root: Path, tmp_path: P
 
 def test_no_worker_outlives_a_killed_pack(root: Path, tmp_path: Path) -> None:
     packer, workers = begin_telling_pack(root, tmp_path / "pack")
-    packer.kill()
-    packer.communicate()
+    with packer:
+        packer.kill()
     wait_until_gone(workers)
