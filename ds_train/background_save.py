@@ -11,7 +11,6 @@ import os
 import pickle
 import socket
 import sys
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -181,13 +180,9 @@ class HashingFile:
 
     The kernel's copy of what is written would cost a core more time than all the rest. File systems that know no
     direct writes get ordinary ones.
-
-    Args:
-        bulk: a thread that takes the large pieces.
     """
 
-    def __init__(self, path: Path, bulk: ThreadPoolExecutor | None = None) -> None:
-        self._bulk = bulk
+    def __init__(self, path: Path) -> None:
         self._hash = xxhash.xxh3_128()
         self._size = 0
         self._chunk = np.frombuffer(mmap.mmap(-1, _CHUNK_BYTES), np.uint8)  # gathers what lies elsewhere in memory
@@ -203,11 +198,6 @@ class HashingFile:
             self._descriptor = os.open(path, flags, 0o666)
 
     def write(self, data: Any) -> int:
-        if self._bulk and len(data) >= _BULK_BYTES:
-            return self._bulk.submit(self._put, data).result()
-        return self._put(data)
-
-    def _put(self, data: Any) -> int:
         self._hash.update(data)
         new = np.frombuffer(data, np.uint8) if len(data) else np.empty(0, np.uint8)
         self._size += len(new)
@@ -261,8 +251,8 @@ class HashingFile:
         os.close(self._descriptor)
 
 
-def write_file(path: Path, value: Any, bulk: ThreadPoolExecutor | None = None) -> FileEntry:
-    """``torch.save`` onto the disk (fsync), the large tensors by the thread ``bulk``, if one is given.
+def write_file(path: Path, value: Any) -> FileEntry:
+    """``torch.save`` onto the disk (fsync).
 
     Raises:
         OSError: it cannot be written.
@@ -270,25 +260,15 @@ def write_file(path: Path, value: Any, bulk: ThreadPoolExecutor | None = None) -
     """
     # Pages: what lies in whole ones is not copied. No CRC: more work than all the rest, and the manifest has a hash.
     options = {"save.storage_alignment": mmap.PAGESIZE, "save.compute_crc32": False}
-    with closing(HashingFile(path, bulk)) as file, config.patch(options):  # type: ignore[attr-defined]
+    with closing(HashingFile(path)) as file, config.patch(options):  # type: ignore[attr-defined]
         torch.save(value, cast(IO[bytes], file))
         return file.finish()
 
 
 def saving_thread() -> ThreadPoolExecutor:
-    """One thread; the interpreter's exit waits for its work."""
-    return ThreadPoolExecutor(1, thread_name_prefix="save")
+    """One thread; the interpreter's exit waits for its work.
 
-
-def bulk_thread() -> ThreadPoolExecutor:
-    """One thread that runs where a core is idle.
-
-    Only for work without the interpreter lock: such a thread that holds it may not get the time to give it
-    back, while training waits for it.
+    It has the priority of training: with less it would get no time to give back the interpreter lock, which it takes
+    between two pieces, while training waits for it.
     """
-    return ThreadPoolExecutor(1, thread_name_prefix="save bulk", initializer=_take_idle_time_only)
-
-
-def _take_idle_time_only() -> None:
-    if sys.platform == "linux":  # elsewhere there is no such policy, and priorities belong to processes
-        os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+    return ThreadPoolExecutor(1, thread_name_prefix="save")

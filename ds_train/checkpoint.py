@@ -16,7 +16,7 @@ import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
 from data_tools.errors import UserError
-from ds_train.background_save import Snapshots, bulk_thread, saving_thread, write_file
+from ds_train.background_save import Snapshots, saving_thread, write_file
 from ds_train.distributed import gather_objects, on_main
 from ds_train.engine import Engine
 from ds_train.global_rng import rng_state, seed_rng, set_rng_state
@@ -100,7 +100,6 @@ class Checkpoints:
     committed: int = 0  # step that needs no saving: resumed from or saved last; a fresh start is at 0
     _snapshots: Snapshots = field(default_factory=Snapshots)
     _thread: ThreadPoolExecutor = field(default_factory=saving_thread)
-    _bulk: ThreadPoolExecutor = field(default_factory=bulk_thread)
     _running: Future[str | None] | None = None
     _said_memory: bool = False
 
@@ -150,9 +149,8 @@ class Checkpoints:
         return self.committed == self._asked_step
 
     def close(self) -> None:
-        """End the threads and the process group, once nothing is being written. Collective."""
+        """End the thread and the process group, once nothing is being written. Collective."""
         self._thread.shutdown()
-        self._bulk.shutdown()
         if self._group is not None:
             dist.destroy_process_group(self._group)
 
@@ -174,7 +172,7 @@ class Checkpoints:
 
     def _make(self, asked: _Asked) -> str | None:
         """Write, agree, commit; returns what went wrong, the same on all ranks. Collective on the thread's group."""
-        reports = self._gather(_write(asked, None if asked.stalled_s is None else self._bulk))
+        reports = self._gather(_write(asked))
         problem = self._gather(self._commit(asked.step, reports) if self.world.is_main else None)[0]
         if problem is not None:
             self._report(asked.step, problem)
@@ -231,12 +229,12 @@ class Checkpoints:
         return "; ".join(errors)
 
 
-def _write(asked: _Asked, bulk: ThreadPoolExecutor | None) -> tuple[str | None, dict[Path, FileEntry]]:
+def _write(asked: _Asked) -> tuple[str | None, dict[Path, FileEntry]]:
     """Write this rank's files; returns what went wrong, and the files."""
     written = {}
     for path, value in asked.files if asked.error is None else ():
         try:
-            written[path] = write_file(path, value, bulk)
+            written[path] = write_file(path, value)
         except OSError as error:
             return f"{path}: {error.strerror}", written
         except RuntimeError as error:  # what torch's zip writer makes of a write that failed

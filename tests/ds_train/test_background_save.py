@@ -4,7 +4,6 @@ import errno
 import fcntl
 import json
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from ds_train import background_save
-from ds_train.background_save import Snapshots, available_host_bytes, bulk_thread, write_file
+from ds_train.background_save import Snapshots, available_host_bytes, write_file
 from ds_train.checkpoint import read_state
 from ds_train.manifest import defect_of, file_entry, step_directories
 from tests.ds_train import tiny
@@ -136,25 +135,17 @@ def test_written_file_is_the_one_described(
         monkeypatch.setattr(os, "open", refuse(os.open, lambda path, flags, mode=0: flags))
     if refused == "write":
         monkeypatch.setattr(os, "write", refuse(os.write, lambda file, data: fcntl.fcntl(file, fcntl.F_GETFL)))
-    with bulk_thread() as bulk:
-        for number, size in enumerate([0, 1, 4000, 4096, 16384 - 500, 16384, 16385, 70_000]):
-            value = {"a": torch.arange(size, dtype=torch.uint8), "b": ["text", torch.ones(3)]}
-            if number % 2:
-                value = snapshots.try_take(value)[0]
-            path = tmp_path / f"{size}.pt"
-            entry = write_file(path, value, bulk if number % 2 else None)
-            assert entry == file_entry(path)
-            loaded = torch.load(path)
-            assert torch.equal(loaded["a"], value["a"]) and torch.equal(loaded["b"][1], value["b"][1])
+    for number, size in enumerate([0, 1, 4000, 4096, 16384 - 500, 16384, 16385, 70_000]):
+        value = {"a": torch.arange(size, dtype=torch.uint8), "b": ["text", torch.ones(3)]}
+        if number % 2:
+            value = snapshots.try_take(value)[0]
+        path = tmp_path / f"{size}.pt"
+        entry = write_file(path, value)
+        assert entry == file_entry(path)
+        loaded = torch.load(path)
+        assert torch.equal(loaded["a"], value["a"]) and torch.equal(loaded["b"][1], value["b"][1])
     assert bool(refusals) == (refused != "nowhere")
     assert torch.serialization.get_crc32_options()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no policy of their own")
-def test_bulk_is_written_where_a_core_is_idle() -> None:
-    with bulk_thread() as bulk:
-        assert bulk.submit(os.sched_getscheduler, 0).result() == os.SCHED_IDLE
-    assert os.sched_getscheduler(0) != os.SCHED_IDLE  # the thread alone
 
 
 def test_a_snapshot_is_written_from_where_it_lies(
