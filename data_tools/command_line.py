@@ -1,16 +1,31 @@
 """What the commands have in common: help that shows defaults, one message for a mistake, ``--debug``."""
 
 import argparse
-import difflib
+import copy
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from data_tools.errors import DEBUG, UserError
+from data_tools.suggestions import did_you_mean
+
+
+_HELP_COLUMN = 36  # most flags leave room for their help in the same line
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Shows a default where there is one and the text does not tell it."""
+    """Shows a default where there is one and the text does not tell it, and each flag by one name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, max_help_position=_HELP_COLUMN, **kwargs)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = copy.copy(action)
+        long = [name for name in action.option_strings if name.startswith("--")]
+        shown.option_strings = [name for name in action.option_strings if name not in long[1:]]
+        if action.nargs == "?" and action.const is True:  # a switch
+            shown.nargs = 0
+        return super()._format_action_invocation(shown)
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -51,8 +66,7 @@ def refuse_unknown_flags(given: Iterable[str], known: Sequence[str]) -> None:
     for argument in given:
         name = argument.split("=")[0]
         if name.startswith("--") and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise UserError(f"unknown flag {name}{f'; did you mean {near[0]}?' if near else '.'} See --help.")
+            raise UserError(f"unknown flag {name}{did_you_mean(name, known)} See --help.")
 
 
 def natural(text: str) -> int:

@@ -20,10 +20,11 @@ from data_tools.command_line import CommandParser
 from data_tools.errors import UserError
 from data_tools.inspect_lengths import length_lines
 from data_tools.inspect_samples import mixture_lines, shards_lines, split_lines, stream_lines
+from data_tools.run_settings import DEFAULT_TOKENIZER
 from data_tools.splits import SPLIT_NAMES
 from data_tools.token_view import PARTS
 
-_TOKENIZER = "EleutherAI/pythia-160m"
+_OF_RUNS = "that of the runs in scratch_dir, without any "
 _LEAST = {"index": 0, "seq_len": 2} | dict.fromkeys(
     ("count", "total_steps", "global_batch", "num_problems", "max_input_size", "max_lookahead"), 1
 )
@@ -58,7 +59,7 @@ def _split_flags(parser: CommandParser) -> None:
     parser.add_argument("--split", choices=SPLIT_NAMES, default="eval", help="which one (default eval)")
     _pick_flags(parser, "row")
     _splits_flags(parser)
-    _tokenizer_flag(parser)
+    _tokenizer_flag(parser, _OF_RUNS)
     parser.add_argument("--seq_len", type=int, default=2048, help="tokens; longer rows are pointed out (default 2048)")
     _mixin_loss_flag(parser)
     _view_flags(parser)
@@ -70,7 +71,7 @@ def _stream_flags(parser: CommandParser) -> None:
     _seed_flag(parser)
     _splits_flags(parser)
     _size_flags(parser, "the splits', or without splits ")
-    _tokenizer_flag(parser)
+    _tokenizer_flag(parser, _OF_RUNS)
     parser.add_argument(
         "--seq_len", type=int, default=2048, help="tokens; what is longer is passed over (default 2048)"
     )
@@ -150,9 +151,9 @@ def _size_flags(parser: CommandParser, where: str) -> None:
     parser.add_argument("--generator", help=f"package.module:ClassName (default: {where}the built-in one)")
 
 
-def _tokenizer_flag(parser: CommandParser) -> None:
-    text = f"hub id, directory or tokenizer.json (default {_TOKENIZER})"
-    parser.add_argument("--tokenizer", default=_TOKENIZER, help=text)
+def _tokenizer_flag(parser: CommandParser, where: str = "") -> None:
+    text = f"hub id, directory or tokenizer.json (default: {where}{DEFAULT_TOKENIZER})"
+    parser.add_argument("--tokenizer", help=text)
 
 
 def _pack_flags(parser: CommandParser) -> None:

@@ -11,6 +11,7 @@ from data_tools.generator import ExampleSource
 from data_tools.graphs import search_budget
 from data_tools.inspect_samples import DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKAHEAD
 from data_tools.readers import training_source
+from data_tools.run_settings import DEFAULT_TOKENIZER
 from data_tools.token_documents import encode_examples
 from data_tools.tokenizer import TextTokenizer, load_tokenizer
 
@@ -43,7 +44,7 @@ def length_lines(args: Namespace) -> Iterator[str]:
         max_lookahead=args.max_lookahead or DEFAULT_MAX_LOOKAHEAD,
         seed=args.seed,
     )
-    tokenizer = load_tokenizer(args.tokenizer)
+    tokenizer = load_tokenizer(args.tokenizer or DEFAULT_TOKENIZER)
     stages = sorted(set(args.stages or spread_stages(source.max_input_size, source.max_lookahead)))
     for stage in stages:
         source.example(0, stage)  # a stage that cannot be is an error before anything is measured

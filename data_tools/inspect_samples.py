@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from data_tools.errors import UserError
 from data_tools.mixin_table import MixinTable, load_mixin_table
 from data_tools.readers import MixinReader, StreamReader, c4_document, training_source
+from data_tools.run_settings import tokenizer_of_runs
 from data_tools.samplers import MixtureSampler, Source, mixin_share
 from data_tools.shards import VALIDATION_NAME, PackedBlocks, shard_name
 from data_tools.splits import Splits, find_data_dir, split_file_name
@@ -22,7 +23,7 @@ def split_lines(args: Namespace) -> Iterator[str]:
     splits = _splits(args)
     rows = splits.rows(args.split)
     picked = _picked(args, len(rows), f"rows of {args.split}.jsonl")
-    tokenizer = load_tokenizer(args.tokenizer) if "tokens" in args.show and not args.dot else None
+    tokenizer = _tokenizer(args) if "tokens" in args.show and not args.dot else None
     view = _view(args, tokenizer)
     for number in picked:
         row = rows[number]
@@ -164,15 +165,20 @@ def _stream_reader(args: Namespace, splits: Splits | None) -> StreamReader:
         max_lookahead=args.max_lookahead or lookahead,
         seed=args.seed,
     )
+    source.example(0, args.stage)  # a stage that cannot be is an error before a tokenizer is looked for
     return StreamReader(
         source,
-        load_tokenizer(args.tokenizer),
+        _tokenizer(args),
         args.seq_len,
         splits.reserved_digests() if splits else frozenset(),
         args.seed,
         args.train_answer,
         args.accuracy,
     )
+
+
+def _tokenizer(args: Namespace) -> TextTokenizer:
+    return load_tokenizer(args.tokenizer or tokenizer_of_runs(args.scratch_dir))
 
 
 def _pack(args: Namespace) -> PackedBlocks:

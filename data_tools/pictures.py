@@ -165,7 +165,7 @@ def _canvas(panel: Panel, handles: Sequence[Line2D], num_lanes: int) -> tuple[Fi
     place, width = _LEFT / _WIDTH, (_WIDTH - _LEFT - _RIGHT) / _WIDTH
     axes = figure.add_axes((place, (bottom + strip_height) / height, width, _PLOT / height))
     axes.set_title(panel.title)
-    axes.set_ylabel(panel.label)
+    axes.set_ylabel(f"{panel.label}, log scale" if panel.scale == "log" else panel.label)
     axes.yaxis.set_label_coords(-0.165, 0.5)
     in_rows = [handle for column in range(columns) for handle in handles[column::columns]]  # a legend fills columns
     figure.legend(handles=in_rows, loc="lower left", bbox_to_anchor=(0.01, 0), ncols=columns)

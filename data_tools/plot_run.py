@@ -57,6 +57,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if len(given) > len(COLOURS):
             raise UserError(f"{len(given)} {words} cannot be told apart in one picture; give {len(COLOURS)} at most.")
     args.names = args.names or distinct_names(args.runs)
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out {args.out} is a file; give a directory, which is made where it is missing.")
     if len(args.names) != len(args.runs):
         raise UserError(f"{len(args.names)} --names for {len(args.runs)} runs; give one for each.")
     if len(set(args.names)) < len(args.names):

@@ -27,15 +27,25 @@ def read_rows(path: Path) -> list[Row]:
     """
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
-        rows = [json.loads(line) for line in lines]
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give the directory of a run.") from None
+        raise UserError(f"{path} cannot be read ({error.strerror}); {_runs_below(path.parents[1])}.") from None
+    return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _row(line: bytes, where: str) -> Row:
+    try:
+        row = json.loads(line)
     except ValueError as error:
-        raise UserError(f"{path} holds a line that is not JSON ({error}).") from None
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise UserError(f"{path}, line {number}: expected an object with a whole number 'step'; is this a log?")
-    return rows
+        raise UserError(f"{where}: not JSON ({error}).") from None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise UserError(f"{where}: expected an object with a whole number 'step'; is this a log?")
+    return row
+
+
+def _runs_below(directory: Path) -> str:
+    """What to give instead of a directory that is no run."""
+    runs = sorted(str(log.parents[1]) for log in directory.glob("*/logs/train.jsonl"))
+    return f"give the directory of a run, here {' or '.join(runs)}" if runs else "give the directory of a run"
 
 
 def read_logs(directory: Path) -> tuple[list[Row], list[Row]]:

@@ -10,6 +10,7 @@ import yaml
 from data_tools.errors import UserError
 from data_tools.run_logs import Row
 
+DEFAULT_TOKENIZER = "EleutherAI/pythia-160m"  # that of all Pythia models
 Settings = dict[str, str]
 _DEEPSPEED = "deepspeed."
 _COMMIT_DIGITS = 10  # tell commits apart
@@ -29,9 +30,25 @@ def read_settings(directory: Path, launches: Sequence[Row]) -> Settings:
     ran_on = {"ranks": last.get("ranks"), "git": git or None, **last.get("versions", {})}
     return {
         **{name: _text(value) for name, value in flags.items() if name not in _IGNORED},
-        **{_DEEPSPEED + name: _text(value) for name, value in _flat(effective)},
+        **{_DEEPSPEED + name: _text(value) for name, value in flat(effective)},
         **{name: str(value) for name, value in ran_on.items() if value is not None},
     }
+
+
+def tokenizer_of_runs(scratch_dir: Path | None) -> str:
+    """The tokenizer that the runs below a scratch directory were given, Pythia's where they were given none.
+
+    Raises:
+        UserError: they were given several.
+    """
+    run_files = sorted(scratch_dir.glob("*/run.yaml")) if scratch_dir else []
+    flags = {path.parent.name: _load(path) for path in run_files}
+    given = {run: of_run.get("tokenizer") or of_run.get("model_name") for run, of_run in flags.items()}
+    named = {run: str(name) for run, name in given.items() if name and not str(name).startswith("pythia-")}
+    if len(set(named.values())) > 1:
+        listed = ", ".join(f"{run} {name}" for run, name in named.items())
+        raise UserError(f"the runs in {scratch_dir} have tokenizers of their own ({listed}); choose with --tokenizer.")
+    return next(iter(named.values()), DEFAULT_TOKENIZER)
 
 
 def differing(runs: Sequence[Settings]) -> dict[str, list[str]]:
@@ -66,10 +83,11 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _flat(mapping: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def flat(mapping: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names, with those of the mappings they lie in before them, and values."""
     for name, value in mapping.items():
         if isinstance(value, dict):
-            yield from ((f"{name}.{below}", deeper) for below, deeper in _flat(value))
+            yield from ((f"{name}.{below}", deeper) for below, deeper in flat(value))
         else:
             yield name, value
 

@@ -33,7 +33,8 @@ def summarize_run(directory: Path) -> str:
     if "stage" in train[-1]:
         lines += _curriculum(train, evaluations)
     accuracy, loss = (_first_and_last(evaluations, f"heldout_{name}") for name in ("acc", "loss"))
-    lines.append(f"  held-out problems of full difficulty: accuracy {accuracy}, weighted loss {loss}")
+    last = f" (last at step {evaluations[-1]['step']:,})" if evaluations else ""
+    lines.append(f"  held-out problems of full difficulty{last}: accuracy {accuracy}, weighted loss {loss}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Tables of text for a terminal."""
+"""Tables and counts of things, as text."""
 
 from collections.abc import Sequence
 
@@ -9,3 +9,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
     )
+
+
+def counted(number: int, thing: str) -> str:
+    """``1 rank``, ``2 ranks``."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -79,12 +79,18 @@ def launch(prepared: Prepared) -> ExitCode:
         stop = StopRequests(inputs.run_directory, world.is_main, device_of(world))
         watchdog = stack.enter_context(supervision(world, flags.hang_timeout_s))
         on_main(world, lambda: stack.enter_context(run_lock(inputs.run_directory)))
+        run = None
         try:
-            train(_build_run(inputs, prepared.make_setup(), settings, stream, stop, watchdog))
+            run = _build_run(inputs, prepared.make_setup(), settings, stream, stop, watchdog)
+            train(run)
             return ExitCode.FINISHED
         except StopTraining as stopped:
             stop.consume()
-            logger.warning("stopped at a checkpoint or before the first step: %s", stopped)
+            step = run.state.step if run else 0
+            where = f"after step {step:,}, which is saved" if step else "before the first step"
+            logger.warning(
+                "stopped %s: %s. Exit code %d; %s goes on", where, stopped, stopped.exit_code, stopped.repeat
+            )
             return stopped.exit_code
 
 
@@ -93,8 +99,7 @@ def _build_run(
 ) -> Run:
     world, layout, flags = inputs.world, inputs.engine.layout, inputs.run_flags
     directory = inputs.run_directory / "checkpoints"
-    resume = flags.resume_from or flags.resume
-    chosen = on_main(world, lambda: choose_checkpoint(directory, resume))
+    chosen = on_main(world, lambda: choose_checkpoint(directory, flags.resume, flags.resume_from))
     state = fresh_state(inputs, setup)
     stop.check()
     if world.is_main and inputs.engine.deepspeed.get("wandb", {}).get("enabled"):
@@ -105,7 +110,7 @@ def _build_run(
         logger.info("resumed from %s at step %d", chosen, state.step)
     else:
         engine = fresh_engine(PackedLM(_initial_model(inputs)), inputs.engine.deepspeed)
-    if chosen or resume == "none":
+    if chosen or flags.resume == "none":
         on_main(world, lambda: set_aside(inputs.run_directory, state.step if chosen else -1))
     on_main(world, lambda: settings.record(inputs.run_directory, world, state.step))
     logger.info("%s", startup_summary(inputs, setup, engine, state, chosen))

@@ -18,9 +18,11 @@ import yaml
 
 from data_tools.command_line import CommandParser
 from data_tools.errors import UserError, run_command
+from data_tools.run_logs import Row, read_logs
+from data_tools.run_settings import flat
+from data_tools.text_table import counted
 from ds_train.run_file import RUN_FILE
 
-Row = dict[str, Any]
 _NAMES = {"ledger": "samples", "stage": "stage", "lr": "learning rate", "loss": "loss"}
 # Settings that may differ between equal trajectories. Overrides are left out because deepspeed.json has their effect.
 _NEUTRAL_FLAGS = frozenset(
@@ -58,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not 0 <= args.loss_tolerance < math.inf:
         raise UserError(f"--loss_tolerance is {args.loss_tolerance}, expected a number of at least 0.")
-    rows, others = logs = [read_rows(run) for run in args.runs]
+    rows, others = logs = [{row["step"]: row for row in read_logs(run)[0]} for run in args.runs]
     steps = sorted(rows.keys() & others.keys())
     if not steps:
         raise UserError(
@@ -75,32 +77,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"  {_NAMES[column]:<14}{_told(column, result, args.loss_tolerance)}")
     print(_verdict(results, steps))
     return int(any(result.first is not None for result in results.values()))
-
-
-def read_rows(run: Path) -> dict[int, Row]:
-    """The rows of a run's train.jsonl by step; a last line that is still being written is left out.
-
-    Raises:
-        UserError: there is no such log, or no row in it, or a line that is none.
-    """
-    path = run / "logs" / "train.jsonl"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give the directory of a run.") from error
-    rows = {}
-    lines = text.splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        if number == len(lines) and not line.endswith("\n"):
-            break
-        try:
-            row = json.loads(line)
-            rows[int(row["step"])] = row
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"line {number} of {path} is no row of a training log ({error}).") from error
-    if not rows:
-        raise UserError(f"{path} has no rows yet.")
-    return rows
 
 
 def compare(
@@ -159,24 +135,17 @@ def _verdict(results: dict[str, Comparison], steps: list[int]) -> str:
 
 
 def _extent(rows: dict[int, Row]) -> str:
-    return f"{len(rows)} rows, steps {min(rows)} to {max(rows)}"
+    return f"{counted(len(rows), 'row')}, steps {min(rows)} to {max(rows)}"
 
 
 def _settings(run: Path) -> dict[str, Any]:
     """What a run was started with: the effective DeepSpeed JSON, flattened, and the flags."""
     found: dict[str, Any] = {}
     with suppress(OSError, ValueError):  # the logs can be compared without
-        found |= _flat(json.loads((run / "deepspeed.json").read_text(encoding="utf-8")))
+        found |= flat(json.loads((run / "deepspeed.json").read_text(encoding="utf-8")))
     with suppress(OSError, yaml.YAMLError):
         found |= yaml.safe_load((run / RUN_FILE).read_text(encoding="utf-8"))
     return found
-
-
-def _flat(block: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in block.items():
-        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return pairs
 
 
 def _layout(settings: dict[str, Any]) -> str:
@@ -186,7 +155,7 @@ def _layout(settings: dict[str, Any]) -> str:
     except KeyError:
         return ""
     zero = settings.get("zero_optimization.stage", 0)
-    return f"; {ranks} ranks × {accumulation} accumulation × micro batch {micro}, ZeRO {zero}"
+    return f"; {counted(ranks, 'rank')} × {accumulation} accumulation × micro batch {micro}, ZeRO {zero}"
 
 
 def _differing(settings: dict[str, Any], others: dict[str, Any]) -> list[str]:

@@ -3,12 +3,12 @@
 DeepSpeed itself ignores a top-level key it does not know, and meets other mistakes only while building the engine.
 """
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Collection
 from typing import Any
 
+from data_tools.suggestions import did_you_mean
 from ds_train.problems import Problems
 
 # Top-level keys that mean something here.
@@ -122,9 +122,8 @@ def check_precision(config: dict[str, Any], overrides: list[str], problems: Prob
 
 def _check_names(where: str, block: dict[str, Any], known: Collection[str], problems: Problems) -> None:
     for key in sorted(set(block) - set(known)):
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}."
-        problems.add(f"DeepSpeed JSON key {f'{where}.{key}' if where else key!r} is not known; {hint}")
+        hint = did_you_mean(key, known, f"; known keys: {', '.join(sorted(known))}.")
+        problems.add(f"DeepSpeed JSON key {f'{where}.{key}' if where else key!r} is not known{hint}")
 
 
 def _block_models() -> dict[str, Any]:
@@ -152,9 +151,11 @@ def _check_block(key: str, block: dict[str, Any], model: Any, problems: Problems
     except ValidationError as error:
         for detail in error.errors():
             where = ".".join([key, *map(str, detail["loc"])])
-            near = difflib.get_close_matches(str(detail["loc"][-1]), model.model_fields, n=1) if detail["loc"] else []
-            hint = f"; did you mean {near[0]!r}?" if near and detail["type"] == "extra_forbidden" else ""
-            problems.add(f"{where} is {detail['input']!r}: {detail['msg']}{hint}")
+            is_unknown = detail["loc"] and detail["type"] == "extra_forbidden"
+            hint = did_you_mean(str(detail["loc"][-1]), model.model_fields, "") if is_unknown else ""
+            # DeepSpeed's list of ZeRO stages has the last one twice.
+            said = "expected 0, 1, 2 or 3" if where == "zero_optimization.stage" else detail["msg"]
+            problems.add(f"{where} is {detail['input']!r}: {said}{hint}")
 
 
 def _check_optimizer(optimizer: dict[str, Any], problems: Problems) -> None:
@@ -165,9 +166,8 @@ def _check_optimizer(optimizer: dict[str, Any], problems: Problems) -> None:
         return
     known, params_of_kind = _optimizers()
     if not isinstance(kind, str) or (kind not in known and kind.lower() not in known):
-        near = difflib.get_close_matches(str(kind), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else "use AdamW, or another optimizer of DeepSpeed or torch.optim."
-        problems.add(f"optimizer.type is {kind!r}, which DeepSpeed does not know; {hint}")
+        hint = did_you_mean(str(kind), known, "; use AdamW, or another of DeepSpeed or torch.optim.", cutoff=0.5)
+        problems.add(f"optimizer.type is {kind!r}, which DeepSpeed does not know{hint}")
         return
     allowed = params_of_kind(kind)
     if allowed is not None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +14,8 @@ from ds_train.flags import OverrideFlags
 from ds_train.layout import Layout
 from ds_train.problems import Problems
 from ds_train.schedule import Schedule, schedule_from_block
+
+logger = logging.getLogger(__name__)
 
 _BATCH_KEYS = {
     "global_batch": "train_batch_size",
@@ -83,6 +86,12 @@ def resolve_engine_config(
         if not is_number(base_lr) or base_lr <= 0:
             raise UserError(f"optimizer.params.lr is {base_lr!r}, expected a number above 0; set it or give --lr.")
         schedule = schedule_from_block(config.get("scheduler"), float(base_lr), total_steps)
+        if total_steps is not None and schedule.warmup_steps > total_steps:
+            logger.warning(
+                "the run ends within its warm-up: %d of %d steps, up to a learning rate of %g instead of %g; "
+                "--warmup_steps shortens it",
+                total_steps, schedule.warmup_steps, schedule.lr(total_steps), schedule.base_lr,
+            )  # fmt: skip
     if len(problems) > before or layout is None or schedule is None:
         return None
     for name, key in _BATCH_KEYS.items():

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 UNIVERSAL = "universal"  # DeepSpeed's layout-free copy, inside its step directory
 LAYOUT = ("world_size", "zero_stage", "micro_batch", "grad_accum")
+_HASH, _HASH_DIGITS = re.compile("[0-9a-f]{64}"), 12
 _WHAT_WORKS = "any ZeRO stage at any number of ranks into any other in fp32 and bf16; in fp16 not from or to ZeRO 0"
 
 
@@ -95,7 +97,9 @@ def _refuse_other_trajectory(
 
 
 def _change(old: Any, new: Any) -> str:
-    """Two settings in words; of two JSON objects what differs."""
+    """Two settings in words; of two JSON objects what differs; of two hashes that they do."""
+    if all(isinstance(value, str) and _HASH.fullmatch(value) for value in (old, new)):
+        return f"saved another one, with hash {old[:_HASH_DIGITS]} …, now {new[:_HASH_DIGITS]} …"
     try:
         before, after = json.loads(old), json.loads(new)
     except (TypeError, ValueError):

@@ -9,13 +9,14 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 if __package__ in (None, ""):  # launched as a file: import the project, not the modules beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from data_tools.command_line import CommandParser
 from data_tools.errors import UserError
@@ -23,6 +24,7 @@ from data_tools.files import write_json
 from data_tools.intervals import wilson_interval
 from data_tools.shards import META_NAME, PackedBlocks
 from data_tools.splits import Splits, find_data_dir
+from data_tools.text_table import counted
 from data_tools.tokenizer import load_tokenizer
 from ds_train.distributed import check_num_nodes, device_of, init_distributed, run_entry, set_up_logging
 from ds_train.evaluation import HeldOut, HeldOutResult, evaluate_c4, evaluate_heldout, heldout_examples
@@ -59,9 +61,13 @@ def main(argv: list[str] | None = None) -> int:
     model = _load(weights, world, seq_len, tokenizer.vocab_size, _DTYPES[args.dtype])
     init_distributed(world)
     check_num_nodes(world, args.num_nodes)
-    where = {"micro_batch": args.micro_batch, "world": world}
-    result = evaluate_heldout(model, heldout, **where)
-    c4_loss = evaluate_c4(model, blocks, **where) if blocks else None
+    logger.info("evaluating %s on %s of %s", weights.path, counted(len(heldout.samples), "example"), args.split)
+    c4_loss, how = None, (args.micro_batch, world)
+    with _bar(args.split, len(heldout.samples), *how) as bar:
+        result = evaluate_heldout(model, heldout, micro_batch=args.micro_batch, world=world, pulse=bar.update)
+    if blocks:
+        with _bar("C4", blocks.num_validation_blocks, *how) as bar:
+            c4_loss = evaluate_c4(model, blocks, micro_batch=args.micro_batch, world=world, pulse=bar.update)
     report = {
         "checkpoint": str(weights.path),
         "data_dir": str(splits.directory),
@@ -114,6 +120,12 @@ def _pack(args: argparse.Namespace, tokenizer_fingerprint: str) -> PackedBlocks 
             "give --pack_dir of a fitting one."
         )
     return blocks
+
+
+def _bar(name: str, num_samples: int, micro_batch: int, world: World) -> "tqdm[NoReturn]":
+    """Rank 0's progress over the batches of all ranks; nothing where output is a file."""
+    total = -(-num_samples // (micro_batch * world.size))
+    return tqdm(desc=name, total=total, unit="batch", disable=None if world.is_main else True, leave=False)
 
 
 def _load(weights: Weights, world: World, seq_len: int, vocab_size: int, dtype: torch.dtype) -> PackedLM:

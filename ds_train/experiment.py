@@ -26,7 +26,6 @@ What ended well is recorded in SCRATCH_DIR/experiment.json and not run again. En
 (86) or by an error, the same command goes on, also with another launcher or number of ranks.
 """
 
-import difflib
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -37,6 +36,7 @@ from typing import Any
 from data_tools.command_line import CommandParser
 from data_tools.errors import UserError, run_command
 from data_tools.splits import split_directory, split_file_name
+from data_tools.suggestions import did_you_mean
 from ds_train import evaluate, pptrain, pretrain
 from ds_train.conditions import CONDITIONS, PPTRAIN, Condition, evaluation_file, result_table
 from ds_train.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags, parse_flags
@@ -238,8 +238,8 @@ class Experiment:
 def _section(config: Path, name: str, value: Any) -> Any:
     """A section, checked: flags, or for the tokenizer also a name. One without flags is there all the same."""
     if name not in _SECTIONS:
-        near = difflib.get_close_matches(name, _SECTIONS, n=1)
-        raise UserError(f"{config}: {name!r} is no section; did you mean {' or '.join(near or _SECTIONS)}?")
+        hint = did_you_mean(name, _SECTIONS, f"; expected one of {', '.join(_SECTIONS)}.")
+        raise UserError(f"{config}: {name!r} is no section{hint}")
     if name == "tokenizer" and isinstance(value, str):
         return value
     if not isinstance(value or {}, dict):

@@ -12,10 +12,12 @@ rounded to bf16, which is what ``--dtype bf16`` writes. Dropout stays as it was 
 import logging
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from data_tools.command_line import CommandParser
 from data_tools.errors import UserError, run_command
@@ -38,6 +40,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=_DTYPES, default="fp32", help="of the exported weights (default fp32)")
     args = parser.parse_args(argv)
     set_up_logging(world_from_env())
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # transformers' own
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise UserError(f"{args.out} exists and is not an empty directory; nothing is overwritten. Give another name.")
     weights = find_weights(args.checkpoint)

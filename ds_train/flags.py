@@ -142,6 +142,7 @@ def _parse(groups: Sequence[type], description: str, arguments: list[str], are_a
         groups,
         description=description,
         prog=Path(sys.argv[0]).name,
+        usage="deepspeed ds_train/%(prog)s --scratch_dir DIR [--config YAML] [FLAG …]",
         allow_abbrev=False,
         formatter_class=HelpFormatter,
     )

@@ -128,7 +128,8 @@ def _check_stop(run: Run) -> None:
     run.stop.check()
     stop_step = run.cadence.stop_step
     if stop_step is not None and run.state.step >= stop_step:
-        raise StopTraining(ExitCode.STOPPED, f"--stop_step {stop_step}")
+        repeat = "the same command without it, or with a later one,"
+        raise StopTraining(ExitCode.STOPPED, f"--stop_step {stop_step}", repeat)
 
 
 def _save(run: Run) -> None:

@@ -142,19 +142,26 @@ def newest_usable(directory: Path) -> Path | None:
     return next(usable(directory), None)
 
 
-def choose_checkpoint(directory: Path, resume: str) -> Path | None:
-    """The checkpoint to resume from: ``auto``, ``none`` or a step directory; None for a fresh start.
+def choose_checkpoint(directory: Path, resume: str, resume_from: str | None = None) -> Path | None:
+    """The checkpoint to resume from; None for a fresh start.
+
+    Args:
+        directory: of the run's checkpoints.
+        resume: ``auto``, ``none`` or a step directory.
+        resume_from: a step directory; wins.
 
     Raises:
         UserError: a named checkpoint is not usable, or there are some and none is.
     """
+    named = resume_from or (resume if resume not in ("auto", "none") else None)
+    if named:
+        path = Path(named).absolute()
+        if defect := defect_of(path):
+            flag = "resume_from" if resume_from else "resume"
+            raise UserError(f"--{flag} {named}: {defect}. Give a complete step directory, or --resume auto or none.")
+        return path
     if resume == "none":
         return None
-    if resume != "auto":
-        path = Path(resume).absolute()
-        if defect := defect_of(path):
-            raise UserError(f"--resume {resume}: {defect}. Give a complete step directory, or --resume auto.")
-        return path
     chosen = newest_usable(directory)
     if chosen is None and (damaged := step_directories(directory)):
         raise UserError(

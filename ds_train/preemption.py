@@ -31,11 +31,16 @@ class ExitCode(IntEnum):
 
 
 class StopTraining(Exception):  # noqa: N818  a request, not an error
-    """Raised on all ranks alike where they have agreed to stop."""
+    """Raised on all ranks alike where they have agreed to stop.
 
-    def __init__(self, exit_code: ExitCode, reason: str) -> None:
+    Args:
+        repeat: the command that goes on, in words.
+    """
+
+    def __init__(self, exit_code: ExitCode, reason: str, repeat: str = "the same command") -> None:
         super().__init__(reason)
         self.exit_code = exit_code
+        self.repeat = repeat
 
 
 class _Received:

@@ -120,7 +120,7 @@ def _report(
         problems.append(
             f"--num_nodes {flags.num_nodes} refuses a launch on {launch.nodes} nodes; leave it out or make them agree."
         )
-    chosen = choose_checkpoint(inputs.run_directory / "checkpoints", flags.resume_from or flags.resume)
+    chosen = choose_checkpoint(inputs.run_directory / "checkpoints", flags.resume, flags.resume_from)
     step = 0
     if chosen:
         saved = read_state(chosen)

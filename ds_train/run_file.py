@@ -1,6 +1,5 @@
 """YAML run files: any flags of a phase, its DeepSpeed JSON too, in one file. Each run keeps the one that repeats it."""
 
-import difflib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,8 @@ from typing import Any
 import yaml
 
 from data_tools.errors import UserError
+from data_tools.suggestions import did_you_mean
+from ds_train.problems import Problems
 
 RUN_FILE = "run.yaml"  # in the run directory
 OF_ONE_LAUNCH = frozenset(("config", "print_config", "debug", "local_rank", "resume", "resume_from", "accept_change"))
@@ -21,9 +22,12 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's scalars, of which JSON's are some: ``no`` is a word and ``1e-4`` a number; no key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        names = [self.construct_object(key) for key, _ in node.value]
-        if repeated := sorted({str(name) for name in names if names.count(name) > 1}):
-            raise UserError(f"{', '.join(repeated)} given twice, line {node.start_mark.line + 1}; keep one.")
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(self.construct_object(key)), key.start_mark.line + 1
+            if name in lines:
+                raise UserError(f"{name} is given twice, in lines {lines[name]} and {line}; keep one.")
+            lines[name] = line
         return super().construct_mapping(node, deep)
 
 
@@ -75,14 +79,19 @@ def flags_of(values: dict[str, Any], where: str, known: Sequence[str] | None = N
     Args:
         where: they come from, for messages.
         known: names of all flags, without dashes; None: the command that is given them will say what it knows.
+
+    Raises:
+        UserError: there are names that are no flags, and here they are all; or a value that no flag can have.
     """
-    return [argument for name, value in values.items() for argument in _arguments(where, name, value, known)]
+    problems = Problems()
+    for name in values:
+        if known is not None and name not in known:
+            problems.add(f"{where}: {name!r} is no flag{did_you_mean(name.lstrip('-'), known)}")
+    problems.raise_if_any()
+    return [argument for name, value in values.items() for argument in _arguments(where, name, value)]
 
 
-def _arguments(where: str, name: str, value: Any, known: Sequence[str] | None) -> Iterator[str]:
-    if known is not None and name not in known:
-        near = difflib.get_close_matches(name.lstrip("-"), known, n=1)
-        raise UserError(f"{where}: {name!r} is no flag{f'; did you mean {near[0]}?' if near else ''}.")
+def _arguments(where: str, name: str, value: Any) -> Iterator[str]:
     if value is None:
         return
     if isinstance(value, list):

@@ -5,17 +5,20 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data_tools.files import whole_file, write_json
 from ds_train.ds_config import EngineConfig
 from ds_train.fingerprints import git_state, versions
+from ds_train.model import is_preset
 from ds_train.ranks import World
 from ds_train.run_file import RUN_FILE, as_run_file
 
 LAUNCHES = "launches.jsonl"
+_MAY_BE_PATHS = ("scratch_dir", "data_dir", "pack_dir", "tokenizer", "model_name", "pptrain_checkpoint")
+_WORDS = ("latest", "none")  # which pptrain_checkpoint takes for what they mean
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Settings:
         """A run file with the source of every setting, and the JSON that takes effect as a comment."""
         effective = json.dumps(self.engine.effective, indent=2).splitlines()
         parts = [*self.engine.overrides, "The DeepSpeed JSON that takes effect:", *effective]
-        return self._run_file([]) + "\n" + "\n".join(f"# {part}" for part in parts)
+        return self._run_file([]).lstrip() + "\n" + "\n".join(f"# {part}" for part in parts)
 
     def record(self, run_directory: Path, world: World, step: int) -> None:
         """Write the run file, the effective JSON, and a line for this launch, which begins after ``step``."""
@@ -57,4 +60,13 @@ class Settings:
             lines.write(json.dumps(launch) + "\n")
 
     def _run_file(self, remarks: Sequence[str]) -> str:
-        return as_run_file(self.all_flags, self.engine.given, self.sources, remarks=remarks)
+        flags = [_with_absolute_paths(group) for group in self.all_flags]
+        return as_run_file(flags, self.engine.given, self.sources, remarks=remarks)
+
+
+def _with_absolute_paths(flags: Any) -> Any:
+    """The dataclass with the whole path of everything that lies on disk: it means the same from any directory."""
+    given = {name: getattr(flags, name) for name in _MAY_BE_PATHS if getattr(flags, name, None)}
+    paths = {name: Path(value) for name, value in given.items() if value not in _WORDS and not is_preset(value)}
+    found = {name: str(path.absolute()) for name, path in paths.items() if path.exists()}
+    return replace(flags, **found)

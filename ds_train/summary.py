@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from data_tools.text_table import counted
 from ds_train.attention import describe_attention
 from ds_train.ds_config import EngineConfig
 from ds_train.engine import Engine
@@ -28,8 +29,8 @@ def startup_summary(inputs: Inputs, setup: PhaseSetup, engine: Engine, state: Tr
         "run": f"{inputs.run_directory}, seed {inputs.run_flags.seed}",
         "starts": f"after step {state.step:,}, from {chosen}" if chosen else "fresh",
         "model": f"{_model_name(inputs)}, {shape.num_parameters:,} parameters",
-        "layout": f"{layout.world_size} ranks × {layout.grad_accum} accumulation × micro batch {layout.micro_batch} = "
-        f"global batch {layout.global_batch:,}; ZeRO {zero}, {dtype}",
+        "layout": f"{counted(layout.world_size, 'rank')} × {layout.grad_accum} accumulation × "
+        f"micro batch {layout.micro_batch} = global batch {layout.global_batch:,}; ZeRO {zero}, {dtype}",
         "device": _device(engine.device),
         "a step": f"at most {tokens:,} tokens, {layout.global_batch:,} × seq_len {inputs.model_flags.seq_len:,}",
         "learning rate": f"{schedule.base_lr:g} after {schedule.warmup_steps:,} warm-up steps",
@@ -62,8 +63,7 @@ def is_half(engine: EngineConfig) -> bool:
 def _device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"CPU, {threads} thread{'s' if threads > 1 else ''} a rank"
+    return f"CPU, {counted(torch.get_num_threads(), 'thread')} a rank"
 
 
 def _zero_stage(engine: EngineConfig) -> int:

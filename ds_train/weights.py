@@ -12,6 +12,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from data_tools.errors import UserError
+from data_tools.suggestions import did_you_mean
 from ds_train.checkpoint import DESCRIPTION, read_state
 from ds_train.manifest import MANIFEST, defect_of, newest_usable
 from ds_train.model import build_model, load_model
@@ -58,10 +59,11 @@ def find_weights(spec: str, run_directory: Path | None = None) -> Weights:
         return Weights(_newest(path), True)
     if (path / "config.json").exists():
         return Weights(path, False)
-    state = (
-        "is neither a step directory, a run directory nor a Hugging Face directory" if path.exists() else "is missing"
-    )
-    raise UserError(f"checkpoint {path} {state}; give one of these, e.g. RUN/checkpoints/step_00000200.")
+    kinds = "a step directory, e.g. RUN/checkpoints/step_00000200, a run directory or a Hugging Face directory"
+    if path.exists():
+        raise UserError(f"checkpoint {path} is no such thing; give {kinds}.")
+    words = ("latest", "none") if run_directory else ()
+    raise UserError(f"checkpoint {path} is missing{did_you_mean(spec, words, f'; give {kinds}.')}")
 
 
 def _newest(run_directory: Path) -> Path:
@@ -71,8 +73,11 @@ def _newest(run_directory: Path) -> Path:
             f"{run_directory} has no complete checkpoint; finish a pptrain run there, name another with --pptrain_run, "
             "or give --pptrain_checkpoint PATH or none."
         )
-    if not read_state(newest).finished:
-        logger.warning("%s: its run had not finished (curriculum, or steps)", newest)
+    state = read_state(newest)
+    if not state.finished:
+        stages = state.fingerprints.get("max_stage")
+        reached = f"step {state.step:,}" + (f", at stage {state.stage} of {stages}" if stages else "")
+        logger.warning("%s: its run is not finished; these are the weights of %s", newest, reached)
     return newest
 
 

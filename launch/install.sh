@@ -42,6 +42,6 @@ if [[ ! -x "$virtualenv/bin/pip" ]]; then
         fail "$python cannot make a virtual environment; on Debian and Ubuntu install python3-venv"
 fi
 rm -f "$stamp"
-echo "installing into $virtualenv${constraints:+, exact versions because there is no NVIDIA GPU here}"
+echo "installing into $virtualenv${constraints:+, exact versions because there is no NVIDIA GPU here} (minutes)"
 "$virtualenv/bin/pip" install -qq --disable-pip-version-check "${constraints[@]}" --editable "$repository${1:+[$1]}"
 description "${1:-}" >"$stamp"

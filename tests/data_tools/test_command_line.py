@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 
 from data_tools.command_line import CommandParser, HelpFormatter, positive
 from data_tools.errors import UserError, explained, run_command
+from data_tools.suggestions import did_you_mean
+from ds_train import pptrain
+from ds_train.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = """data_tools.build_data_splits data_tools.build_pretrain data_tools.fetch_assets data_tools.inspect_command
@@ -91,3 +95,29 @@ def test_flags_of_a_command_within_a_command() -> None:
         parser.parse_args(["inner", "--numbre", "4"])
     with pytest.raises(UserError, match="expected a whole number from 1, got '0'"):
         parser.parse_args(["inner", "--number", "0"])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("--learning_rate", "; did you mean --lr?"),
+        ("--per_device_train_batch_size", "; did you mean --micro_batch?"),
+        ("--output_dir", "; nothing like it."),  # it stands for a flag that this command does not have
+        ("--seet", "; did you mean --seed?"),
+    ],
+)
+def test_suggestions_know_what_other_trainers_call_it(name: str, said: str) -> None:
+    assert did_you_mean(name, ["--lr", "--micro_batch", "--seed"], "; nothing like it.") == said
+
+
+def test_help_names_each_flag_once(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        pptrain.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    flags = [line.split()[0] for line in lines if line.startswith("  --")]
+    names = [item.name for group in (RunFlags, ModelFlags, DataFlags, OverrideFlags) for item in fields(group)]
+    assert {f"--{name}" for name in names} <= set(flags) and len(flags) == len(set(flags))
+    assert not any("-" in flag[2:] for flag in flags)
+    assert "  --sync_save                       write each checkpoint before training goes" in "\n".join(lines)
+    assert lines[0].startswith("usage: deepspeed ds_train/") and len(lines) < 130

@@ -16,6 +16,7 @@ from data_tools.files import sha256_of_file
 from data_tools.inspect_lengths import spread_stages
 from data_tools.inspect_samples import DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKAHEAD
 from data_tools.readers import c4_document, training_source
+from data_tools.run_settings import DEFAULT_TOKENIZER
 from data_tools.samplers import Cursor, Source
 from data_tools.shards import PackedBlocks
 from data_tools.splits import Splits, find_data_dir, row_line
@@ -256,6 +257,19 @@ def test_stages_are_spread_from_the_first_that_allows_an_edge(size, lookahead, e
             source.example(0, expected[0] - 1)
 
 
+def test_the_tokenizer_is_that_of_the_runs(tiny_scratch, tmp_path, shown):
+    splits = ["--data_dir", find_data_dir(tiny_scratch, None), "--scratch_dir", tmp_path, "--seq_len", "512"]
+    for run, given in (("a", "tokenizer: T"), ("b", "model_name: pythia-410m"), ("c", "tokenizer:  # default")):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "run.yaml").write_text(given.replace("T", str(tiny_scratch / "tokenizer")))
+    told = shown("stream", *splits)
+    assert told == shown("stream", *splits, "--tokenizer", tiny_scratch / "tokenizer") != ""
+    assert shown("split", *splits).count("eval 0 of") == 1
+    (tmp_path / "b" / "run.yaml").write_text("tokenizer: another")
+    with pytest.raises(UserError, match=r"tokenizers of their own \(a .*, b another\); choose with --tokenizer"):
+        shown("stream", *splits)
+
+
 def test_defaults_are_the_trainers():
     parse = inspect_command._parse
     trainers = {f.name: f.default for group in (RunFlags, ModelFlags, DataFlags, pptrain.PPTrainFlags,
@@ -271,8 +285,7 @@ def test_defaults_are_the_trainers():
         assert {name: args[name] for name in names} == {name: trainers[name] for name in names}
         if "global_batch" in args:
             assert args["global_batch"] == json.loads(default_json("pretrain").read_text())["train_batch_size"]
-        elif command != "shards":
-            assert args["tokenizer"] == f"EleutherAI/{inputs.DEFAULT_MODEL}"
+    assert f"EleutherAI/{inputs.DEFAULT_MODEL}" == DEFAULT_TOKENIZER
     assert vars(parse(["stream"]))["stage"] == trainers["start_stage"]
     assert vars(parse(["lengths"]))["seq_len"] == [trainers["seq_len"]]
     built = build_data_splits._parse(["--scratch_dir", "x"])
@@ -289,7 +302,7 @@ BAD = {
     "block": (["shards", "--index", 200], r"there are 200 blocks"),
     "validation block": (["shards", "--validation", "--index", 6], r"there are 6 validation blocks"),
     "sample after the run": (["mixture", "--total_steps", 2, "--index", 64], r"there are 64 samples of the run"),
-    "stage": (["stream", "--stage", 9], r"stage is 9: expected 1 … 8"),
+    "stage": (["stream", "--stage", 9, "--tokenizer", "/nowhere/x.json"], r"stage is 9: expected 1 … 8"),
     "stage of lengths": (["lengths", "--stages", 1, 65], r"stage is 65: expected 1 … 64"),
     "another size": (["stream", "--max_input_size", 384], r"--max_input_size 384 contradicts .*built with 48"),
     "no share": (["mixture", "--mixin_percent", 2], r"--mixin_percent is 2\.0.*\[0, 1\]"),

@@ -112,7 +112,7 @@ def test_names_of_the_page_are_text(two_runs, tmp_path, monkeypatch):
         (["{a}", "--evaluation", *["x.json"] * 9], "9 evaluations"),
         (["{a}", "{a}/missing"], r"missing/logs/train\.jsonl cannot be read"),
         (["{a}", "--evaluation", "{a}/logs/train.jsonl"], "--evaluation"),
-        (["{a}", "--out", "{a}/run.yaml"], "--out .* cannot write"),
+        (["{a}", "--out", "{a}/run.yaml"], "--out .*run.yaml is a file; give a directory"),
     ],
 )
 def test_bad_arguments_are_one_error_each(two_runs, tmp_path, arguments, message):

@@ -117,7 +117,8 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read"), ("", "no rows yet"), ('{"step": 10', "no rows yet"), ("no json\n", "not JSON"),
+        (None, "cannot be read"), ("", "no rows yet"), ('{"step": 10', "no rows yet"),
+        ('{"step": 1}\nno json\n', "line 2: not JSON"),
         ("[1]\n", "line 1"), ('{"step": 1}\n{"loss": 1}\n', "line 2"), ('{"step": "x"}\n', "line 1"),
     ],
 )  # fmt: skip
@@ -126,6 +127,13 @@ def test_a_directory_that_is_no_run_is_an_error(tmp_path, content, message):
     if content is not None:
         (tmp_path / "logs" / "train.jsonl").write_text(content)
     with pytest.raises(UserError, match=rf"train\.jsonl.*{message}"):
+        read_logs(tmp_path)
+
+
+def test_runs_below_the_directory_that_is_no_run_are_named(tmp_path):
+    for name in ("b", "a"):
+        write_run(tmp_path / name, pptrain_rows([4.0]))
+    with pytest.raises(UserError, match=rf"give the directory of a run, here {tmp_path}/a or {tmp_path}/b\."):
         read_logs(tmp_path)
 
 

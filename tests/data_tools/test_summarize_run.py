@@ -48,7 +48,7 @@ def test_pptrain_shows_promotions_with_the_accuracy_that_earned_them(tmp_path):
         "  training loss 7.000 → 3.333\n"
         "  stage 1 (alpha 0.125) mastered at step 20, window accuracy 0.985\n"
         "  last: stage 2 (alpha 0.250), window accuracy –\n"
-        "  held-out problems of full difficulty: accuracy 0.000 → 0.500, weighted loss 7.250 → 4.500"
+        "  held-out problems of full difficulty (last at step 20): accuracy 0.000 → 0.500, weighted loss 7.250 → 4.500"
     )
 
 
@@ -65,7 +65,7 @@ def test_pretrain_shows_both_losses_and_held_out_c4(tmp_path):
         "  of which C4 9.000 → 7.750, synthetic 3.000 → 3.000\n"
         "  synthetic share of tokens 0.125\n"
         "  held-out C4 loss 8.500 → 6.250\n"
-        "  held-out problems of full difficulty: accuracy 0.250 → 0.125, weighted loss 4.000 → 3.000"
+        "  held-out problems of full difficulty (last at step 20): accuracy 0.250 → 0.125, weighted loss 4.000 → 3.000"
     )
 
 

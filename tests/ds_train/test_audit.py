@@ -50,7 +50,7 @@ def audited(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 def test_equal_runs(audited) -> None:
     code, said = audited([row | {"tokens_per_second": 1.0} for row in _rows()])
     assert code == 0 and said.endswith("The runs are equal at all common steps.\n")
-    assert "settings that differ: none" in said and "1 ranks × 4 accumulation × micro batch 2, ZeRO 1" in said
+    assert "settings that differ: none" in said and "1 rank × 4 accumulation × micro batch 2, ZeRO 1" in said
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_line_that_is_no_row(tmp_path: Path) -> None:
     run = _write(tmp_path / "a", _rows())
     with (run / "logs" / "train.jsonl").open("a") as file:
         file.write("not a row\n")
-    with pytest.raises(UserError, match="line 11 of"):
+    with pytest.raises(UserError, match="line 11: not JSON"):
         audit.main([str(run), str(run)])
 
 

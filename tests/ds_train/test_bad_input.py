@@ -95,7 +95,7 @@ BOTH_PHASES = {
     "missing data directory": (_given("--data_dir", "/nowhere"), r"--data_dir /nowhere"),
     "empty eval.jsonl": (_empty_eval, r"eval\.jsonl holds no examples"),
     "batch that does not divide": (_given("--global_batch", "9"), r"global batch 9.*micro_batch 4"),
-    "unknown JSON key": (lambda s: _json_with(s, gradient_cliping=1.0), r"'gradient_cliping'.*'gradient_clipping'"),
+    "unknown JSON key": (lambda s: _json_with(s, gradient_cliping=1.0), r"'gradient_cliping'.*gradient_clipping"),
     "unknown ZeRO key": (lambda s: _json_with(s, zero_optimization={"stages": 1}), r"zero_optimization\.stages"),
     "missing JSON": (_given("--deepspeed_config", "/nowhere.json"), r"/nowhere\.json cannot be read"),
     "missing tokenizer": (_given("--tokenizer", "/nowhere/tokenizer.json"), r"/nowhere/tokenizer\.json"),
@@ -122,6 +122,12 @@ PRETRAIN = {
     "other seq_len than the pack": (_given("--seq_len", "128"), r"--seq_len 128.*packed for seq_len 256"),
     "other tokenizer than the pack": (_other_tokenizer, r"is not the one .* was packed with"),
     "pack too small": (_given("--total_steps", "1000"), r"needs \d+ C4 blocks but .* holds 200.*--allow_repeat"),
+    "misspelt latest": (_given("--pptrain_checkpoint", "lates"), r"checkpoint lates is missing; did you mean latest"),
+    "missing weights": (
+        _given("--pptrain_checkpoint", "/nowhere"),
+        r"/nowhere is missing; give a step directory",
+    ),
+    "no weights": (_given("--pptrain_checkpoint", "/"), r"checkpoint / is no such thing; give a step directory"),
     "no pptrain checkpoint": (_given("--pptrain_checkpoint", "latest"), r"no complete checkpoint"),
 }
 CASES = [

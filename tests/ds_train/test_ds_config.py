@@ -71,15 +71,15 @@ def test_bf16_gradients_add_up_in_fp32_and_it_is_said():
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ([("train_batchsize", 32)], "train_batchsize.*did you mean 'train_batch_size'"),
-        ([("gradient_cliping", 1.0)], "gradient_cliping.*did you mean 'gradient_clipping'"),
+        ([("train_batchsize", 32)], "train_batchsize.*did you mean train_batch_size[?]"),
+        ([("gradient_cliping", 1.0)], "gradient_cliping.*did you mean gradient_clipping[?]"),
         ([("zzz", 1)], "zzz.*known keys.*zero_optimization"),
-        ([("zero_optimization.stge", 1)], "zero_optimization.stge.*did you mean 'stage'"),
-        ([("zero_optimization.overlap_com", True)], "zero_optimization.overlap_com.*did you mean 'overlap_comm'"),
-        ([("optimizer.parms", {})], "optimizer.parms.*did you mean 'params'"),
-        ([("optimizer.params.weight_decays", 0.1)], "optimizer.params.weight_decays.*did you mean 'weight_decay'"),
-        ([("optimizer.params.beta", [0.9, 0.9])], "optimizer.params.beta.*did you mean 'betas'"),
-        ([("optimizer.type", "AdamWW")], "optimizer.type.*AdamWW.*did you mean 'AdamW'"),
+        ([("zero_optimization.stge", 1)], "zero_optimization.stge.*did you mean stage[?]"),
+        ([("zero_optimization.overlap_com", True)], "zero_optimization.overlap_com.*did you mean overlap_comm[?]"),
+        ([("optimizer.parms", {})], "optimizer.parms.*did you mean params[?]"),
+        ([("optimizer.params.weight_decays", 0.1)], "optimizer.params.weight_decays.*did you mean weight_decay[?]"),
+        ([("optimizer.params.beta", [0.9, 0.9])], "optimizer.params.beta.*did you mean betas[?]"),
+        ([("optimizer.type", "AdamWW")], "optimizer.type.*AdamWW.*did you mean AdamW[?]"),
         ([("optimizer.type", GONE)], "optimizer.type is missing"),
         ([("optimizer", GONE)], "optimizer.type is missing"),
         ([("optimizer.params.lr", GONE)], "optimizer.params.lr"),
@@ -92,18 +92,18 @@ def test_bf16_gradients_add_up_in_fp32_and_it_is_said():
         ([("scheduler.params.warmup_steps", 10)], "warmup_steps.*warmup_num_steps"),
         ([("scheduler.type", "Cosine")], "scheduler.type.*Cosine"),
         ([("scheduler.parms", {})], "parms"),
-        ([("bf16.enable", True)], "bf16.enable.*did you mean 'enabled'"),
+        ([("bf16.enable", True)], "bf16.enable.*did you mean enabled[?]"),
         ([("bf16.enabled", "perhaps")], "bf16.enabled is 'perhaps'"),
         ([("zero_optimization.stage", 4)], "zero_optimization.stage is 4"),
         ([("zero_optimization.stage", 0)], "stage is 0 with bf16"),
         ([("zero_optimization", GONE)], "stage is 0 with bf16"),
         ([("fp16.enabled", True)], "bf16.*fp16"),
-        ([("data_types.grad_acum_dtype", "fp32")], "data_types.grad_acum_dtype.*did you mean 'grad_accum_dtype'"),
+        ([("data_types.grad_acum_dtype", "fp32")], "data_types.grad_acum_dtype.*did you mean grad_accum_dtype[?]"),
         ([("data_types.grad_accum_dtype", "float32")], "grad_accum_dtype is 'float32'.*fp32"),
         ([("data_types.buffer_dtype", "bf16")], "buffer_dtype.*rotary"),
         ([("gradient_clipping", -1)], "gradient_clipping is -1"),
         ([("gradient_clipping", "auto")], "gradient_clipping is 'auto'"),
-        ([("tensorboard.enabeld", True)], "tensorboard.enabeld.*did you mean 'enabled'"),
+        ([("tensorboard.enabeld", True)], "tensorboard.enabeld.*did you mean enabled[?]"),
     ],
 )
 def test_unknown_keys_and_bad_values_are_named(changes, named):
@@ -227,3 +227,10 @@ def test_known_keys_occur_in_deepspeed():
         for path in (sources / folder).rglob("*.py")
     )
     assert [key for key in KNOWN_KEYS if f'"{key}"' not in text and f"'{key}'" not in text] == []
+
+
+def test_a_run_that_ends_within_its_warm_up_is_told(caplog: pytest.LogCaptureFixture):
+    resolve(BASE, warmup_steps=10, total_steps=10)
+    assert not caplog.text
+    resolve(BASE, warmup_steps=10, total_steps=4)
+    assert "ends within its warm-up: 4 of 10 steps, up to a learning rate of 0.0002 instead of 0.0005" in caplog.text

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ds_train.elastic import _change
 from tests.ds_train import tiny
 from tests.ds_train.launching import launch, read_log, run_all
 
@@ -82,6 +83,10 @@ def test_goes_on_as_if_nothing_had_changed(scratch: Path, change: Change) -> Non
     assert not list((scratch / change.name / "checkpoints").glob("*/*universal*"))
 
 
+def test_hashes_are_shown_in_short() -> None:
+    assert _change("a" * 64, "b" * 64) == f"saved another one, with hash {'a' * 12} …, now {'b' * 12} …"
+
+
 @pytest.mark.launch
 class TestRefusals:
     def _stopped_run(self, scratch: Path, name: str) -> list[str]:
@@ -89,6 +94,10 @@ class TestRefusals:
         arguments = [*_arguments(scratch, change, 1, 1), "--run_name", name]
         done = launch("ds_train/pptrain.py", *arguments, "--stop_step", "2", num_ranks=1)
         assert done.returncode == 86, done.stdout[-3000:]
+        told = (
+            "stopped after step 2, which is saved: --stop_step 2. Exit code 86; the same command without it, or with a"
+        )
+        assert told in done.stdout
         return arguments
 
     def test_what_cannot_be_made_right_is_refused_before_anything_is_touched(self, tiny_scratch: Path) -> None:

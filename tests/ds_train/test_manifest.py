@@ -85,8 +85,10 @@ def test_damaged_newest_is_passed_over_and_said(name: str, directory: Path, capl
     with caplog.at_level(logging.WARNING):
         assert choose_checkpoint(directory, "auto") == directory / step_name(200)
     assert reason in caplog.text and step_name(300) in caplog.text
-    with pytest.raises(UserError, match=reason):
-        choose_checkpoint(directory, str(directory / step_name(300)))
+    named = str(directory / step_name(300))
+    for how in (("resume", named), ("resume_from", "auto", named)):
+        with pytest.raises(UserError, match=f"--{how[0]} {named}: .*{reason}.*--resume auto or none"):
+            choose_checkpoint(directory, *how[1:])
 
 
 @pytest.mark.parametrize("name", DAMAGES)

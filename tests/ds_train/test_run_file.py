@@ -63,10 +63,11 @@ def test_the_deepspeed_json_may_be_inside(parsed) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("scratch_dir: /data\nleaning_rate: 1", "'leaning_rate' is no flag."),
+        ("scratch_dir: /data\nleaning_rate: 1", "'leaning_rate' is no flag; did you mean lr?"),
         ("scratch_dir: /data\nsave_evry: 1", "did you mean save_every?"),
+        ("colour: red", "'colour' is no flag."),
         ("lr: fast", "run.yaml: argument --lr: invalid float value: 'fast'"),
-        ("lr: 1\nseed: 2\nlr: 3", "lr given twice"),
+        ("lr: 1\nseed: 2\nlr: 3", "run.yaml: lr is given twice, in lines 1 and 3; keep one."),
         ("lr: {a: 1}", "lr is a mapping, expected one value"),
         ("config: other.yaml", "'config' is no flag"),
         ("- lr", "holds no flags"),
@@ -79,6 +80,11 @@ def test_mistakes_are_named(parsed, text: str, said: str) -> None:
     with pytest.raises(UserError) as error:
         parsed(text)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_all_names_that_are_no_flags_are_told_at_once(parsed) -> None:
+    with pytest.raises(UserError, match=r"(?s)^2 problems:.*'colour' is no flag\..*'save_evry' is no flag; did you"):
+        parsed("scratch_dir: /data\ncolour: red\nsave_evry: 1")
 
 
 def test_a_file_that_is_not_there() -> None:
@@ -116,7 +122,7 @@ def test_print_config_shows_all_and_trains_nothing(tiny_scratch: Path, capsys: p
     ]
     assert pptrain.main([*argv, "--print_config"]) == 0
     shown = capsys.readouterr().out
-    assert "lr: 0.002  # command line" in shown and "seed: 1337  # default" in shown
+    assert shown.startswith("# run\n") and "lr: 0.002  # command line" in shown and "seed: 1337  # default" in shown
     assert '\n#   "train_batch_size": 8' in shown
     assert not (tiny_scratch / "printed" / "logs").exists()
     path = tiny_scratch / "printed.yaml"
@@ -141,6 +147,22 @@ def test_a_run_directory_keeps_what_repeats_the_run(tiny_scratch: Path, tmp_path
     launches = [json.loads(line) for line in (tmp_path / "launches.jsonl").read_text().splitlines()]
     assert [launch["step"] for launch in launches] == [0, 5]
     assert launches[0]["versions"] == versions() and launches[0]["ranks"] == 1
+
+
+def test_a_run_file_means_the_same_from_any_directory(
+    tiny_scratch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_scratch.parent)
+    (tmp_path / "pythia-160m").mkdir()  # a preset all the same
+    argv = [*tiny.flags(Path(tiny_scratch.name)), "--global_batch", "8", "--micro_batch", "2", "--resume", "none"]
+    first = pptrain.prepare([*argv, "--model_name", "pythia-160m", "--seq_len", "64"], World(0, 0, 1))
+    Settings(first.all_flags, first.sources, first.inputs.engine).record(tmp_path, World(0, 0, 1), 0)
+    monkeypatch.chdir(tmp_path)
+    again = pptrain.prepare(["--config", "run.yaml"], World(0, 0, 1))
+    assert again.inputs.run_flags.scratch_dir == str(tiny_scratch)
+    assert again.inputs.model_flags.tokenizer == str(tiny_scratch / "tokenizer")
+    assert again.inputs.model_flags.model_name == "pythia-160m"
+    assert again.inputs.run_directory == tiny_scratch.parent / first.inputs.run_directory
 
 
 def test_the_git_state_is_that_of_the_checkout() -> None:
