@@ -9,15 +9,14 @@ from typing import Any, NoReturn
 from data_tools.errors import DEBUG, UserError
 from data_tools.suggestions import did_you_mean
 
-
 _HELP_COLUMN = 36  # most flags leave room for their help in the same line
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Shows a default where there is one and the text does not tell it, and each flag by one name."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, max_help_position=_HELP_COLUMN, **kwargs)
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        super().__init__(prog, max_help_position=_HELP_COLUMN, **kwargs)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         shown = copy.copy(action)
