@@ -11,6 +11,7 @@ from data_tools.samplers import MixtureSampler, Source, mixin_share
 from data_tools.shards import VALIDATION_NAME, PackedBlocks, shard_name
 from data_tools.splits import Splits, find_data_dir, split_file_name
 from data_tools.terminal import Terminal
+from data_tools.text_table import counted
 from data_tools.token_documents import Document, encode_examples, example_documents
 from data_tools.token_view import View
 from data_tools.tokenizer import TextTokenizer, load_tokenizer
@@ -27,7 +28,8 @@ def split_lines(args: Namespace) -> Iterator[str]:
     view = _view(args, tokenizer)
     for number in picked:
         row = rows[number]
-        facts = f"lookahead {row['lookahead']}, {row['num_edges']} edges, {len(row['input_text']):,} characters"
+        edges, characters = counted(row["num_edges"], "edge"), counted(len(row["input_text"]), "character")
+        facts = f"lookahead {row['lookahead']}, {edges}, {characters}"
         documents: list[Document] = []
         if tokenizer:
             answers = row["output_texts"][:1] if args.split == "mixin" else row["output_texts"]
@@ -57,8 +59,8 @@ def stream_lines(args: Namespace) -> Iterator[str]:
         (candidate,) = reader.candidates([index], args.stage)
         example, alpha = candidate.example, args.stage / reader.source.max_lookahead
         facts = (
-            f"lookahead {example.lookahead}, {example.num_edges} edges, {len(example.input_text):,} characters, "
-            f"{candidate.encoded.longest:,} tokens; attempt {candidate.attempt}"
+            f"lookahead {example.lookahead}, {counted(example.num_edges, 'edge')}, "
+            f"{len(example.input_text):,} characters, {candidate.encoded.longest:,} tokens; attempt {candidate.attempt}"
         )
         if candidate.attempt:
             num_reserved = candidate.attempt - len(candidate.overflows)
@@ -93,7 +95,7 @@ def mixture_lines(args: Namespace) -> Iterator[str]:
         for number, (member, document) in enumerate(zip(members, sample.documents, strict=True), 1):
             row = rows[member]
             facts = (
-                f"row {member} of mixin.jsonl: lookahead {row['lookahead']}, {row['num_edges']} edges, "
+                f"row {member} of mixin.jsonl: lookahead {row['lookahead']}, {counted(row['num_edges'], 'edge')}, "
                 f"{len(document.tokens):,} tokens; "
                 f"the block holds {num_targets:,} of {blocks.meta.seq_len:,} targets"
             )

@@ -18,6 +18,7 @@ from data_tools.pictures import COLOURS, as_png, draw, draw_lookahead
 from data_tools.report import Picture, report_page
 from data_tools.run_logs import AXES, Row, RunLogs, checkpoint_name, distinct_names, read_evaluation
 from data_tools.run_settings import Settings, differing, read_settings
+from data_tools.text_table import counted
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -60,7 +61,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out {args.out} is a file; give a directory, which is made where it is missing.")
     if len(args.names) != len(args.runs):
-        raise UserError(f"{len(args.names)} --names for {len(args.runs)} runs; give one for each.")
+        raise UserError(f"{len(args.names)} --names for {counted(len(args.runs), 'run')}; give one for each.")
     if len(set(args.names)) < len(args.names):
         raise UserError(f"--names {' '.join(args.names)}: a name is given twice; runs need names of their own.")
     return args

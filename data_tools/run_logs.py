@@ -36,7 +36,7 @@ def _row(line: bytes, where: str) -> Row:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error}).") from None
+        raise UserError(f"{where}: not JSON ({error}); take the line out.") from None
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
         raise UserError(f"{where}: expected an object with a whole number 'step'; is this a log?")
     return row

@@ -87,7 +87,7 @@ def launch(prepared: Prepared) -> ExitCode:
         except StopTraining as stopped:
             stop.consume()
             step = run.state.step if run else 0
-            where = f"after step {step:,}, which is saved" if step else "before the first step"
+            where = f"after step {step:,}, which is saved" if step else "before training began"
             logger.warning(
                 "stopped %s: %s. Exit code %d; %s goes on", where, stopped, stopped.exit_code, stopped.repeat
             )

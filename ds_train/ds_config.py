@@ -86,7 +86,7 @@ def resolve_engine_config(
         if not is_number(base_lr) or base_lr <= 0:
             raise UserError(f"optimizer.params.lr is {base_lr!r}, expected a number above 0; set it or give --lr.")
         schedule = schedule_from_block(config.get("scheduler"), float(base_lr), total_steps)
-        if total_steps is not None and schedule.warmup_steps > total_steps:
+        if total_steps is not None and 0 < total_steps < schedule.warmup_steps:
             logger.warning(
                 "the run ends within its warm-up: %d of %d steps, up to a learning rate of %g instead of %g; "
                 "--warmup_steps shortens it",

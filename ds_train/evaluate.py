@@ -41,6 +41,8 @@ _DEFAULT_SEQ_LEN = 2048
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    if args.output and (args.output.is_dir() or not args.output.parent.is_dir()):
+        raise UserError(f"--output {args.output}: expected a file in a directory that exists; make it first.")
     world = world_from_env()
     set_up_logging(world)
     check_num_ranks(world, args.num_ranks)

@@ -28,7 +28,7 @@ What ended well is recorded in SCRATCH_DIR/experiment.json and not run again. En
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from data_tools.splits import split_directory, split_file_name
 from data_tools.suggestions import did_you_mean
 from ds_train import evaluate, pptrain, pretrain
 from ds_train.conditions import CONDITIONS, PPTRAIN, Condition, evaluation_file, result_table
-from ds_train.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags, parse_flags
+from ds_train.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags, flags_known_to, parse_flags
 from ds_train.ranks import World
 from ds_train.run_file import flags_of, read_mapping
 from ds_train.steps import Step, num_done, run_steps
@@ -215,7 +215,7 @@ class Experiment:
 
     def _trainer_flags(self, phase: str, run: str, without: Sequence[str]) -> list[str]:
         own = ["--scratch_dir", str(self.scratch), "--run_name", run, "--tokenizer", self._tokenizer]
-        known = [item.name for group in _GROUPS[phase] for item in fields(group)]
+        known = flags_known_to(_GROUPS[phase])
         alike = self._flags("training", without, known=known)
         return [*own, *alike, *self._flags(phase, without, known=known)]
 
@@ -223,7 +223,7 @@ class Experiment:
         where = [str(self.scratch / run), "--scratch_dir", str(self.scratch), "--split", "test"]
         return [*where, "--output", str(evaluation_file(self.scratch, run)), *self._flags("evaluate")]
 
-    def _flags(self, section: str, without: Sequence[str] = (), known: Sequence[str] | None = None) -> list[str]:
+    def _flags(self, section: str, without: Sequence[str] = (), known: Mapping[str, bool] | None = None) -> list[str]:
         values = {name: value for name, value in self._sections.get(section, {}).items() if name not in without}
         return flags_of(values, f"{self._config}: {section}", known)
 

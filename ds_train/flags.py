@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -123,13 +123,18 @@ def parse_flags(
     path = named.parse_known_args(given)[0].config
     from_file = []
     if path:
-        from_file = arguments_of(Path(path), [item.name for group in groups for item in fields(group)])
+        from_file = arguments_of(Path(path), flags_known_to(groups))
         try:
             _parse(groups, description, from_file, are_all=False)
         except UserError as error:
             raise UserError(f"--config {path}: {error}") from None
     sources = dict.fromkeys(_names(from_file), path) | dict.fromkeys(_names(given), "command line")
     return _parse(groups, description, [*from_file, *given]), sources
+
+
+def flags_known_to(groups: Iterable[type]) -> dict[str, bool]:
+    """Names of all flags of these dataclasses, and whether they take several values."""
+    return {item.name: "list" in str(item.type) for group in groups for item in fields(group)}
 
 
 def _names(arguments: Sequence[str]) -> list[str]:

@@ -128,7 +128,7 @@ def _check_stop(run: Run) -> None:
     run.stop.check()
     stop_step = run.cadence.stop_step
     if stop_step is not None and run.state.step >= stop_step:
-        repeat = "the same command without it, or with a later one,"
+        repeat = f"the same command without it, or with one beyond step {run.state.step},"
         raise StopTraining(ExitCode.STOPPED, f"--stop_step {stop_step}", repeat)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,32 @@ from data_tools.suggestions import did_you_mean
 from ds_train.problems import Problems
 
 RUN_FILE = "run.yaml"  # in the run directory
-OF_ONE_LAUNCH = frozenset(("config", "print_config", "debug", "local_rank", "resume", "resume_from", "accept_change"))
+OF_ONE_LAUNCH = frozenset("config print_config debug local_rank resume resume_from accept_change stop_step".split())
 _DEEPSPEED_CONFIG = "deepspeed_config"
+
+
+class _Int(int):
+    """A number that is shown as it was written: a flag may take it for text, such as the name 007."""
+
+    written: str
+
+    def __str__(self) -> str:
+        return self.written
+
+
+class _Float(float):
+    """See `_Int`."""
+
+    written: str
+
+    def __str__(self) -> str:
+        return self.written
+
+
+def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Int | _Float:
+    number = (_Int if node.tag.endswith(":int") else _Float)(node.value)
+    number.written = node.value
+    return number
 
 
 class _Loader(yaml.SafeLoader):
@@ -39,19 +63,22 @@ for _kind, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), list(_first))
+    if _kind in ("int", "float"):
+        _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _number)
 
 
-def arguments_of(path: Path, known: Sequence[str]) -> list[str]:
+def arguments_of(path: Path, known: Mapping[str, bool]) -> list[str]:
     """The command-line arguments that a run file stands for.
 
     Args:
-        known: names of all flags, without dashes.
+        known: names of all flags, without dashes, and whether they take several values.
 
     Raises:
         UserError: the file cannot be read, is no mapping, or names something that is no flag.
     """
     where = f"--config {path}"
-    return flags_of(read_mapping(path, where), where, [name for name in known if name not in ("config", "debug")])
+    flags = {name: takes_several for name, takes_several in known.items() if name not in ("config", "debug")}
+    return flags_of(read_mapping(path, where), where, flags)
 
 
 def read_mapping(path: Path, where: str) -> dict[str, Any]:
@@ -73,26 +100,30 @@ def read_mapping(path: Path, where: str) -> dict[str, Any]:
     return {str(name): value for name, value in content.items()}
 
 
-def flags_of(values: dict[str, Any], where: str, known: Sequence[str] | None = None) -> list[str]:
+def flags_of(values: dict[str, Any], where: str, known: Mapping[str, bool] | None = None) -> list[str]:
     """Names and values as command-line arguments.
 
     Args:
         where: they come from, for messages.
-        known: names of all flags, without dashes; None: the command that is given them will say what it knows.
+        known: names of all flags, without dashes, and whether they take several values; None: the command that is
+            given them will say what it knows.
 
     Raises:
         UserError: there are names that are no flags, and here they are all; or a value that no flag can have.
     """
-    problems = Problems()
-    for name in values:
-        if known is not None and name not in known:
-            problems.add(f"{where}: {name!r} is no flag{did_you_mean(name.lstrip('-'), known)}")
-    problems.raise_if_any()
+    if known is not None:
+        problems = Problems()
+        for name, value in values.items():
+            if name not in known:
+                problems.add(f"{where}: {name!r} is no flag{did_you_mean(name.lstrip('-'), known)}")
+            elif isinstance(value, list) and not known[name]:
+                problems.add(f"{where}: {name} is a list, expected one value.")
+        problems.raise_if_any()
     return [argument for name, value in values.items() for argument in _arguments(where, name, value)]
 
 
 def _arguments(where: str, name: str, value: Any) -> Iterator[str]:
-    if value is None:
+    if value is None or value == []:
         return
     if isinstance(value, list):
         yield from (f"--{name}", *map(str, value))

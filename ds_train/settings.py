@@ -47,13 +47,14 @@ class Settings:
             "timestamp": time.time(), "step": step, "ranks": world.size, "launcher": world.launcher,
             "command": shlex.join(sys.argv), "versions": versions(), "git": git_state(),
         }  # fmt: skip
+        run_file = (run_directory / RUN_FILE).absolute()
         remarks = [
-            f"Repeats this run: deepspeed {sys.argv[0]} --config {run_directory / RUN_FILE} --run_name NEW",
+            f"Repeats this run: deepspeed {sys.argv[0]} --config {run_file} --run_name NEW",
             f"Last started as: {launch['command']}",
             "with " + ", ".join(f"{name} {version}" for name, version in launch["versions"].items()),
             f"git: {launch['git'] or 'unknown'}",
         ]
-        with whole_file(run_directory / RUN_FILE) as file:
+        with whole_file(run_file) as file:
             file.write(self._run_file(remarks).encode())
         write_json(run_directory / "deepspeed.json", self.engine.effective)
         with (run_directory / LAUNCHES).open("a") as lines:

@@ -1,5 +1,7 @@
 """What evaluate reports, from flags alone."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,12 @@ def test_table(report: dict) -> None:
 def test_bad_numbers_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"--{name} is 0, expected at least 1"):
         evaluate.parse(["run", "--scratch_dir", "x", f"--{name}", "0"])
+
+
+@pytest.mark.parametrize("output", [".", "missing/report.json"])
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(output: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--output .*: expected a file in a directory that exists"):
+        evaluate.main(["run", "--scratch_dir", "x", "--output", str(tmp_path / output)])
 
 
 def test_another_number_of_ranks_is_refused() -> None:

@@ -69,6 +69,9 @@ def test_the_deepspeed_json_may_be_inside(parsed) -> None:
         ("lr: fast", "run.yaml: argument --lr: invalid float value: 'fast'"),
         ("lr: 1\nseed: 2\nlr: 3", "run.yaml: lr is given twice, in lines 1 and 3; keep one."),
         ("lr: {a: 1}", "lr is a mapping, expected one value"),
+        ("lr: [3e-4, 1e-3]", "lr is a list, expected one value"),
+        ("run_name: [x]", "run_name is a list, expected one value"),
+        ("seed: 1e5", "argument --seed: invalid int value: '1e5'"),
         ("config: other.yaml", "'config' is no flag"),
         ("- lr", "holds no flags"),
         ("", "holds no flags"),
@@ -80,6 +83,13 @@ def test_mistakes_are_named(parsed, text: str, said: str) -> None:
     with pytest.raises(UserError) as error:
         parsed(text)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_values_are_taken_as_they_are_written(parsed) -> None:
+    flags, _ = parsed("scratch_dir: 007\nrun_name: 1e3\nlr: 1e-3\naccept_change: [lr, 12]\nstop_step: 5")
+    assert (flags["scratch_dir"], flags["run_name"]) == ("007", "1e3")
+    assert flags["lr"] == 1e-3 and flags["accept_change"] == ["lr", "12"] and flags["stop_step"] == 5
+    assert parsed("scratch_dir: /data\naccept_change: []")[0]["accept_change"] is None
 
 
 def test_all_names_that_are_no_flags_are_told_at_once(parsed) -> None:
