@@ -43,7 +43,7 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument(DEBUG, action="store_true", help="show where an error arose (traceback)")
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. See --help.")
+        raise UserError(f"{message.removesuffix('.')}. See --help.")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         given = sys.argv[1:] if args is None else list(args)

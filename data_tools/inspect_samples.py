@@ -136,9 +136,9 @@ def _block(view: View, blocks: PackedBlocks, index: int, title: str = "", is_val
     total = blocks.num_validation_blocks if is_validation else blocks.num_blocks
     shard, row = divmod(index, blocks.meta.blocks_per_shard)
     file = VALIDATION_NAME if is_validation else shard_name(shard)
-    facts = (
-        f"{file}, row {row}: {len(tokens):,} tokens; {int((tokens == blocks.meta.eos_id).sum())} documents end in it"
-    )
+    documents = int((tokens == blocks.meta.eos_id).sum())
+    ends = f"{counted(documents, 'document')} {'ends' if documents == 1 else 'end'} in it"
+    facts = f"{file}, row {row}: {len(tokens):,} tokens; {ends}"
     name = "validation block" if is_validation else "c4 block"
     yield from view.block(f"{title}{name} {index} of {total:,}", facts, c4_document(tokens))
 

@@ -3,9 +3,9 @@
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_type_hints
 
 from transformers import HfArgumentParser
 
@@ -103,7 +103,7 @@ class _Parser(HfArgumentParser):
     """Errors like the rest of the program: one message, exit code 1, said by rank 0 only."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}. See --help.")
+        raise UserError(f"{message.removesuffix('.')}. See --help.")
 
 
 def parse_flags(
@@ -134,7 +134,9 @@ def parse_flags(
 
 def flags_known_to(groups: Iterable[type]) -> dict[str, bool]:
     """Names of all flags of these dataclasses, and whether they take several values."""
-    return {item.name: "list" in str(item.type) for group in groups for item in fields(group)}
+    return {
+        name: list[str] in (kind, *get_args(kind)) for group in groups for name, kind in get_type_hints(group).items()
+    }
 
 
 def _names(arguments: Sequence[str]) -> list[str]:

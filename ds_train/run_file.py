@@ -11,6 +11,7 @@ import yaml
 
 from data_tools.errors import UserError
 from data_tools.suggestions import did_you_mean
+from ds_train.config_checks import KNOWN_KEYS
 from ds_train.problems import Problems
 
 RUN_FILE = "run.yaml"  # in the run directory
@@ -115,7 +116,8 @@ def flags_of(values: dict[str, Any], where: str, known: Mapping[str, bool] | Non
         problems = Problems()
         for name, value in values.items():
             if name not in known:
-                problems.add(f"{where}: {name!r} is no flag{did_you_mean(name.lstrip('-'), known)}")
+                hint = f"; DeepSpeed's settings go under {_DEEPSPEED_CONFIG}." if name in KNOWN_KEYS else "."
+                problems.add(f"{where}: {name!r} is no flag{did_you_mean(name.lstrip('-'), known, hint)}")
             elif isinstance(value, list) and not known[name]:
                 problems.add(f"{where}: {name} is a list, expected one value.")
         problems.raise_if_any()

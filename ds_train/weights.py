@@ -49,30 +49,28 @@ def find_weights(spec: str, run_directory: Path | None = None) -> Weights:
     """
     if spec == "latest":
         assert run_directory is not None
-        return Weights(_newest(run_directory), True)
+        how = "finish a pptrain run there, name another with --pptrain_run, or give --pptrain_checkpoint PATH or none"
+        return Weights(_newest(run_directory, how), True)
     path = Path(spec)
     if (path / MANIFEST).exists() or path.name.startswith("step_"):
         if defect := defect_of(path):
             raise UserError(f"checkpoint {path}: {defect}. Give a complete step directory.")
         return Weights(path, True)
     if (path / "checkpoints").is_dir():
-        return Weights(_newest(path), True)
+        return Weights(_newest(path, "train it up to a checkpoint, or name another"), True)
     if (path / "config.json").exists():
         return Weights(path, False)
     kinds = "a step directory, e.g. RUN/checkpoints/step_00000200, a run directory or a Hugging Face directory"
     if path.exists():
-        raise UserError(f"checkpoint {path} is no such thing; give {kinds}.")
+        raise UserError(f"{path} is no checkpoint; give {kinds}.")
     words = ("latest", "none") if run_directory else ()
     raise UserError(f"checkpoint {path} is missing{did_you_mean(spec, words, f'; give {kinds}.')}")
 
 
-def _newest(run_directory: Path) -> Path:
+def _newest(run_directory: Path, how_to_mend: str) -> Path:
     newest = newest_usable(run_directory / "checkpoints")
     if newest is None:
-        raise UserError(
-            f"{run_directory} has no complete checkpoint; finish a pptrain run there, name another with --pptrain_run, "
-            "or give --pptrain_checkpoint PATH or none."
-        )
+        raise UserError(f"{run_directory} has no complete checkpoint; {how_to_mend}.")
     state = read_state(newest)
     if not state.finished:
         stages = state.fingerprints.get("max_stage")

@@ -127,7 +127,7 @@ PRETRAIN = {
         _given("--pptrain_checkpoint", "/nowhere"),
         r"/nowhere is missing; give a step directory",
     ),
-    "no weights": (_given("--pptrain_checkpoint", "/"), r"checkpoint / is no such thing; give a step directory"),
+    "no weights": (_given("--pptrain_checkpoint", "/"), r"^/ is no checkpoint; give a step directory"),
     "no pptrain checkpoint": (_given("--pptrain_checkpoint", "latest"), r"no complete checkpoint"),
 }
 CASES = [
