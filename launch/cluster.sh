@@ -75,10 +75,8 @@ launch_with_deepspeed() {
     else
         choose_ranks 1024
         num_nodes=1 num_ranks="${NUM_RANKS:-$ranks}"
-        options=(--num_gpus "$num_ranks")
-        if [[ -n "${CUDA_VISIBLE_DEVICES:-}" ]]; then # --num_gpus would take the first ones of the machine
-            options=(--include "localhost:$(cut -d , -f "-$num_ranks" <<<"$CUDA_VISIBLE_DEVICES")")
-        fi
+        set_device_options "$num_ranks"
+        options=("${device_options[@]}")
     fi
     exec deepspeed --quiet --master_port "${MASTER_PORT:-$(free_port)}" "${options[@]}" \
         "$trainer" --num_ranks "$num_ranks" --num_nodes "$num_nodes" "$@"

@@ -36,6 +36,15 @@ choose_ranks() {
     done
 }
 
+# Set `device_options` to what makes deepspeed use $1 devices of this machine: of those that are visible, if not all are.
+# shellcheck disable=SC2034 # read by the scripts that source this one
+set_device_options() {
+    device_options=(--num_gpus "$1")
+    if [[ -n "${CUDA_VISIBLE_DEVICES:-}" ]]; then # --num_gpus would take the first ones of the machine
+        device_options=(--include "localhost:$(cut -d , -f "-$1" <<<"$CUDA_VISIBLE_DEVICES")")
+    fi
+}
+
 # A port that was free a moment ago, so that two jobs of one machine do not meet at the launcher's default.
 free_port() {
     python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'

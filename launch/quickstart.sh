@@ -19,14 +19,16 @@ stage() {
 
 # Run a script of ds_train on all ranks. Of train rows every fiftieth step is shown; logs/train.jsonl holds every tenth.
 launch() {
-    deepspeed --quiet --num_gpus "$ranks" --master_port "$(free_port)" "ds_train/$1.py" "${@:2}" --scratch_dir "$scratch" \
-        2>&1 | sed -uE '/^[^ ]+ [^ ]+ p(p|re)train [0-9]*([1-9]|[1-46-9]0)\//d' # not awk: mawk waits for whole blocks
+    deepspeed --quiet "${device_options[@]}" --master_port "$(free_port)" \
+        "ds_train/$1.py" "${@:2}" --scratch_dir "$scratch" 2>&1 |
+        sed -uE '/^[^ ]+ [^ ]+ p(p|re)train [0-9]*([1-9]|[1-46-9]0)\//d' # not awk: mawk waits for whole blocks
 }
 
 stage "install"
 bash launch/install.sh
 use_virtualenv
 choose_ranks 8
+set_device_options "$ranks"
 
 stage "documents, problems, tokenizer, packed blocks"
 python -m data_tools.fetch_assets corpus --out "$scratch/corpus"
