@@ -94,9 +94,7 @@ class TestRefusals:
         arguments = [*_arguments(scratch, change, 1, 1), "--run_name", name]
         done = launch("ds_train/pptrain.py", *arguments, "--stop_step", "2", num_ranks=1)
         assert done.returncode == 86, done.stdout[-3000:]
-        told = (
-            "stopped after step 2, which is saved: --stop_step 2. Exit code 86; the same command without it, or with a"
-        )
+        told = "stopped after step 2, which is saved: --stop_step 2. Exit code 86; the same command without it, or with"
         assert told in done.stdout
         return arguments
 
