@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import UserError
+from ds_train.fingerprints import saved_fingerprints
 from ds_train.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -80,8 +81,14 @@ def _refuse_other_trajectory(
     saved: TrainState, current: TrainState, checkpoint: Path, accepted: Collection[str]
 ) -> None:
     pairs = {name: (getattr(saved, name), getattr(current, name)) for name in ("seed", "global_batch", "precision")}
-    for name in sorted(set(saved.fingerprints) | set(current.fingerprints)):
-        pairs[name] = (saved.fingerprints.get(name, "nothing"), current.fingerprints.get(name, "nothing"))
+    before = saved_fingerprints(saved)
+    for name in sorted(set(before) | set(current.fingerprints)):
+        pairs[name] = (before.get(name, "nothing"), current.fingerprints.get(name, "nothing"))
+    sums = pairs.pop("gradient_sums")
+    if sums[0] != sums[1]:
+        logger.warning(
+            "gradients were summed over ranks in %s until step %d, and now are in %s", sums[0], saved.step, sums[1]
+        )
     if unknown := sorted(set(accepted) - set(pairs)):
         raise UserError(f"--accept_change {' '.join(unknown)}: no such setting; it takes {', '.join(sorted(pairs))}.")
     differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 import ds_train
 from data_tools.tokenizer import TextTokenizer
 from ds_train.ds_config import EngineConfig
+from ds_train.state import TrainState
 
 
 def precision(config: dict[str, Any]) -> str:
@@ -31,10 +32,17 @@ def common_fingerprints(
         "optimizer": _hyper_parameters(config["optimizer"]),
         "schedule": json.dumps(asdict(engine.schedule), sort_keys=True),
         "gradient_clipping": str(float(config.get("gradient_clipping", 0.0))),
+        "gradient_sums": config["communication_data_type"],
         "seq_len": str(seq_len),
         "tokenizer": tokenizer.fingerprint,
         "model": hashlib.sha256(model.encode()).hexdigest(),
     }
+
+
+def saved_fingerprints(state: TrainState) -> dict[str, str]:
+    """Of a checkpoint. One that was written before a fingerprint existed gets the value that it had then."""
+    over_ranks = state.precision if state.world_size > 1 else "fp32"  # DeepSpeed's default
+    return {"gradient_sums": over_ranks} | state.fingerprints
 
 
 def _hyper_parameters(optimizer: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ _MOMENTS = 8  # bytes: Adam's two, in fp32
 _MASTER = 4  # bytes: the fp32 weights that ZeRO's optimizers update
 # DeepSpeed's defaults (elements), where the JSON says nothing.
 BUCKET, MAX_LIVE, PREFETCH = 500_000_000, 1_000_000_000, 50_000_000
-_ALLREDUCE_BUCKET = 500_000_000  # the engine's own, for stage 1 in half precision; no setting
+_ALLREDUCE_BUCKET = 500_000_000  # the engine's own, for stage 0; no setting
 RUNTIME = int(1.5 * GIB)  # CUDA context, NCCL, cuBLAS workspaces and fragmentation: experience, not arithmetic
 
 
@@ -134,14 +134,21 @@ def _is_offloaded(zero: dict[str, Any], what: str) -> bool:
 
 
 def _buffers(zero: dict[str, Any], stage: int, num_parameters: int, width: int, num_ranks: int, half: bool) -> int:
-    """Buckets, as large as the JSON says however small the model is; stage 3 also gathers weights to compute with."""
-    if stage == 0 or (stage == 1 and half and not _is_offloaded(zero, "offload_optimizer")):
-        # The engine all-reduces through a flat copy of at most so many gradients.
+    """Buckets, as large as the JSON says however small the model is; stage 3 also gathers weights to compute with.
+
+    Gradients travel in fp32 (``communication_data_type``). Stage 1 in half precision reduces its fp32 accumulators in
+    place. The others send a copy of a bucket. The bucket holds fp32 too, but for stage 2, where it has the width of the
+    weights.
+    """
+    if stage == 1 and half and not _is_offloaded(zero, "offload_optimizer"):
+        return 0
+    if stage == 0:  # the engine all-reduces through a flat copy of at most so many gradients
         return 4 * min(num_parameters, _ALLREDUCE_BUCKET) if num_ranks > 1 else 0
-    bucket = int(zero.get("reduce_bucket_size", BUCKET)) if zero.get("contiguous_gradients", True) else 0
-    accumulates_whole = stage == 1  # its bucket holds fp32 sums
+    bucket_size = int(zero.get("reduce_bucket_size", BUCKET))
+    bucket = bucket_size if zero.get("contiguous_gradients", True) else 0
     count = 2 if zero.get("overlap_comm") and stage < 3 else 1
-    total = count * bucket * (4 if accumulates_whole else width)
+    total = count * bucket * (width if stage == 2 else 4)
+    total += 4 * min(num_parameters, bucket_size)
     if stage == 3:
         live = int(zero.get("stage3_max_live_parameters", MAX_LIVE))
         live += int(zero.get("stage3_prefetch_bucket_size", PREFETCH))

@@ -1,10 +1,13 @@
-"""Measure the model states of a rank for a list of configurations.
+"""Measure what DeepSpeed's engines keep and send, for a list of configurations.
 
     deepspeed --num_gpus 2 tests/ds_train/launched_memory.py CASES.json
 
-CASES.json holds a list of {"zero": {…}, "half": true | false}; CASES.json.out gets, for each, rank 0's bytes of all
-floating-point tensors between two micro-batches, after a first update: there weights, accumulated gradients and
-moments are alive together.
+CASES.json holds a list of {"zero": {…}, "half": true | false}. CASES.json.out gets of rank 0, for each:
+
+* bytes: all floating-point tensors between two micro-batches, after a first update: there weights, accumulated
+  gradients and moments are alive together;
+* reductions: the dtypes of all numbers that were added over ranks by backward and update, sorted;
+* copied: the largest tensor (bytes) that was made to be added over ranks, and is gone afterwards.
 """
 
 import gc
@@ -15,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import GPTNeoXConfig
 
 from data_tools.token_documents import Document
@@ -24,9 +29,9 @@ from ds_train.engine import build_engine
 from ds_train.losses import PackedLM
 from ds_train.model import build_model
 from ds_train.ranks import world_from_env
+from tests.ds_train.engine_configs import resolve
 
 GRAD_ACCUM = 2
-HALF = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
 
 
 def model_config() -> GPTNeoXConfig:
@@ -46,24 +51,47 @@ def main() -> int:
     return 0
 
 
-def measure(case: dict[str, Any], num_ranks: int, alive: list[Any]) -> int:
+class ReductionSpy(TorchDispatchMode):
+    """Notes dtype, address and bytes of every floating-point tensor that a collective adds over ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[str] = set()
+        self.sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        if name.startswith("c10d.") and ("reduce" in name or "alltoall" in name):
+            for tensor in (leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)):
+                if tensor.is_floating_point():
+                    self.dtypes.add(str(tensor.dtype))
+                    address = tensor.untyped_storage().data_ptr()
+                    self.sizes[address] = max(self.sizes.get(address, 0), tensor.nbytes)
+        return func(*args, **(kwargs or {}))
+
+
+def measure(case: dict[str, Any], num_ranks: int, alive: list[Any]) -> dict[str, Any]:
     before = live_storages()
     config = {
         "train_batch_size": GRAD_ACCUM * num_ranks,
         "gradient_accumulation_steps": GRAD_ACCUM,
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True, "fused": True}},
         "zero_optimization": case["zero"],
-        "steps_per_print": 10**9,
+        "bf16": {"enabled": case["half"]},
     }
-    engine = build_engine(PackedLM(build_model(model_config(), seed=0)), config | (HALF if case["half"] else {}))
+    config = resolve(config, world_size=num_ranks).deepspeed
+    engine = build_engine(PackedLM(build_model(model_config(), seed=0)), config)
     engine.optimizer.overflow = False  # what train_step finds out for a plain optimizer (ZeRO 0)
     batch = pack([[Document(np.arange(20), np.ones(19, np.float32))]])
-    for _ in range(GRAD_ACCUM + 1):
-        engine.backward(engine(batch)[0])
-        engine.step()
+    with ReductionSpy() as spy:
+        for _ in range(GRAD_ACCUM + 1):
+            engine.backward(engine(batch)[0])
+            engine.step()
     after = live_storages()
     alive.append(engine)
-    return sum(size for address, size in after.items() if address not in before)
+    new_bytes = sum(size for address, size in after.items() if address not in before)
+    copied = max((size for address, size in spy.sizes.items() if address not in after), default=0)
+    return {"bytes": new_bytes, "reductions": sorted(spy.dtypes), "copied": copied}
 
 
 def live_storages() -> dict[int, int]:

@@ -64,8 +64,12 @@ def test_effective_json_and_what_deepspeed_gets():
 
 def test_bf16_gradients_add_up_in_fp32_and_it_is_said():
     assert any("grad_accum_dtype" in line for line in resolve(BASE).overrides)
-    assert not resolve(changed(("data_types.grad_accum_dtype", "fp32"))).overrides
-    assert "data_types" not in resolve(changed(("bf16", GONE))).effective
+    assert any("communication_data_type" in line for line in resolve(BASE).overrides)
+    said = changed(("data_types.grad_accum_dtype", "fp32"), ("communication_data_type", "fp32"))
+    assert not resolve(said).overrides
+    in_fp32 = resolve(changed(("bf16", GONE)))
+    assert "data_types" not in in_fp32.effective and not in_fp32.overrides
+    assert {resolve(c).deepspeed["communication_data_type"] for c in (BASE, said, in_fp32.given)} == {"fp32"}
 
 
 @pytest.mark.parametrize(
@@ -100,6 +104,9 @@ def test_bf16_gradients_add_up_in_fp32_and_it_is_said():
         ([("fp16.enabled", True)], "bf16.*fp16"),
         ([("data_types.grad_acum_dtype", "fp32")], "data_types.grad_acum_dtype.*did you mean grad_accum_dtype[?]"),
         ([("data_types.grad_accum_dtype", "float32")], "grad_accum_dtype is 'float32'.*fp32"),
+        ([("data_types.grad_accum_dtype", "bf16"), ("bf16", GONE)], "grad_accum_dtype is 'bf16'.*set fp32"),
+        ([("communication_data_type", "bf16")], "communication_data_type is 'bf16'.*set fp32"),
+        ([("communication_data_type", 5), ("bf16", GONE)], "communication_data_type is 5.*set fp32"),
         ([("data_types.buffer_dtype", "bf16")], "buffer_dtype.*rotary"),
         ([("gradient_clipping", -1)], "gradient_clipping is -1"),
         ([("gradient_clipping", "auto")], "gradient_clipping is 'auto'"),

@@ -32,6 +32,11 @@ def test_shipped_json_holds_the_users_values(phase):
     assert config["bf16"]["enabled"] is True and config["zero_optimization"]["stage"] == 1
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("p*.json")), ids=lambda path: path.stem)
+def test_gradients_are_summed_over_ranks_in_fp32(path):
+    assert json.loads(path.read_text())["communication_data_type"] == "fp32"
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8, 16])
 def test_shipped_json_resolves_at_every_dividing_world_size(world_size):
     warmup = {1: 5e-7, 250: 1.25e-4, 999: 4.995e-4, 1000: 5e-4}
