@@ -14,7 +14,6 @@ from transformers import AttentionInterface, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from data_tools.errors import UserError
-from ds_train.blocked_attention import blocked_attention, can_block
 
 PACKED = "packed"
 _ELSEWHERE = ("softcap", "s_aux", "position_bias", "sliding_window")  # what some models add to attention
@@ -49,9 +48,6 @@ def packed_attention(
             f"{type(module).__name__} cannot use packed attention ({problem}); use --attn_implementation sdpa."
         )
     rows_are_documents = len(cu_seq_lens_q) - 1 == query.shape[0]
-    if can_block(query, dropout):
-        lengths = [query.shape[2]] if rows_are_documents else cu_seq_lens_q.diff().tolist()
-        return _by_blocks(query, key, value, lengths, scaling), None
     grouped = query.shape[1] != key.shape[1]
     options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "is_causal": True, "enable_gqa": grouped}
     if rows_are_documents:
@@ -75,17 +71,6 @@ def _has_kernel(query: torch.Tensor, dropout: float) -> bool:
         and dropout == 0
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
     )
-
-
-def _by_blocks(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], scale: float | None
-) -> torch.Tensor:
-    """Each document by itself; ``lengths`` are those of the documents in a row."""
-    rows = []
-    for row in zip(query, key, value, strict=True):
-        documents = zip(*(x.split(lengths, dim=1) for x in row), strict=True)
-        rows.append(torch.cat([blocked_attention(q, k, v, scale) for q, k, v in documents], dim=1))
-    return torch.stack(rows).transpose(1, 2)
 
 
 def _by_kernel(
@@ -124,6 +109,4 @@ def describe_attention(config: PretrainedConfig, device: torch.device, dtype: to
     if chosen != PACKED:
         return f"attention {chosen}"
     query = torch.empty(1, 1, 1, config.hidden_size // config.num_attention_heads, dtype=dtype, device=device)
-    if can_block(query, 0.0):
-        return "attention by document, in blocks of oneDNN products"
     return "attention by document, torch's " + ("varlen kernel" if _has_kernel(query, 0.0) else "scaled dot product")

@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 
 from data_tools.errors import UserError, explained, report
-from ds_train.host_memory import keep_freed_memory
 from ds_train.preemption import end_on_signal, ignore_signals
 from ds_train.ranks import World, rendezvous, world_from_env
 
@@ -52,7 +51,6 @@ def init_distributed(world: World, timeout_s: float = 1800.0) -> None:
     ):  # fmt: skip
         os.environ[name] = str(value)
     if take_device(world).type == "cpu":
-        keep_freed_memory()
         # The shared-memory collectives serve CPU inference only, and building them costs a minute of g++ at first use.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout_s))

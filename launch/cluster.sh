@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 # Variables that every node of a hostfile gets as they are here. Names like WANDB_API_KEY are left out: pdsh would show
 # them to every user of a node; use those programs' own login files.
-forwarded='^(PATH|LD_LIBRARY_PATH|CUDA_HOME|OMP_NUM_THREADS|TQDM_DISABLE'
+forwarded='^(PATH|LD_LIBRARY_PATH|CUDA_HOME|OMP_NUM_THREADS|MALLOC_[A-Z_]*|TQDM_DISABLE'
 forwarded+='|(PYTHON|DS_|TORCH_|PYTORCH_|NCCL_|GLOO_|UCX_|HF_|TRANSFORMERS_|TOKENIZERS_|WANDB_).*)$'
 secret='_(TOKEN|KEY|SECRET|PASSWORD)$'
 

@@ -29,6 +29,8 @@ choose_ranks() {
     if ((devices == 0)); then
         devices="$(env -u OMP_NUM_THREADS nproc)" # with the variable set nproc would answer that
         export DS_ACCELERATOR=cpu OMP_NUM_THREADS=1
+        # A step frees and allocates the same tensors again and again: glibc keeps their pages instead of returning them.
+        export MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_:-0}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:--1}"
     fi
     ranks=1
     while ((ranks * 2 <= devices && ranks * 2 <= limit)); do
