@@ -25,13 +25,13 @@ if __package__ in (None, ""):
 
 from tqdm import tqdm
 
-from data_tools.command_line import CommandParser
-from data_tools.errors import UserError, run_command
-from data_tools.files import sync_directory, whole_file, write_json
-from data_tools.generator import MAX_ATTEMPTS, ExampleSource
-from data_tools.graphs import search_budget
-from data_tools.processes import num_cores, worker_processes
-from data_tools.splits import (
+from data_tools.base.command_line import CommandParser
+from data_tools.base.errors import UserError, run_command
+from data_tools.base.files import sync_directory, whole_file, write_json
+from data_tools.base.processes import num_cores, worker_processes
+from data_tools.search.generator import MAX_ATTEMPTS, ExampleSource
+from data_tools.search.graphs import search_budget
+from data_tools.search.splits import (
     META_NAME,
     SPLIT_NAMES,
     SplitFile,

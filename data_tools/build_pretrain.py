@@ -21,10 +21,11 @@ if __package__ in (None, ""):
 import numpy as np
 from tqdm import tqdm
 
-from data_tools.command_line import CommandParser, natural, positive
-from data_tools.errors import UserError, run_command
-from data_tools.files import whole_file
-from data_tools.pack_progress import (
+from data_tools.base.command_line import CommandParser, natural, positive
+from data_tools.base.errors import UserError, run_command
+from data_tools.base.files import whole_file
+from data_tools.base.processes import num_cores
+from data_tools.corpus.pack_progress import (
     FinishedFile,
     PackProgress,
     find_progress,
@@ -33,8 +34,7 @@ from data_tools.pack_progress import (
     recorded_source,
     remove_pack,
 )
-from data_tools.processes import num_cores
-from data_tools.shards import (
+from data_tools.corpus.shards import (
     PROGRESS_NAME,
     VALIDATION_NAME,
     PackedFile,
@@ -43,9 +43,9 @@ from data_tools.shards import (
     little_endian,
     token_dtype,
 )
-from data_tools.text_source import SUFFIXES, FileSource, HubSource, TextSource, shuffled_documents
-from data_tools.token_stream import TokenStream
-from data_tools.tokenizer import TextTokenizer, load_tokenizer
+from data_tools.corpus.text_source import SUFFIXES, FileSource, HubSource, TextSource, shuffled_documents
+from data_tools.corpus.token_stream import TokenStream
+from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 
 _DEFAULT_STEPS = 10_000
 _DEFAULT_BATCH = 32

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from data_tools.command_line import CommandParser
-from data_tools.errors import UserError, run_command
-from data_tools.files import sha256_of_file, whole_file
+from data_tools.base.command_line import CommandParser
+from data_tools.base.errors import UserError, run_command
+from data_tools.base.files import sha256_of_file, whole_file
 
 _DOCUMENTS_PER_FILE = 5_000
 _CORPUS_PATTERN = "reviews_[0-9]*.json.gz"

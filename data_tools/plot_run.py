@@ -11,14 +11,14 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_tools.errors import UserError, run_command
-from data_tools.files import whole_file
-from data_tools.panels import LOOKAHEAD, PANELS, Panel
-from data_tools.pictures import COLOURS, as_png, draw, draw_lookahead
-from data_tools.report import Picture, report_page
-from data_tools.run_logs import AXES, Row, RunLogs, checkpoint_name, distinct_names, read_evaluation
-from data_tools.run_settings import Settings, differing, read_settings
-from data_tools.text_table import counted
+from data_tools.base.errors import UserError, run_command
+from data_tools.base.files import whole_file
+from data_tools.base.text_table import counted
+from data_tools.runs.logs import AXES, Row, RunLogs, checkpoint_name, distinct_names, read_evaluation
+from data_tools.runs.panels import LOOKAHEAD, PANELS, Panel
+from data_tools.runs.pictures import COLOURS, as_png, draw, draw_lookahead
+from data_tools.runs.report import Picture, report_page
+from data_tools.runs.settings import Settings, differing, read_settings
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from data_tools.command_line import CommandParser
-from data_tools.errors import UserError, run_command
-from data_tools.run_logs import Row, checkpoint_name, read_evaluation, read_logs, training_seconds
-from data_tools.text_table import aligned
+from data_tools.base.command_line import CommandParser
+from data_tools.base.errors import UserError, run_command
+from data_tools.base.text_table import aligned
+from data_tools.runs.logs import Row, checkpoint_name, read_evaluation, read_logs, training_seconds
 
 _ROWS_AVERAGED = 5  # a single step's loss is noise
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data_tools.command_line import CommandParser
-from data_tools.errors import UserError, run_command
-from data_tools.text_source import FileSource
-from data_tools.tokenizer import TextTokenizer
+from data_tools.base.command_line import CommandParser
+from data_tools.base.errors import UserError, run_command
+from data_tools.corpus.text_source import FileSource
+from data_tools.corpus.tokenizer import TextTokenizer
 
 EOS_TOKEN = "<|endoftext|>"
 _MIN_VOCAB_SIZE = 257  # EOS and every byte

@@ -16,12 +16,12 @@ from typing import Any
 
 import yaml
 
-from data_tools.command_line import CommandParser
-from data_tools.errors import UserError, run_command
-from data_tools.run_logs import Row, read_logs
-from data_tools.run_settings import flat
-from data_tools.text_table import counted
-from ds_train.run_file import RUN_FILE
+from data_tools.base.command_line import CommandParser
+from data_tools.base.errors import UserError, run_command
+from data_tools.base.text_table import counted
+from data_tools.runs.logs import Row, read_logs
+from data_tools.runs.settings import flat
+from ds_train.config.run_file import RUN_FILE
 
 _NAMES = {"ledger": "samples", "stage": "stage", "lr": "learning rate", "loss": "loss"}
 # Settings that may differ between equal trajectories. Overrides are left out because deepspeed.json has their effect.

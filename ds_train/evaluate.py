@@ -18,20 +18,21 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data_tools.command_line import CommandParser
-from data_tools.errors import UserError
-from data_tools.files import write_json
-from data_tools.intervals import wilson_interval
-from data_tools.shards import META_NAME, PackedBlocks
-from data_tools.splits import Splits, find_data_dir
-from data_tools.text_table import counted
-from data_tools.tokenizer import load_tokenizer
-from ds_train.distributed import check_num_nodes, device_of, init_distributed, run_entry, set_up_logging
-from ds_train.evaluation import HeldOut, HeldOutResult, evaluate_c4, evaluate_heldout, heldout_examples
-from ds_train.losses import PackedLM
-from ds_train.model import load_model_config, prepare_config
-from ds_train.ranks import World, check_num_ranks, world_from_env
-from ds_train.weights import Weights, find_weights, model_with_weights, saved_seq_len
+from data_tools.base.command_line import CommandParser
+from data_tools.base.errors import UserError
+from data_tools.base.files import write_json
+from data_tools.base.text_table import counted
+from data_tools.corpus.shards import META_NAME, PackedBlocks
+from data_tools.corpus.tokenizer import load_tokenizer
+from data_tools.runs.intervals import wilson_interval
+from data_tools.search.splits import Splits, find_data_dir
+from ds_train.checkpoints.weights import Weights, find_weights, model_with_weights, saved_seq_len
+from ds_train.model.causal_lm import load_model_config, prepare_config
+from ds_train.phases.evaluation import HeldOut, HeldOutResult, evaluate_c4, evaluate_heldout, heldout_examples
+from ds_train.ranks.collectives import check_num_nodes, device_of, init_distributed
+from ds_train.ranks.entry import run_entry, set_up_logging
+from ds_train.ranks.world import World, check_num_ranks, world_from_env
+from ds_train.step.losses import PackedLM
 
 logger = logging.getLogger(__name__)
 

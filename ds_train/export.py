@@ -19,14 +19,14 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from data_tools.command_line import CommandParser
-from data_tools.errors import UserError, run_command
-from data_tools.files import sync_directory
-from data_tools.tokenizer import TextTokenizer, load_tokenizer
-from ds_train.distributed import set_up_logging
-from ds_train.model import load_model_config
-from ds_train.ranks import world_from_env
-from ds_train.weights import checkpoint_weights, find_weights, saved_seq_len
+from data_tools.base.command_line import CommandParser
+from data_tools.base.errors import UserError, run_command
+from data_tools.base.files import sync_directory
+from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
+from ds_train.checkpoints.weights import checkpoint_weights, find_weights, saved_seq_len
+from ds_train.model.causal_lm import load_model_config
+from ds_train.ranks.entry import set_up_logging
+from ds_train.ranks.world import world_from_env
 
 logger = logging.getLogger(__name__)
 

@@ -15,20 +15,20 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from data_tools.command_line import CommandParser
-from data_tools.errors import UserError, run_command
-from data_tools.files import existing_parent
-from data_tools.samplers import MixtureSampler, c4_blocks_needed
-from data_tools.text_table import aligned
-from ds_train import pptrain, pretrain
-from ds_train.assembly import Prepared, fresh_state
-from ds_train.checkpoint import read_state
-from ds_train.elastic import adapted_state
-from ds_train.manifest import choose_checkpoint, step_directories
-from ds_train.memory import GIB, ModelShape, checkpoint_bytes, model_shape
-from ds_train.phase import Cadence, PhaseSetup
-from ds_train.ranks import World
-from ds_train.summary import is_half, rank_memory
+from data_tools.base.command_line import CommandParser
+from data_tools.base.errors import UserError, run_command
+from data_tools.base.files import existing_parent
+from data_tools.base.text_table import aligned
+from data_tools.samples.samplers import MixtureSampler, c4_blocks_needed
+from ds_train.checkpoints.manifest import choose_checkpoint, step_directories
+from ds_train.checkpoints.resume import adapted_state
+from ds_train.checkpoints.save import read_state
+from ds_train.model.footprint import GIB, ModelShape, checkpoint_bytes, model_shape
+from ds_train.phases import pptrain, pretrain
+from ds_train.ranks.world import World
+from ds_train.run.assembly import Prepared, fresh_state
+from ds_train.run.summary import is_half, rank_memory
+from ds_train.training.phase import Cadence, PhaseSetup
 
 PHASES: dict[str, ModuleType] = {"pptrain": pptrain, "pretrain": pretrain}
 

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
-from data_tools.errors import UserError
+from data_tools.base.errors import UserError
 from data_tools.fetch_assets import GPT_NEOX_TOKENIZER, cached_file
 from tests.ds_train import tiny
 

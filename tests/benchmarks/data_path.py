@@ -19,13 +19,13 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from data_tools.errors import run_command
-from data_tools.generator import Example, ExampleSource
-from data_tools.readers import Reader
-from data_tools.samplers import Cursor, Sampler, Source
-from ds_train.pptrain import prepare
-from ds_train.ranks import World
-from ds_train.stream import RankBatch, RankBatchBuilder
+from data_tools.base.errors import run_command
+from data_tools.samples.readers import Reader
+from data_tools.samples.samplers import Cursor, Sampler, Source
+from data_tools.search.generator import Example, ExampleSource
+from ds_train.phases.pptrain import prepare
+from ds_train.ranks.world import World
+from ds_train.step.stream import RankBatch, RankBatchBuilder
 from tests.benchmarks.measure import build_splits, parser, print_table, scratch_directory
 
 MICRO_BATCH, GRAD_ACCUM = 2, 16

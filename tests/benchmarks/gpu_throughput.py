@@ -11,9 +11,9 @@ the input embedding) + 6 × layers × hidden × seq_len; the last term is the ca
 
 import torch
 
-from data_tools.errors import UserError, run_command
-from ds_train.flops import peak_flops, training_flops
-from ds_train.model import load_model_config
+from data_tools.base.errors import UserError, run_command
+from ds_train.model.causal_lm import load_model_config
+from ds_train.model.footprint import peak_flops, training_flops
 from tests.benchmarks.measure import (
     Comparison,
     build_pack,

@@ -16,11 +16,11 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import GPTNeoXConfig
 
-from data_tools.errors import run_command
-from data_tools.readers import c4_document
-from ds_train.documents import pack
-from ds_train.losses import PackedLM
-from ds_train.model import build_model
+from data_tools.base.errors import run_command
+from data_tools.samples.readers import c4_document
+from ds_train.model.causal_lm import build_model
+from ds_train.step.losses import PackedLM
+from ds_train.step.micro_batch import pack
 from tests.benchmarks.measure import (
     build_splits,
     parser,

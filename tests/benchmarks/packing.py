@@ -26,8 +26,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from data_tools import fetch_assets
-from data_tools.errors import UserError, run_command
-from data_tools.text_source import FileSource, shuffled_documents
+from data_tools.base.errors import UserError, run_command
+from data_tools.corpus.text_source import FileSource, shuffled_documents
 from tests.benchmarks.measure import (
     REPOSITORY,
     parser,

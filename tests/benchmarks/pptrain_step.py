@@ -7,7 +7,7 @@ Ours is the trainer through its command line, loader worker included. Useful tok
 Medians over the steps after the second. Flags that this benchmark does not know go to our trainer.
 """
 
-from data_tools.errors import run_command
+from data_tools.base.errors import run_command
 from tests.benchmarks.measure import build_splits, compare_phase, parser, print_comparison, scratch_directory
 
 

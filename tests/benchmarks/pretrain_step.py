@@ -8,7 +8,7 @@ The documents are film reviews. The reference pads each example of a synthetic b
 that this benchmark does not know go to our trainer.
 """
 
-from data_tools.errors import run_command
+from data_tools.base.errors import run_command
 from tests.benchmarks.measure import (
     build_pack,
     build_splits,

@@ -23,16 +23,16 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerFast
 
-from data_tools.errors import run_command
-from data_tools.generator import Example, ExampleSource
-from data_tools.mixin_table import load_mixin_table
-from data_tools.samplers import CurriculumSampler, Cursor, MixinShare, MixtureSampler, Sampler, Source
-from data_tools.shards import PackedBlocks
-from data_tools.splits import SplitRows, Splits, find_data_dir, prompt_digest, split_file_name
-from data_tools.tokenizer import load_tokenizer
-from ds_train.ds_config import default_json
-from ds_train.model import build_model, load_model_config
-from ds_train.schedule import Schedule, schedule_from_block
+from data_tools.base.errors import run_command
+from data_tools.corpus.shards import PackedBlocks
+from data_tools.corpus.tokenizer import load_tokenizer
+from data_tools.samples.mixin_table import load_mixin_table
+from data_tools.samples.samplers import CurriculumSampler, Cursor, MixinShare, MixtureSampler, Sampler, Source
+from data_tools.search.generator import Example, ExampleSource
+from data_tools.search.splits import SplitRows, Splits, find_data_dir, prompt_digest, split_file_name
+from ds_train.config.deepspeed_json import default_json
+from ds_train.config.schedule import Schedule, schedule_from_block
+from ds_train.model.causal_lm import build_model, load_model_config
 from tests.benchmarks.measure import Row, peak_memory_bytes
 
 IGNORED = -1  # label of padding; its weight is 0

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from data_tools.errors import run_command
-from data_tools.samplers import CurriculumSampler, Cursor, MixinShare, MixtureSampler, Sampler
-from ds_train.layout import Layout
+from data_tools.base.errors import run_command
+from data_tools.samples.samplers import CurriculumSampler, Cursor, MixinShare, MixtureSampler, Sampler
+from ds_train.config.layout import Layout
 from tests.benchmarks.measure import parser, print_table, seconds_each
 
 LAYOUT = Layout(world_size=1024, micro_batch=2, grad_accum=4)

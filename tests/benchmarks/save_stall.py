@@ -24,8 +24,9 @@ from unittest import mock
 
 import torch
 
-from ds_train import checkpoint, pretrain
-from ds_train.manifest import FileEntry, file_entry
+from ds_train.checkpoints import save as checkpoint
+from ds_train.checkpoints.manifest import FileEntry, file_entry
+from ds_train.phases import pretrain
 from tests.benchmarks.measure import build_pack, build_splits, scratch_directory
 from tests.ds_train.launching import REPOSITORY, environment
 

@@ -6,7 +6,7 @@ python -m tests.benchmarks.splits
 import tempfile
 import time
 
-from data_tools.errors import run_command
+from data_tools.base.errors import run_command
 from tests.benchmarks.measure import parser, print_table, rounds_table, run_python
 
 DEFAULT_SIZES = {"eval": 2_000, "test": 5_000, "mixin": 50_000}

@@ -13,7 +13,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from data_tools.errors import run_command
+from data_tools.base.errors import run_command
 from tests.benchmarks.measure import parser, print_table, rounds_table
 from tests.ds_train import tiny
 from tests.ds_train.launching import launch, read_log

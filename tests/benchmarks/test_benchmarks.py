@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.errors import UserError
+from data_tools.base.errors import UserError
 from tests.benchmarks import sampler_plan
 from tests.benchmarks.measure import Row, compare_rows, run_reference
 from tests.ds_train import tiny

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.build_pretrain import main
-from data_tools.text_source import FileSource, shuffled_documents
-from data_tools.tokenizer import TextTokenizer
+from data_tools.corpus.text_source import FileSource, shuffled_documents
+from data_tools.corpus.tokenizer import TextTokenizer
 from data_tools.train_tokenizer import train_bpe
 
 SEQ_LEN = 32

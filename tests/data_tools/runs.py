@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_tools.run_logs import RunLogs
+from data_tools.runs.logs import RunLogs
 
 Row = dict[str, Any]
 

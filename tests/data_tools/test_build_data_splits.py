@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from data_tools import build_data_splits
-from data_tools.errors import UserError
-from data_tools.generator import BUILTIN_VERSION, ExampleSource
-from data_tools.splits import SPLIT_NAMES, Splits, find_data_dir
+from data_tools.base.errors import UserError
+from data_tools.search.generator import BUILTIN_VERSION, ExampleSource
+from data_tools.search.splits import SPLIT_NAMES, Splits, find_data_dir
 
 TESTS = Path(__file__).resolve().parents[1]
 REPOSITORY = TESTS.parent

@@ -13,13 +13,13 @@ import packing
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from data_tools.base.errors import UserError
 from data_tools.build_pretrain import main
-from data_tools.errors import UserError
-from data_tools.pack_progress import locked
-from data_tools.shards import PackedBlocks
-from data_tools.text_source import FileSource, shuffled_documents
-from data_tools.token_stream import TokenCursor, TokenStream
-from data_tools.tokenizer import TextTokenizer, load_tokenizer
+from data_tools.corpus.pack_progress import locked
+from data_tools.corpus.shards import PackedBlocks
+from data_tools.corpus.text_source import FileSource, shuffled_documents
+from data_tools.corpus.token_stream import TokenCursor, TokenStream
+from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.command_line import CommandParser, HelpFormatter, positive
-from data_tools.errors import UserError, explained, run_command
-from data_tools.suggestions import did_you_mean
-from ds_train import pptrain
-from ds_train.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags
+from data_tools.base.command_line import CommandParser, HelpFormatter, did_you_mean, positive
+from data_tools.base.errors import UserError, explained, run_command
+from ds_train.config.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags
+from ds_train.phases import pptrain
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = """data_tools.build_data_splits data_tools.build_pretrain data_tools.fetch_assets data_tools.inspect_command
+COMMANDS = """data_tools.build_data_splits data_tools.build_pretrain data_tools.fetch_assets data_tools.inspect.__main__
     data_tools.summarize_run data_tools.train_tokenizer ds_train.audit ds_train.evaluate ds_train.export
     ds_train.preflight""".split()
 
@@ -60,7 +59,7 @@ def test_a_fault_of_the_program_is_not_hidden() -> None:
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
-    code = "from data_tools.errors import run_command\nrun_command(lambda: [print(n) for n in range(10**6)] and 0)"
+    code = "from data_tools.base.errors import run_command\nrun_command(lambda: [print(n) for n in range(10**6)] and 0)"
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -5,10 +5,10 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from data_tools.drawing import as_dot, draw_problem, explain_lookahead
-from data_tools.generator import ExampleSource
-from data_tools.nl_text import ParsedPrompt, parse_prompt
-from data_tools.terminal import Terminal
+from data_tools.inspect.drawing import as_dot, draw_problem, explain_lookahead
+from data_tools.inspect.terminal import Terminal
+from data_tools.search.generator import ExampleSource
+from data_tools.search.prompts import ParsedPrompt, parse_prompt
 
 WIDE = Terminal(100_000, False)
 CONNECTOR = re.compile(r"(?P<margin>[ │]*)(?P<branch>[├└](?P<arrow>[⇒→]) )?(?P<names>.*)")

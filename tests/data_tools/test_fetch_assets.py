@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from data_tools import fetch_assets
-from data_tools.errors import UserError
+from data_tools.base.errors import UserError
 from data_tools.fetch_assets import PackagedFile, cached_file
 
 REVIEWS = [("<br /><br />Good.<br />Very good. ", "imdb"), ("A rotten one", "rotten"), ("Bad, “so” bad.", "imdb"),

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools import generator
-from data_tools.errors import UserError
-from data_tools.generator import BUILTIN_VERSION, ExampleSource, SearchGenerator, generate_example
-from data_tools.nl_text import parse_prompt
+from data_tools.base.errors import UserError
+from data_tools.search import generator
+from data_tools.search.generator import BUILTIN_VERSION, ExampleSource, SearchGenerator, generate_example
+from data_tools.search.prompts import parse_prompt
 
 TESTS = Path(__file__).resolve().parents[1]
 SIZES = {"max_input_size": 65, "max_lookahead": 8}

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools.errors import UserError
-from data_tools.graphs import _attach, reachable, sample_search_graph, search_budget, step_lookahead
-from data_tools.rng import CounterStream
+from data_tools.base.errors import UserError
+from data_tools.base.rng import CounterStream
+from data_tools.search.graphs import _attach, reachable, sample_search_graph, search_budget, step_lookahead
 
 derandomized = settings(derandomize=True, deadline=None, database=None, max_examples=300)
 

@@ -10,23 +10,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools import build_data_splits, inspect_command
-from data_tools.errors import UserError
-from data_tools.files import sha256_of_file
-from data_tools.inspect_lengths import spread_stages
-from data_tools.inspect_samples import DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKAHEAD
-from data_tools.readers import c4_document, training_source
-from data_tools.run_settings import DEFAULT_TOKENIZER
-from data_tools.samplers import Cursor, Source
-from data_tools.shards import PackedBlocks
-from data_tools.splits import Splits, find_data_dir, row_line
-from data_tools.token_documents import Document, encode_examples, example_documents
-from data_tools.tokenizer import load_tokenizer
-from ds_train import inputs, pptrain, pretrain
-from ds_train.ds_config import default_json
-from ds_train.evaluation import heldout_examples
-from ds_train.flags import DataFlags, ModelFlags, RunFlags
-from ds_train.ranks import World
+from data_tools import build_data_splits
+from data_tools.base.errors import UserError
+from data_tools.base.files import sha256_of_file
+from data_tools.corpus.shards import PackedBlocks
+from data_tools.corpus.tokenizer import load_tokenizer
+from data_tools.inspect import __main__ as inspect_command
+from data_tools.inspect.lengths import spread_stages
+from data_tools.inspect.samples import DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKAHEAD
+from data_tools.runs.settings import DEFAULT_TOKENIZER
+from data_tools.samples.documents import Document, encode_examples, example_documents
+from data_tools.samples.readers import c4_document, training_source
+from data_tools.samples.samplers import Cursor, Source
+from data_tools.search.splits import Splits, find_data_dir, row_line
+from ds_train.config.deepspeed_json import default_json
+from ds_train.config.flags import DataFlags, ModelFlags, RunFlags
+from ds_train.phases import pptrain, pretrain
+from ds_train.phases.evaluation import heldout_examples
+from ds_train.ranks.world import World
+from ds_train.run import inputs
 from tests.ds_train import tiny
 from tests.ds_train.helpers import tiny_tokenizer
 

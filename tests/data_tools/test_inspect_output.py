@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools import inspect_command
-from data_tools.terminal import Cell, Terminal, num_columns, visible
-from data_tools.token_documents import Document, encode_examples, example_documents
-from data_tools.token_view import View
+from data_tools.inspect import __main__ as inspect_command
+from data_tools.inspect.terminal import Cell, Terminal, num_columns, visible
+from data_tools.inspect.token_view import View
+from data_tools.samples.documents import Document, encode_examples, example_documents
 from tests.ds_train.helpers import tiny_tokenizer
 
 REPOSITORY = Path(__file__).parents[2]

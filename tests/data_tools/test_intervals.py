@@ -4,7 +4,7 @@ from math import sqrt
 
 import pytest
 
-from data_tools.intervals import wilson_interval
+from data_tools.runs.intervals import wilson_interval
 
 
 @pytest.mark.parametrize(

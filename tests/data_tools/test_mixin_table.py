@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from data_tools import mixin_table
-from data_tools.errors import UserError
-from data_tools.mixin_table import MixinTable, load_mixin_table, pack_table
-from data_tools.token_documents import encode_examples, example_documents
-from data_tools.tokenizer import TextTokenizer
+from data_tools.base.errors import UserError
+from data_tools.corpus.tokenizer import TextTokenizer
+from data_tools.samples import mixin_table
+from data_tools.samples.documents import encode_examples, example_documents
+from data_tools.samples.mixin_table import MixinTable, load_mixin_table, pack_table
 from tests.ds_train.helpers import tiny_tokenizer
 
 

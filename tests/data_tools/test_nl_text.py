@@ -6,8 +6,9 @@ from collections import Counter
 
 import pytest
 
-from data_tools.errors import UserError
-from data_tools.nl_text import (
+from data_tools.base.errors import UserError
+from data_tools.base.rng import CounterStream
+from data_tools.search.prompts import (
     FIRST_NAMES,
     SENTENCE_FORMS,
     SYLLABLE_SHAPES,
@@ -15,7 +16,6 @@ from data_tools.nl_text import (
     parse_prompt,
     render_prompt,
 )
-from data_tools.rng import CounterStream
 
 DOCUMENTED = (
     "Suppose we have the following facts: If someone is mtemfa, then they are unxre. Everyone that is unxre is agseyo. "

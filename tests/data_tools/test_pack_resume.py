@@ -12,10 +12,10 @@ import packing
 import pytest
 
 from data_tools import build_pretrain
-from data_tools.errors import UserError
-from data_tools.shards import PackedBlocks
-from data_tools.text_source import FileSource, shuffled_documents
-from data_tools.tokenizer import TextTokenizer
+from data_tools.base.errors import UserError
+from data_tools.corpus.shards import PackedBlocks
+from data_tools.corpus.text_source import FileSource, shuffled_documents
+from data_tools.corpus.tokenizer import TextTokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -23,7 +23,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 KILLED_PACK = """
 import os, signal, sys
 from pathlib import Path
-from data_tools import build_pretrain, token_stream
+from data_tools import build_pretrain
+from data_tools.corpus import token_stream
 
 what, when, countdown, *arguments = sys.argv[1:]
 owner, name = {"rename": (Path, "replace"), "read": (token_stream.TokenStream, "read")}[what]
@@ -163,7 +164,7 @@ def test_source_that_fails_midway_keeps_the_finished_shards(
         raise UserError("the network is gone")
 
     monkeypatch.setattr(build_pretrain, "shuffled_documents", breaking)
-    monkeypatch.setattr("data_tools.token_stream._BATCH_CHARACTERS", 400)
+    monkeypatch.setattr("data_tools.corpus.token_stream._BATCH_CHARACTERS", 400)
     with pytest.raises(UserError, match="the network is gone"):
         packing.pack(root, pack_dir=pack)
     assert (pack / "shard_00000.bin").exists() and not list(pack.glob("*.partial"))
@@ -175,7 +176,8 @@ def test_source_that_fails_midway_keeps_the_finished_shards(
 # Packs with batches so small that there are many, and tells once of the processes that tokenize them.
 TELLING_PACK = """
 import multiprocessing, sys
-from data_tools import build_pretrain, token_stream
+from data_tools import build_pretrain
+from data_tools.corpus import token_stream
 
 token_stream._BATCH_CHARACTERS = 100
 read = token_stream.TokenStream.read

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from data_tools.panels import PANELS
-from data_tools.pictures import COLOURS, as_png, draw, draw_lookahead, running_mean, thinned
+from data_tools.runs.panels import PANELS
+from data_tools.runs.pictures import COLOURS, as_png, draw, draw_lookahead, running_mean, thinned
 from tests.data_tools.runs import pptrain_rows, pretrain_rows, read_run, report, stage_rows
 
 PANEL = {panel.name: panel for panel in PANELS}

@@ -7,9 +7,9 @@ import re
 import pytest
 
 from data_tools import plot_run
-from data_tools.errors import UserError
-from data_tools.pictures import COLOURS
-from data_tools.run_logs import AXES
+from data_tools.base.errors import UserError
+from data_tools.runs.logs import AXES
+from data_tools.runs.pictures import COLOURS
 from tests.data_tools.runs import pptrain_rows, pretrain_rows, report, stage_rows, write_run
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.errors import UserError
-from data_tools.run_logs import RunLogs, checkpoint_name, distinct_names, read_evaluation, read_logs
-from data_tools.run_settings import differing, read_settings
+from data_tools.base.errors import UserError
+from data_tools.runs.logs import RunLogs, checkpoint_name, distinct_names, read_evaluation, read_logs
+from data_tools.runs.settings import differing, read_settings
 from tests.data_tools.runs import pptrain_rows, pretrain_rows, read_run, report, stage_rows, write_run
 
 
@@ -194,5 +194,5 @@ def test_a_run_without_a_run_file_has_no_settings(tmp_path):
 
 
 def test_logs_are_read_without_matplotlib_or_torch():
-    code = "import data_tools.run_logs, sys; sys.exit(bool({'matplotlib', 'torch'} & set(sys.modules)))"
+    code = "import data_tools.runs.logs, sys; sys.exit(bool({'matplotlib', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_tools.samplers import (
+from data_tools.samples.samplers import (
     CurriculumSampler,
     Cursor,
     GlobalBatchPlan,
@@ -17,7 +17,7 @@ from data_tools.samplers import (
     block_probability,
     c4_blocks_needed,
 )
-from ds_train.layout import Layout
+from ds_train.config.layout import Layout
 
 GLOBAL_BATCH = 3072  # divided by 1, 2, 3, 8, 64 and 1,024
 LAYOUTS = [

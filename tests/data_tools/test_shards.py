@@ -11,8 +11,8 @@ import numpy as np
 import packing
 import pytest
 
-from data_tools.errors import UserError
-from data_tools.shards import PackedBlocks, token_dtype
+from data_tools.base.errors import UserError
+from data_tools.corpus.shards import PackedBlocks, token_dtype
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from data_tools.errors import UserError
-from data_tools.generator import ExampleSource
-from data_tools.splits import (
+from data_tools.base.errors import UserError
+from data_tools.search.generator import ExampleSource
+from data_tools.search.splits import (
     ROW_KEYS,
     SPLIT_NAMES,
     SplitFile,

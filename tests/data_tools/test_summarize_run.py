@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from data_tools import summarize_run
-from data_tools.errors import UserError
+from data_tools.base.errors import UserError
 
 PPTRAIN_TRAIN = [
     {"step": 10, "loss": 7.0, "curr_acc": 0.1, "stage": 1, "alpha": 0.125, "tokens": 1000, "tokens_per_second": 500},

@@ -13,9 +13,9 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from data_tools import text_source
-from data_tools.errors import UserError
-from data_tools.text_source import FileSource, HubSource, buffer_shuffle, shuffled_documents
+from data_tools.base.errors import UserError
+from data_tools.corpus import text_source
+from data_tools.corpus.text_source import FileSource, HubSource, buffer_shuffle, shuffled_documents
 
 DOCUMENTS = ["first\nof two lines", "zweites – mit Umlaut ü", "separators \u2028 and \x85 stay", "{not json}", "last"]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.generator import ExampleSource
-from data_tools.tokenizer import load_tokenizer
+from data_tools.corpus.tokenizer import load_tokenizer
+from data_tools.search.generator import ExampleSource
 
 SAMPLES = 400
 

@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from data_tools.errors import UserError
-from data_tools.tokenizer import TextTokenizer, load_tokenizer
+from data_tools.base.errors import UserError
+from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 
 TEXTS = ["", "abc def", " naïve 漢字 \n\t 😀", "7 " * 500, "<|endoftext|> in the text"]
 

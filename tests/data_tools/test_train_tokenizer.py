@@ -9,8 +9,8 @@ from pathlib import Path
 import packing
 import pytest
 
-from data_tools.errors import UserError
-from data_tools.tokenizer import load_tokenizer
+from data_tools.base.errors import UserError
+from data_tools.corpus.tokenizer import load_tokenizer
 from data_tools.train_tokenizer import main, train_bpe
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -8,9 +8,9 @@ import packing
 import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from data_tools.generator import ExampleSource
-from data_tools.tokenizer import TextTokenizer, load_tokenizer
-from data_tools.word_tokens import WordTokens
+from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
+from data_tools.samples.word_tokens import WordTokens
+from data_tools.search.generator import ExampleSource
 
 EOS = "<|endoftext|>"
 SOURCE = ExampleSource(max_input_size=192, max_lookahead=32, seed=5, purpose="test")
@@ -113,7 +113,7 @@ def test_gpt_neox(gpt_neox_tokenizer_path: Path) -> None:
 
 
 def test_words_are_forgotten_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_tools.word_tokens._MAX_KNOWN", 50)
+    monkeypatch.setattr("data_tools.samples.word_tokens._MAX_KNOWN", 50)
     packing.save_small_tokenizer(tmp_path)
     tokenizer = load_tokenizer(str(tmp_path))
     words = WordTokens(tokenizer)

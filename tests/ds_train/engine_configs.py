@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ds_train.ds_config import EngineConfig, resolve_engine_config
-from ds_train.flags import OverrideFlags
-from ds_train.problems import Problems
+from data_tools.base.errors import Problems
+from ds_train.config.deepspeed_json import EngineConfig, resolve_engine_config
+from ds_train.config.flags import OverrideFlags
 
 BASE: dict[str, Any] = {
     "train_batch_size": 32,

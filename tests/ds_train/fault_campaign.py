@@ -21,9 +21,9 @@ from typing import Any
 import deepspeed  # noqa: F401  imported before the forks
 import torch
 
-from data_tools.rng import CounterStream
-from ds_train import pptrain, pretrain
-from ds_train.manifest import choose_checkpoint, defect_of, step_directories
+from data_tools.base.rng import CounterStream
+from ds_train.checkpoints.manifest import choose_checkpoint, defect_of, step_directories
+from ds_train.phases import pptrain, pretrain
 from tests.ds_train import tiny
 from tests.ds_train.launching import read_log
 

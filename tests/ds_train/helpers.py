@@ -7,9 +7,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig
 
-from data_tools.token_documents import EncodedExample
-from data_tools.tokenizer import TextTokenizer
-from ds_train.documents import MicroBatch
+from data_tools.corpus.tokenizer import TextTokenizer
+from data_tools.samples.documents import EncodedExample
+from ds_train.step.micro_batch import MicroBatch
 
 ARCHITECTURES = ("gpt_neox", "llama", "gpt2")
 VOCAB_SIZE = 64

@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_tools.errors import UserError
-from ds_train import pptrain, pretrain
-from ds_train.distributed import run_entry
-from ds_train.ranks import world_from_env
+from data_tools.base.errors import UserError
+from ds_train.phases import pptrain, pretrain
+from ds_train.ranks.entry import run_entry
+from ds_train.ranks.world import world_from_env
 
 MAINS = {"pptrain": pptrain.main, "pretrain": pretrain.main}
 

@@ -19,10 +19,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from data_tools.errors import UserError
-from ds_train import background_save, checkpoint, loop, pptrain, preemption
-from ds_train.distributed import run_entry
-from ds_train.ranks import World, world_from_env
+from data_tools.base.errors import UserError
+from ds_train.checkpoints import background as background_save
+from ds_train.checkpoints import save as checkpoint
+from ds_train.phases import pptrain
+from ds_train.ranks import signals as preemption
+from ds_train.ranks.entry import run_entry
+from ds_train.ranks.world import World, world_from_env
+from ds_train.training import loop
 
 HELD = 3  # step of the checkpoint that is held back
 TIMEOUT_S = 60

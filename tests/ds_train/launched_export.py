@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_tools.readers import c4_document
-from ds_train import assembly, evaluate, pptrain, pretrain
-from ds_train.distributed import run_entry
-from ds_train.documents import pack
-from ds_train.loop import Run, train
+from data_tools.samples.readers import c4_document
+from ds_train import evaluate
+from ds_train.phases import pptrain, pretrain
+from ds_train.ranks.entry import run_entry
+from ds_train.run import assembly
+from ds_train.step.micro_batch import pack
+from ds_train.training.loop import Run, train
 
 COMMANDS = {"pptrain": pptrain.main, "pretrain": pretrain.main, "evaluate": evaluate.main}
 IDS = np.arange(1, 41) % 23  # (40,) a document; the logits are those after each but its last token

@@ -22,13 +22,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import GPTNeoXConfig
 
-from data_tools.token_documents import Document
-from ds_train.distributed import init_distributed, run_entry
-from ds_train.documents import pack
-from ds_train.engine import build_engine
-from ds_train.losses import PackedLM
-from ds_train.model import build_model
-from ds_train.ranks import world_from_env
+from data_tools.samples.documents import Document
+from ds_train.model.causal_lm import build_model
+from ds_train.ranks.collectives import init_distributed
+from ds_train.ranks.entry import run_entry
+from ds_train.ranks.world import world_from_env
+from ds_train.step.engine import build_engine
+from ds_train.step.losses import PackedLM
+from ds_train.step.micro_batch import pack
 from tests.ds_train.engine_configs import resolve
 
 GRAD_ACCUM = 2

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import torch
 
-from data_tools.errors import UserError
-from data_tools.files import write_json
-from ds_train import engine, loop
-from ds_train.distributed import gather_objects, run_entry
-from ds_train.ranks import world_from_env
+from data_tools.base.errors import UserError
+from data_tools.base.files import write_json
+from ds_train.ranks.collectives import gather_objects
+from ds_train.ranks.entry import run_entry
+from ds_train.ranks.world import world_from_env
+from ds_train.step import engine
+from ds_train.training import loop
 from tests.ds_train.launched import MAINS
 from tests.ds_train.test_resume import _tensors
 

@@ -18,9 +18,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from ds_train import assembly, checkpoint, evaluation, loop, preemption, stream
-from ds_train.distributed import run_entry
-from ds_train.ranks import world_from_env
+from ds_train.checkpoints import save as checkpoint
+from ds_train.phases import evaluation
+from ds_train.ranks import signals as preemption
+from ds_train.ranks.entry import run_entry
+from ds_train.ranks.world import world_from_env
+from ds_train.run import assembly
+from ds_train.step import stream
+from ds_train.training import loop
 from tests.ds_train.launched import MAINS
 
 # State → what is about to be called, and the how manieth call of it in this process' run counts.

@@ -19,23 +19,23 @@ MAX_FUNCTION_LINES = 60
 
 # Everything else reaches DeepSpeed through these, for the reason given.
 DEEPSPEED_USERS = {
-    "ds_train.checkpoint",
-    "ds_train.config_checks",  # its own models of the JSON's blocks
-    "ds_train.distributed",  # process group
-    "ds_train.engine",  # initialize
-    "ds_train.fingerprints",  # its version, for the checkpoint
-    "ds_train.losses",  # cross-entropy kernel
-    "ds_train.weights",  # gathers ZeRO-3 shards
+    "ds_train.checkpoints.save",
+    "ds_train.config.json_checks",  # its own models of the JSON's blocks
+    "ds_train.ranks.collectives",  # process group
+    "ds_train.step.engine",  # initialize
+    "ds_train.run.fingerprints",  # its version, for the checkpoint
+    "ds_train.step.losses",  # cross-entropy kernel
+    "ds_train.checkpoints.weights",  # gathers ZeRO-3 shards
 }
 # Pure in numbers: usable, and tested, without torch, files or processes.
-PURE = {"data_tools.rng", "data_tools.samplers", "ds_train.curriculum", "ds_train.layout", "ds_train.problems",
-        "ds_train.schedule"}  # fmt: skip
+PURE = {"data_tools.base.rng", "data_tools.samples.samplers", "ds_train.phases.curriculum", "ds_train.config.layout", "data_tools.base.errors",
+        "ds_train.config.schedule"}  # fmt: skip
 ENTRY_POINTS = {"ds_train.pptrain", "ds_train.pretrain", "ds_train.evaluate", "ds_train.export", "ds_train.audit",
-                "ds_train.preflight", "ds_train.experiment"}  # fmt: skip
+                "ds_train.preflight", "ds_train.experiment.plan"}  # fmt: skip
 # They ask the trainers themselves what they would refuse.
 ENTRY_POINT_USERS = {
     "ds_train.preflight": {"ds_train.pptrain", "ds_train.pretrain"},
-    "ds_train.experiment": {"ds_train.pptrain", "ds_train.pretrain", "ds_train.evaluate"},
+    "ds_train.experiment.plan": {"ds_train.pptrain", "ds_train.pretrain", "ds_train.evaluate"},
 }
 
 
@@ -69,8 +69,8 @@ def reachable(module: str) -> set[str]:
 
 
 def test_modules_are_found():
-    assert {"data_tools.rng", "ds_train.loop", "data_tools.samplers"} <= set(MODULES)
-    assert OWN_IMPORTS["ds_train.loop"] >= {"ds_train.engine", "ds_train.state"}
+    assert {"data_tools.base.rng", "ds_train.training.loop", "data_tools.samples.samplers"} <= set(MODULES)
+    assert OWN_IMPORTS["ds_train.training.loop"] >= {"ds_train.step.engine", "ds_train.checkpoints.state"}
 
 
 def test_data_tools_never_import_training_code():
@@ -86,13 +86,18 @@ def test_deepspeed_is_imported_where_it_is_listed():
 @pytest.mark.parametrize("module", sorted(PURE))
 def test_pure_modules_stay_pure(module):
     outside = {"torch", "transformers", "deepspeed", "pathlib", "os", "multiprocessing"}
-    for name in {module, *reachable(module)} - {"data_tools.errors"}:
+    for name in {module, *reachable(module)} - {"data_tools.base.errors"}:
         assert not packages_of(name) & outside, name
 
 
 def test_micro_batches_know_nothing_of_engines_or_ranks():
-    outside = {"ds_train.engine", "ds_train.distributed", "ds_train.loop", "ds_train.checkpoint"}
-    assert not reachable("ds_train.documents") & outside
+    outside = {
+        "ds_train.step.engine",
+        "ds_train.ranks.collectives",
+        "ds_train.training.loop",
+        "ds_train.checkpoints.save",
+    }
+    assert not reachable("ds_train.step.micro_batch") & outside
 
 
 def test_entry_points_are_imported_by_nobody_but_who_asks_them():
@@ -108,9 +113,9 @@ def test_one_place_builds_the_engine_and_one_saves_it():
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in calls:
                 calls[node.func.attr].add(module)
     assert calls == {
-        "initialize": {"ds_train.engine"},
-        "save_checkpoint": {"ds_train.checkpoint"},
-        "load_checkpoint": {"ds_train.checkpoint"},
+        "initialize": {"ds_train.step.engine"},
+        "save_checkpoint": {"ds_train.checkpoints.save"},
+        "load_checkpoint": {"ds_train.checkpoints.save"},
     }
 
 
@@ -137,7 +142,7 @@ def test_functions_are_short(package):
 
 
 def test_no_global_random_generators():
-    """Draws come from data_tools.rng; the global generators are only saved, restored and seeded around models."""
+    """Draws come from data_tools.base.rng; the global generators are only saved, restored and seeded around models."""
     allowed = {"getstate", "setstate", "get_rng_state", "set_rng_state", "fork_rng", "manual_seed", "seed", "Philox"}
     found = []
     for module, tree in MODULES.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data_tools.errors import UserError
+from data_tools.base.errors import UserError
 from ds_train import audit
 from tests.ds_train.launching import REPOSITORY
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from ds_train import background_save
-from ds_train.background_save import Snapshots, available_host_bytes, write_file
-from ds_train.checkpoint import read_state
-from ds_train.manifest import defect_of, file_entry, step_directories
+from ds_train.checkpoints import background as background_save
+from ds_train.checkpoints.background import Snapshots, available_host_bytes, write_file
+from ds_train.checkpoints.manifest import defect_of, file_entry, step_directories
+from ds_train.checkpoints.save import read_state
 from tests.ds_train import tiny
 from tests.ds_train.launched_background import HELD
 from tests.ds_train.launching import launch, read_log

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from data_tools.errors import UserError
-from ds_train import pptrain, pretrain
-from ds_train.flags import ModelFlags, RunFlags, parse_flags
+from data_tools.base.errors import UserError
+from ds_train.config.flags import ModelFlags, RunFlags, parse_flags
+from ds_train.phases import pptrain, pretrain
 from tests.ds_train import tiny
 from tests.ds_train.launching import launch
 

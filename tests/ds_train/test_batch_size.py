@@ -3,8 +3,8 @@
 import pytest
 from engine_configs import BASE, batch, changed, resolve
 
-from data_tools.errors import UserError
-from ds_train.layout import Layout
+from data_tools.base.errors import UserError
+from ds_train.config.layout import Layout
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 8])

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from data_tools.errors import UserError
-from ds_train.curriculum import Curriculum
-from ds_train.evaluation import HeldOut
-from ds_train.pptrain import PPTrain
-from ds_train.ranks import World
-from ds_train.state import TrainState
+from data_tools.base.errors import UserError
+from ds_train.checkpoints.state import TrainState
+from ds_train.phases.curriculum import Curriculum
+from ds_train.phases.evaluation import HeldOut
+from ds_train.phases.pptrain import PPTrain
+from ds_train.ranks.world import World
 
 
 def window_with(num_right: int, size: int) -> list[int]:

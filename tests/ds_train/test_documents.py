@@ -9,13 +9,12 @@ import pytest
 import torch
 from helpers import assert_same_micro_batch, encoded, random_example, random_ids, tiny_tokenizer
 
-from data_tools.readers import Overflow, Sample, c4_document
-from data_tools.samplers import Cursor, MixinShare, MixtureSampler, Source
-from data_tools.token_documents import Document, encode_examples, example_documents, target_weights
-from ds_train.documents import pack
-from ds_train.layout import Layout
-from ds_train.losses import C4, SYNTHETIC
-from ds_train.stream import RankBatchBuilder
+from data_tools.samples.documents import Document, encode_examples, example_documents, target_weights
+from data_tools.samples.readers import Overflow, Sample, c4_document
+from data_tools.samples.samplers import Cursor, MixinShare, MixtureSampler, Source
+from ds_train.config.layout import Layout
+from ds_train.step.micro_batch import C4, SYNTHETIC, pack
+from ds_train.step.stream import RankBatchBuilder
 
 EXAMPLE = encoded(prompt=[5, 6, 7, 8], answers=[[9, 0], [10, 11, 12, 0], [13, 0]])
 

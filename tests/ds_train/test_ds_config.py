@@ -8,8 +8,8 @@ import deepspeed
 import pytest
 from engine_configs import BASE, GONE, batch, changed, resolve, resolve_file
 
-from data_tools.errors import UserError
-from ds_train.config_checks import KNOWN_KEYS
+from data_tools.base.errors import UserError
+from ds_train.config.json_checks import KNOWN_KEYS
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from ds_train.elastic import _change, adapted_state
-from ds_train.state import TrainState
+from ds_train.checkpoints.resume import _change, adapted_state
+from ds_train.checkpoints.state import TrainState
 from tests.ds_train import tiny
 from tests.ds_train.launching import launch, read_log, run_all
 

@@ -13,18 +13,18 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 
-from data_tools.samplers import CurriculumSampler, Cursor, Source
-from ds_train.distributed import init_distributed
-from ds_train.documents import MicroBatch
-from ds_train.ds_config import default_json
-from ds_train.engine import Engine, build_engine, set_learning_rate, train_step
-from ds_train.full_state import fresh_engine
-from ds_train.layout import Layout
-from ds_train.losses import PackedLM
-from ds_train.model import build_model
-from ds_train.nonfinite import NonFinite
-from ds_train.ranks import World
-from ds_train.stream import RankBatchBuilder
+from data_tools.samples.samplers import CurriculumSampler, Cursor, Source
+from ds_train.checkpoints.full_state import fresh_engine
+from ds_train.config.deepspeed_json import default_json
+from ds_train.config.layout import Layout
+from ds_train.model.causal_lm import build_model
+from ds_train.ranks.collectives import init_distributed
+from ds_train.ranks.world import World
+from ds_train.step.engine import Engine, build_engine, set_learning_rate, train_step
+from ds_train.step.losses import PackedLM
+from ds_train.step.micro_batch import MicroBatch
+from ds_train.step.nonfinite import NonFinite
+from ds_train.step.stream import RankBatchBuilder
 from tests.ds_train.helpers import tiny_config
 from tests.ds_train.test_stream import _reader
 

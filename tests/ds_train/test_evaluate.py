@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.errors import UserError
-from data_tools.intervals import wilson_interval
+from data_tools.base.errors import UserError
+from data_tools.runs.intervals import wilson_interval
 from ds_train import evaluate
-from ds_train.evaluation import HeldOut, HeldOutResult
+from ds_train.phases.evaluation import HeldOut, HeldOutResult
 
 LOOKAHEAD = np.array([0, 2, 0, 2, 2, 5])
 RESULT = HeldOutResult(1.5, np.array([1, 1, 1, 0, 0, 0], bool), np.array([1, 0, 1, 0, 0, 0], bool))

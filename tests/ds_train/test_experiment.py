@@ -9,14 +9,16 @@ import pytest
 import yaml
 
 from data_tools import build_data_splits, build_pretrain
-from data_tools.errors import UserError
-from data_tools.intervals import wilson_interval
-from ds_train import conditions, evaluate, experiment
-from ds_train.conditions import CONDITIONS, PPTRAIN, evaluation_file, result_table
-from ds_train.experiment import Experiment
-from ds_train.flags import parse_flags
-from ds_train.state import TrainState
-from ds_train.steps import Step
+from data_tools.base.errors import UserError
+from data_tools.runs.intervals import wilson_interval
+from ds_train import evaluate
+from ds_train.checkpoints.state import TrainState
+from ds_train.config.flags import parse_flags
+from ds_train.experiment import conditions
+from ds_train.experiment import plan as experiment
+from ds_train.experiment.conditions import CONDITIONS, PPTRAIN, evaluation_file, result_table
+from ds_train.experiment.plan import Experiment
+from ds_train.experiment.steps import Step
 from tests.ds_train.launching import REPOSITORY
 
 SHIPPED = sorted((REPOSITORY / "ds_configs" / "experiments").glob("*.yaml"))

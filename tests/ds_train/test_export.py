@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from data_tools.errors import UserError
-from data_tools.tokenizer import load_tokenizer
+from data_tools.base.errors import UserError
+from data_tools.corpus.tokenizer import load_tokenizer
 from ds_train import export
 from tests.ds_train import tiny
 from tests.ds_train.launched_export import IDS
@@ -184,7 +184,7 @@ class TestTrainedModels:
         def full(*_: object, **__: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("data_tools.tokenizer.TextTokenizer.save", full)
+        monkeypatch.setattr("data_tools.corpus.tokenizer.TextTokenizer.save", full)
         with pytest.raises(UserError, match="No space left"):
             export.main([str(scratch / ALL[0].name), str(tmp_path / "out")])
         assert list(tmp_path.iterdir()) == []

@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from data_tools.splits import Splits, find_data_dir
-from data_tools.token_documents import EncodedExample, encode_examples, example_documents
-from data_tools.tokenizer import load_tokenizer
+from data_tools.corpus.tokenizer import load_tokenizer
+from data_tools.samples.documents import EncodedExample, encode_examples, example_documents
+from data_tools.search.splits import Splits, find_data_dir
 from ds_train import export
-from ds_train.documents import pack
-from ds_train.losses import PackedLM
-from ds_train.model import load_model_config, prepare_config
-from ds_train.weights import find_weights, model_with_weights, saved_seq_len
+from ds_train.checkpoints.weights import find_weights, model_with_weights, saved_seq_len
+from ds_train.model.causal_lm import load_model_config, prepare_config
+from ds_train.step.losses import PackedLM
+from ds_train.step.micro_batch import pack
 from tests.ds_train import tiny
 from tests.ds_train.launching import REPOSITORY, launch
 

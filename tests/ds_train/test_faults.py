@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ds_train.manifest import step_directories
-from ds_train.run_lock import run_lock
+from ds_train.checkpoints.manifest import step_directories
+from ds_train.run.lock import run_lock
 from tests.ds_train import tiny
 from tests.ds_train.launching import REPOSITORY, environment, launch, read_log, run_all
 

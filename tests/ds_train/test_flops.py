@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ds_train.flops import peak_flops, training_flops
-from ds_train.metrics import Throughput
-from ds_train.model import build_model, load_model_config
+from ds_train.model.causal_lm import build_model, load_model_config
+from ds_train.model.footprint import peak_flops, training_flops
+from ds_train.training.metrics import Throughput
 from tests.ds_train.helpers import tiny_config
 
 
@@ -36,7 +36,7 @@ def test_mfu_is_told_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
         assert peak_flops(torch.device("cuda")) == expected
     times = iter([0.0, 2.0, 2.0])
-    monkeypatch.setattr("ds_train.metrics.time.perf_counter", lambda: next(times))
+    monkeypatch.setattr("ds_train.training.metrics.time.perf_counter", lambda: next(times))
     throughput = Throughput(peak=100.0)
     throughput.trained(10, 80.0)
     row = throughput.report()

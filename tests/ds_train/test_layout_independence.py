@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ds_train.weights import checkpoint_weights
+from ds_train.checkpoints.weights import checkpoint_weights
 from tests.ds_train import tiny
 from tests.ds_train.launching import read_log, run_all
 

@@ -11,20 +11,21 @@ import numpy as np
 import pytest
 import torch
 
-from data_tools.samplers import CurriculumSampler, MixinShare, MixtureSampler, Source
-from ds_train import loop, pptrain, pretrain
-from ds_train.curriculum import Curriculum
-from ds_train.engine import StepResult
-from ds_train.evaluation import HeldOut, HeldOutResult
-from ds_train.flops import TrainingFlops
-from ds_train.layout import Layout
-from ds_train.loop import Cadence, Run, train
-from ds_train.pptrain import PPTrain
-from ds_train.preemption import ExitCode, StopTraining
-from ds_train.pretrain import Pretrain
-from ds_train.ranks import World
-from ds_train.schedule import Schedule
-from ds_train.state import TrainState
+from data_tools.samples.samplers import CurriculumSampler, MixinShare, MixtureSampler, Source
+from ds_train.checkpoints.state import TrainState
+from ds_train.config.layout import Layout
+from ds_train.config.schedule import Schedule
+from ds_train.model.footprint import TrainingFlops
+from ds_train.phases import pptrain, pretrain
+from ds_train.phases.curriculum import Curriculum
+from ds_train.phases.evaluation import HeldOut, HeldOutResult
+from ds_train.phases.pptrain import PPTrain
+from ds_train.phases.pretrain import Pretrain
+from ds_train.ranks.signals import ExitCode, StopTraining
+from ds_train.ranks.world import World
+from ds_train.step.engine import StepResult
+from ds_train.training import loop
+from ds_train.training.loop import Cadence, Run, train
 
 GLOBAL_BATCH = 8
 CURRICULUM = Curriculum(max_stage=4, window=20, threshold=0.8, check_every=3, stage_step=2)

@@ -13,12 +13,12 @@ from helpers import ARCHITECTURES, VOCAB_SIZE, encoded, random_example, random_i
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from data_tools.readers import c4_document
-from data_tools.token_documents import Document, EncodedExample, example_documents
-from ds_train.documents import MicroBatch, pack
-from ds_train.layout import Layout
-from ds_train.losses import C4, SYNTHETIC, Flags, PackedLM
-from ds_train.model import build_model
+from data_tools.samples.documents import Document, EncodedExample, example_documents
+from data_tools.samples.readers import c4_document
+from ds_train.config.layout import Layout
+from ds_train.model.causal_lm import build_model
+from ds_train.step.losses import Flags, PackedLM
+from ds_train.step.micro_batch import C4, SYNTHETIC, MicroBatch, pack
 
 EVERY_MODEL = pytest.mark.parametrize("attention", ["packed", "sdpa", "eager"])
 EVERY_ARCHITECTURE = pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -311,7 +311,9 @@ class LargestFp32(TorchDispatchMode):
 @EVERY_ARCHITECTURE
 def test_no_fp32_logits_of_the_whole_row(architecture, monkeypatch):
     """Under bf16 neither forward nor backward holds fp32 values for all logits at once."""
-    monkeypatch.setattr("ds_train.losses._BLOCK_ELEMENTS", 8 * VOCAB_SIZE)  # a block holds a whole tiny row otherwise
+    monkeypatch.setattr(
+        "ds_train.step.losses._BLOCK_ELEMENTS", 8 * VOCAB_SIZE
+    )  # a block holds a whole tiny row otherwise
     model = in_bf16(tiny_model(architecture))
     rng = np.random.default_rng(8)
     samples = [example_documents(random_example(rng), loss="weighted") for _ in range(12)]

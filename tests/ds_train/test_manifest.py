@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.errors import UserError
-from ds_train.manifest import (
+from data_tools.base.errors import UserError
+from ds_train.checkpoints.manifest import (
     LATEST,
     MANIFEST,
     choose_checkpoint,
@@ -25,7 +25,7 @@ from ds_train.manifest import (
     step_name,
     sweep,
 )
-from ds_train.run_lock import run_lock
+from ds_train.run.lock import run_lock
 
 FILES = {"mp_rank_00_model_states.pt": b"weights" * 50, "zero_pp_rank_0_optim_states.pt": b"adam" * 80}
 
@@ -163,7 +163,7 @@ def test_save_over_a_damaged_checkpoint_replaces_it(directory: Path) -> None:
 
 class TestLock:
     HOLDER = (
-        "import sys, pathlib; from ds_train.run_lock import run_lock\n"
+        "import sys, pathlib; from ds_train.run.lock import run_lock\n"
         "with run_lock(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
 

@@ -10,11 +10,11 @@ import torch
 from helpers import ARCHITECTURES, VOCAB_SIZE, tiny_config
 from transformers import GPT2Config, GPTNeoXConfig, OPTConfig, PhiConfig, PretrainedConfig
 
-from data_tools.errors import UserError
-from data_tools.readers import c4_document
-from ds_train.documents import pack
-from ds_train.losses import PackedLM
-from ds_train.model import build_model, is_preset, load_model, load_model_config, prepare_config, preset_names
+from data_tools.base.errors import UserError
+from data_tools.samples.readers import c4_document
+from ds_train.model.causal_lm import build_model, is_preset, load_model, load_model_config, prepare_config, preset_names
+from ds_train.step.losses import PackedLM
+from ds_train.step.micro_batch import pack
 
 DROPPING = {
     "gpt2": lambda: GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=VOCAB_SIZE),

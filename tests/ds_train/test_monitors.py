@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ds_train import monitors
-from ds_train.monitors import check_monitors, place_monitors
-from ds_train.problems import Problems
+from data_tools.base.errors import Problems
+from ds_train.training import monitors
+from ds_train.training.monitors import check_monitors, place_monitors
 from tests.ds_train import tiny
 from tests.ds_train.launching import launch, read_log
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_tools.errors import UserError
-from data_tools.samplers import Cursor, GlobalBatchPlan, Source
-from ds_train.checkpoint import read_state
-from ds_train.layout import Layout
-from ds_train.nonfinite import NonFinite
+from data_tools.base.errors import UserError
+from data_tools.samples.samplers import Cursor, GlobalBatchPlan, Source
+from ds_train.checkpoints.save import read_state
+from ds_train.config.layout import Layout
+from ds_train.step.nonfinite import NonFinite
 from tests.ds_train import tiny
 from tests.ds_train.engine_configs import changed, resolve
 from tests.ds_train.launching import launch, read_log

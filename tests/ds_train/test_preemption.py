@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ds_train.checkpoint import read_state
-from ds_train.manifest import step_directories
+from ds_train.checkpoints.manifest import step_directories
+from ds_train.checkpoints.save import read_state
 from tests.ds_train import tiny
 from tests.ds_train.launched_signals import STATES
 from tests.ds_train.launching import REPOSITORY, environment, launch, read_log
@@ -90,7 +90,7 @@ def _catches(pid: int, number: int) -> bool:
 
 _SLEEPER = """
 import os, signal, sys, time
-from ds_train import preemption
+from ds_train.ranks import signals as preemption
 preemption.install_handlers()
 if sys.argv[1] == "late":
     preemption._BURST_S = 0.0

@@ -12,14 +12,16 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
-from data_tools.errors import UserError
-from data_tools.token_documents import Document
-from ds_train import memory, preflight, pretrain
-from ds_train.documents import pack
-from ds_train.losses import PackedLM
-from ds_train.memory import GIB, activations, checkpoint_bytes, model_shape, predict
-from ds_train.model import build_model, load_model_config
-from ds_train.ranks import World
+from data_tools.base.errors import UserError
+from data_tools.samples.documents import Document
+from ds_train import preflight
+from ds_train.model import footprint as memory
+from ds_train.model.causal_lm import build_model, load_model_config
+from ds_train.model.footprint import GIB, activations, checkpoint_bytes, model_shape, predict
+from ds_train.phases import pretrain
+from ds_train.ranks.world import World
+from ds_train.step.losses import PackedLM
+from ds_train.step.micro_batch import pack
 from tests.ds_train import tiny
 from tests.ds_train.helpers import tiny_config
 from tests.ds_train.launched_memory import model_config

@@ -7,8 +7,8 @@ from weakref import WeakSet
 
 import pytest
 
-from ds_train import progress as module
-from ds_train.progress import Progress
+from ds_train.training import progress as module
+from ds_train.training.progress import Progress
 
 ROW = {"step": 10, "loss": 2.34567, "lr": 3e-4, "tokens_per_second": 12345.6}
 

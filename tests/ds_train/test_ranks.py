@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.errors import UserError
-from ds_train.ranks import World, check_num_ranks, rendezvous, world_from_env
+from data_tools.base.errors import UserError
+from ds_train.ranks.world import World, check_num_ranks, rendezvous, world_from_env
 
 DEEPSPEED = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}
 OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4"}

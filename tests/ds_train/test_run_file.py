@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.errors import UserError
-from ds_train import pptrain
-from ds_train.fingerprints import git_state, versions
-from ds_train.flags import ModelFlags, OverrideFlags, RunFlags, parse_flags
-from ds_train.ranks import World
-from ds_train.run_file import as_run_file
-from ds_train.settings import Settings
+from data_tools.base.errors import UserError
+from ds_train.config.flags import ModelFlags, OverrideFlags, RunFlags, parse_flags
+from ds_train.config.run_file import as_run_file
+from ds_train.phases import pptrain
+from ds_train.ranks.world import World
+from ds_train.run.fingerprints import git_state, versions
+from ds_train.run.record import Settings
 from tests.ds_train import tiny
 from tests.ds_train.launching import REPOSITORY
 

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from data_tools.errors import UserError
-from ds_train.schedule import Schedule, schedule_from_block
+from data_tools.base.errors import UserError
+from ds_train.config.schedule import Schedule, schedule_from_block
 
 BASE = 5e-4
 

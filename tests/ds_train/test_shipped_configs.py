@@ -9,10 +9,10 @@ import torch
 from engine_configs import resolve_file
 from transformers import AutoModelForCausalLM
 
-from data_tools.errors import UserError
-from ds_train.ds_config import default_json
-from ds_train.layout import Layout
-from ds_train.model import load_model_config, preset_names
+from data_tools.base.errors import UserError
+from ds_train.config.deepspeed_json import default_json
+from ds_train.config.layout import Layout
+from ds_train.model.causal_lm import load_model_config, preset_names
 from tests.ds_train import tiny
 from tests.ds_train.launching import read_log, run_all
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from data_tools.errors import UserError
-from data_tools.samplers import Cursor
-from ds_train.checkpoint import rng_state, set_rng_state
-from ds_train.metrics import JsonlLog
-from ds_train.state import TrainState
+from data_tools.base.errors import UserError
+from data_tools.samples.samplers import Cursor
+from ds_train.checkpoints.save import rng_state, set_rng_state
+from ds_train.checkpoints.state import TrainState
+from ds_train.training.metrics import JsonlLog
 
 LAYOUT = {
     "seed": 1337,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.errors import UserError
-from ds_train import steps
-from ds_train.steps import Step, run_steps
+from data_tools.base.errors import UserError
+from ds_train.experiment import steps
+from ds_train.experiment.steps import Step, run_steps
 from tests.launch.waiting import wait_until
 
 

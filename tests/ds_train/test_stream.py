@@ -9,15 +9,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from data_tools.errors import UserError
-from data_tools.generator import ExampleSource
-from data_tools.readers import StreamReader
-from data_tools.samplers import CurriculumSampler, Cursor, Source
-from data_tools.splits import prompt_digest
-from ds_train import assembly
-from ds_train.layout import Layout
-from ds_train.ranks import World
-from ds_train.stream import RankBatch, RankBatchBuilder, Stream
+from data_tools.base.errors import UserError
+from data_tools.samples.readers import StreamReader
+from data_tools.samples.samplers import CurriculumSampler, Cursor, Source
+from data_tools.search.generator import ExampleSource
+from data_tools.search.splits import prompt_digest
+from ds_train.config.layout import Layout
+from ds_train.ranks.world import World
+from ds_train.run import assembly
+from ds_train.step.stream import RankBatch, RankBatchBuilder, Stream
 from tests.ds_train.helpers import assert_same_micro_batch, tiny_tokenizer
 
 LAYOUT = Layout(world_size=2, micro_batch=2, grad_accum=2)

@@ -91,7 +91,7 @@ def test_an_error_of_one_rank_ends_all_with_code_1(fault: str, words: str, broke
 
 _MANY_THREADS = """
 import gc, itertools, os, threading, time
-from ds_train.watchdog import _position_of_main_thread
+from ds_train.ranks.watchdog import _position_of_main_thread
 
 class Cycle:
     def __init__(self):

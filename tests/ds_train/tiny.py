@@ -6,7 +6,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from data_tools import build_data_splits, build_pretrain
-from data_tools.rng import CounterStream
+from data_tools.base.rng import CounterStream
 
 SEQ_LEN = 256
 _SENTENCE_WORDS = """Suppose we have the following facts If is a person are Everyone that someone then they Given and

@@ -12,11 +12,12 @@ import time
 
 import torch
 
-from data_tools.errors import UserError
-from ds_train.distributed import init_distributed, run_entry, sum_over_ranks
-from ds_train.preemption import install_handlers
-from ds_train.ranks import world_from_env
-from ds_train.watchdog import Watchdog, supervision
+from data_tools.base.errors import UserError
+from ds_train.ranks.collectives import init_distributed, sum_over_ranks
+from ds_train.ranks.entry import run_entry
+from ds_train.ranks.signals import install_handlers
+from ds_train.ranks.watchdog import Watchdog, supervision
+from ds_train.ranks.world import world_from_env
 
 FAULT_STEP, STEPS = 6, 8
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ds_train.conditions import CONDITIONS, PPTRAIN, evaluation_file
+from ds_train.experiment.conditions import CONDITIONS, PPTRAIN, evaluation_file
 from tests.ds_train.launching import read_log
 from tests.launch.running import finish, running, script, steps_logged, wait_for_step
 

@@ -1,0 +1,1 @@
+"""The ground of every command: messages, parsing, files, processes, random numbers."""

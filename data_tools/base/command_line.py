@@ -1,0 +1,118 @@
+"""What the commands have in common: help that shows defaults, one message for a mistake, ``--debug``."""
+
+import argparse
+import copy
+import difflib
+import sys
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NoReturn
+
+from data_tools.base.errors import DEBUG, UserError
+
+_HELP_COLUMN = 36  # most flags leave room for their help in the same line
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows a default where there is one and the text does not tell it, and each flag by one name."""
+
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        super().__init__(prog, max_help_position=_HELP_COLUMN, **kwargs)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = copy.copy(action)
+        long = [name for name in action.option_strings if name.startswith("--")]
+        shown.option_strings = [name for name in action.option_strings if name not in long[1:]]
+        if action.nargs == "?" and action.const is True:  # a switch
+            shown.nargs = 0
+        return super()._format_action_invocation(shown)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        empty = (None, False, argparse.SUPPRESS)
+        has_none = action.required or action.default == [] or any(action.default is none for none in empty)
+        return text if has_none or "(default" in text else f"{text} (default: %(default)s)"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose complaints are `UserError`, with a suggestion where a flag is unknown."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", HelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+        self.add_argument(DEBUG, action="store_true", help="show where an error arose (traceback)")
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removesuffix('.')}. See --help.")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        given = sys.argv[1:] if args is None else list(args)
+        refuse_unknown_flags(given, _flags(self))
+        return super().parse_args(given, namespace)
+
+
+def _flags(parser: argparse.ArgumentParser) -> list[str]:
+    found: list[str] = []
+    for action in parser._actions:
+        found += action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            found += [flag for command in action.choices.values() for flag in _flags(command)]
+    return found
+
+
+def refuse_unknown_flags(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise for the first flag that is not known: before parsing, which would miss the one that was meant."""
+    for argument in given:
+        name = argument.split("=")[0]
+        if name.startswith("--") and name not in known:
+            raise UserError(f"unknown flag {name}{did_you_mean(name, known)} See --help.")
+
+
+def natural(text: str) -> int:
+    """A whole number from 0, for argparse."""
+    return _whole_number(text, 0)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    return _whole_number(text, 1)
+
+
+def _whole_number(text: str, least: int) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least}, got {text!r}")
+    return int(text)
+
+
+# What other trainers call our flags and keys.
+_OTHER_NAMES = {
+    "learning_rate": "lr",
+    "num_warmup_steps": "warmup_steps",
+    "max_grad_norm": "grad_clip",
+    "gradient_accumulation_steps": "grad_accum",
+    "per_device_train_batch_size": "micro_batch",
+    "batch_size": "global_batch",
+    "train_batch_size": "global_batch",
+    "max_length": "seq_len",
+    "block_size": "seq_len",
+    "output_dir": "scratch_dir",
+    "save_steps": "save_every",
+    "logging_steps": "log_every",
+    "dataloader_num_workers": "num_workers",
+    "resume_from_checkpoint": "resume",
+    "model_name_or_path": "model_name",
+}
+
+
+def did_you_mean(name: str, known: Collection[str], otherwise: str = ".", cutoff: float = 0.6) -> str:
+    """How a sentence about an unknown name ends: with the name that may have been meant, else with ``otherwise``.
+
+    Args:
+        known: names, with leading dashes if ``name`` has them.
+        cutoff: how alike names must be, from 0 (anything) to 1 (equal).
+    """
+    dashes = name[: len(name) - len(name.lstrip("-"))]
+    others = {dashes + other: dashes + ours for other, ours in _OTHER_NAMES.items() if dashes + ours in known}
+    names = others | {ours: ours for ours in known}
+    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+    return f"; did you mean {names[near[0]]}?" if near else otherwise

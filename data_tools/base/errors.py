@@ -1,0 +1,86 @@
+"""One clear message for bad input: what is wrong, what was given, what was expected, how to fix it."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+DEBUG = "--debug"
+_INTERRUPTED, _BROKEN_PIPE = 128 + 2, 128 + 13  # what a shell makes of SIGINT and SIGPIPE
+
+
+class UserError(ValueError):
+    """Something the user gave or asked for cannot be used; the message says what to do about it."""
+
+
+def explained(error: BaseException) -> str | None:
+    """What a person needs to know of an error that lies in what is around the program; None for any other."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name} is not installed; bash launch/install.sh installs all that is needed."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return None
+
+
+def report(message: str) -> None:
+    """Print an error that is being handled, with its traceback if ``--debug`` was given."""
+    if DEBUG in sys.argv:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr, flush=True)
+
+
+def run_command(main: Callable[[], int | None]) -> None:
+    """Run a command's ``main`` and exit with its code; what can be `explained` is one message and exit code 1."""
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        report("interrupted.")
+        code = _INTERRUPTED
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = _BROKEN_PIPE
+    except Exception as error:
+        message = explained(error)
+        if message is None:
+            raise
+        report(message)
+        code = 1
+    sys.exit(code)
+
+
+class Problems:
+    """Messages about bad input, gathered before anything expensive starts."""
+
+    def __init__(self) -> None:
+        self._messages: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def add(self, message: str) -> None:
+        self._messages.append(message)
+
+    def require(self, condition: bool, message: str) -> None:
+        """Add the message unless the condition holds."""
+        if not condition:
+            self.add(message)
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Record a ``UserError`` raised inside, and go on behind the block."""
+        try:
+            yield
+        except UserError as error:
+            self.add(str(error))
+
+    def raise_if_any(self) -> None:
+        """Raise one ``UserError`` with all messages."""
+        if len(self._messages) == 1:
+            raise UserError(self._messages[0])
+        if self._messages:
+            listed = "".join(f"\n  {number}. {message}" for number, message in enumerate(self._messages, 1))
+            raise UserError(f"{len(self._messages)} problems:{listed}")

@@ -1,0 +1,58 @@
+"""Worker processes of commands that build data: fresh ones, which end with the command however it ends."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+
+from data_tools.base.errors import UserError
+
+
+def num_cores() -> int:
+    """Cores this process may use: fewer than the machine has inside a Slurm allocation."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def worker_processes(
+    num_workers: int, prepare: Callable[..., None] | None = None, arguments: tuple[object, ...] = ()
+) -> Iterator[ProcessPoolExecutor]:
+    """Processes started afresh: what runs in them may hold threads, or reseed global generators.
+
+    None outlives the body, nor a killed parent; Ctrl-C is the parent's to answer.
+
+    Args:
+        prepare: called once in each process before its work, with ``arguments``.
+
+    Raises:
+        UserError: one of them died during the body.
+    """
+    begin = partial(_begin, prepare, arguments)
+    executor = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=begin)
+    try:
+        yield executor
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process died: killed, out of memory, or a crash of the code it ran; try fewer --workers"
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _begin(prepare: Callable[..., None] | None, arguments: tuple[object, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if prepare is not None:
+        prepare(*arguments)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

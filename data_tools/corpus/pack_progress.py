@@ -1,0 +1,165 @@
+"""What a pack directory holds: nothing, finished files of an interrupted pack, or a complete pack; and whose it is."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_tools.base.errors import UserError
+from data_tools.base.files import PARTIAL_SUFFIX, sha256_of_file, write_json
+from data_tools.corpus.shards import (
+    META_NAME,
+    PROGRESS_NAME,
+    VALIDATION_NAME,
+    PackedBlocks,
+    PackedFile,
+    PackMeta,
+    PackParameters,
+)
+from data_tools.corpus.token_stream import TokenCursor
+
+
+@dataclass(frozen=True)
+class FinishedFile:
+    """A written file, and where in the row of all documents the next one begins."""
+
+    file: PackedFile
+    end: TokenCursor
+
+
+@dataclass
+class PackProgress:
+    """The files finished so far, in order, of a pack with these parameters; kept in `PROGRESS_NAME`."""
+
+    parameters: PackParameters
+    source: dict[str, Any]
+    finished: list[FinishedFile] = field(default_factory=list)
+
+    @property
+    def end(self) -> TokenCursor:
+        """Where the next file begins."""
+        return self.finished[-1].end if self.finished else TokenCursor(0, 0)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the finished files."""
+        return sum(item.file.num_blocks for item in self.finished) * self.parameters.block_len
+
+    def write(self, directory: Path) -> None:
+        """Record the progress, whole or not at all."""
+        write_json(directory / PROGRESS_NAME, asdict(self))
+
+    @classmethod
+    def read(cls, directory: Path) -> "PackProgress | None":
+        """The progress recorded in a directory, as far as its files are still what was written; None if none is."""
+        try:
+            content = json.loads((directory / PROGRESS_NAME).read_text(encoding="utf-8"))
+            finished = [FinishedFile(PackedFile(**f["file"]), TokenCursor(**f["end"])) for f in content["finished"]]
+            progress = cls(PackParameters(**content["parameters"]), content["source"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{directory / PROGRESS_NAME} cannot be read ({type(error).__name__}: {error}). "
+                "Start the pack afresh with --overwrite."
+            ) from None
+        for item in finished:
+            path = directory / item.file.name
+            if not path.is_file() or sha256_of_file(path) != item.file.sha256:
+                break
+            progress.finished.append(item)
+        return progress
+
+
+def recorded_source(directory: Path) -> dict[str, Any]:
+    """The description of the source that a complete or unfinished pack in a directory was made of, {} if none."""
+    for name in (META_NAME, PROGRESS_NAME):
+        try:
+            return dict(json.loads((directory / name).read_text(encoding="utf-8"))["source"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return {}
+
+
+def find_progress(directory: Path, asked: PackParameters, overwrite: bool) -> PackProgress | None:
+    """What is left of an earlier pack with the parameters asked for.
+
+    Returns:
+        Its progress; an empty one if there is nothing, or only what ``overwrite`` allows to replace; None if the
+        pack is complete.
+
+    Raises:
+        UserError: the directory holds a pack with other parameters, or a damaged one, and ``overwrite`` is not set.
+    """
+    fresh = PackProgress(asked, {})
+    if (directory / META_NAME).exists():
+        if overwrite:
+            return fresh
+        _refuse_if_different(directory, PackMeta.read(directory), asked, "a pack")
+        PackedBlocks(directory)  # raises if a file is missing or short
+        (directory / PROGRESS_NAME).unlink(missing_ok=True)  # a kill right after meta.json was written left it
+        return None
+    try:
+        progress = PackProgress.read(directory)
+    except UserError:
+        if not overwrite:
+            raise
+        return fresh
+    if progress is not None and progress.parameters == asked:
+        return progress
+    if overwrite:
+        return fresh
+    if progress is not None:
+        _refuse_if_different(directory, progress.parameters, asked, "an unfinished pack")
+    elif strays := [path for path in pack_files(directory) if path.suffix != PARTIAL_SUFFIX]:
+        raise UserError(
+            f"{directory} holds {strays[0].name} but neither {META_NAME} nor {PROGRESS_NAME}: it is unknown what it "
+            "was made of. Replace it with --overwrite, or choose another --pack_dir."
+        )
+    return fresh
+
+
+def _refuse_if_different(directory: Path, there: PackParameters, asked: PackParameters, what: str) -> None:
+    if differences := there.differences(asked):
+        raise UserError(
+            f"{directory} holds {what} with other parameters ({'; '.join(differences)}). "
+            "Give its parameters, choose another --pack_dir, or replace it with --overwrite."
+        )
+
+
+def pack_files(directory: Path) -> list[Path]:
+    """Every file of a complete or unfinished pack in a directory."""
+    names = (META_NAME, PROGRESS_NAME, VALIDATION_NAME, "shard_[0-9]*.bin")
+    patterns = [name + ending for name in names for ending in ("", f".*{PARTIAL_SUFFIX}")]
+    return [path for pattern in patterns for path in sorted(directory.glob(pattern))]
+
+
+def remove_pack(directory: Path, keep: PackProgress | None = None) -> None:
+    """Delete the files of a pack, meta.json first, so that at no time a damaged pack looks complete."""
+    kept = {PROGRESS_NAME, *(item.file.name for item in keep.finished)} if keep and keep.finished else set()
+    for path in pack_files(directory):
+        if path.name not in kept:
+            path.unlink()
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Create a directory and keep other packers out of it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is packing into {directory}. Wait for it, or choose another --pack_dir."
+            ) from None
+        except OSError:
+            pass  # a file system without locks: two packers of one directory are then the user's care
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,252 @@
+"""Packed blocks on disk: shard_00000.bin …, validation.bin and meta.json, written once and read by block number.
+
+A ``.bin`` file is raw little-endian uint16 or uint32 tokens and nothing else; a block is ``seq_len + 1`` of them.
+``meta.json`` is written last: where it exists, the pack is complete. While a pack is being written, `PROGRESS_NAME`
+stands in its place.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_tools.base.errors import UserError
+from data_tools.base.files import sha256_of_file, write_json
+
+META_NAME = "meta.json"
+PROGRESS_NAME = "meta.in_progress.json"
+VALIDATION_NAME = "validation.bin"
+MAX_UINT16_IDS = 65_535  # tokenizers with more ids than this are packed as uint32
+
+
+def shard_name(number: int) -> str:
+    """File name of shard ``number``."""
+    return f"shard_{number:05d}.bin"
+
+
+def token_dtype(vocab_size: int) -> str:
+    """Name of the on-disk type for token ids below ``vocab_size``."""
+    return "uint16" if vocab_size <= MAX_UINT16_IDS else "uint32"
+
+
+def little_endian(dtype: str) -> np.dtype:
+    """The on-disk NumPy type of ``uint16`` or ``uint32``."""
+    return np.dtype(dtype).newbyteorder("<")
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """One ``.bin`` file: its name, blocks, bytes and hex SHA-256."""
+
+    name: str
+    num_blocks: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PackParameters:
+    """All that the bytes of a pack are a function of; two packs with equal parameters are identical.
+
+    Attributes:
+        source_sha256: identity of the documents (names and sizes of the files, or the Hub revision).
+        tokenizer_sha256: `TextTokenizer.fingerprint`.
+        eos_id: token after each document.
+        vocab_size: highest token id + 1.
+        dtype: ``uint16`` or ``uint32``.
+        seq_len: tokens of a training row; blocks hold one more.
+        num_blocks: training blocks in all shards.
+        blocks_per_shard: blocks of every shard but the last.
+        val_blocks: blocks of validation.bin; 0: no such file.
+        seed, shuffle_buffer: of the document shuffle.
+    """
+
+    source_sha256: str
+    tokenizer_sha256: str
+    eos_id: int
+    vocab_size: int
+    dtype: str
+    seq_len: int
+    num_blocks: int
+    blocks_per_shard: int
+    val_blocks: int
+    seed: int
+    shuffle_buffer: int
+
+    @property
+    def block_len(self) -> int:
+        return self.seq_len + 1
+
+    def file_blocks(self) -> dict[str, int]:
+        """Name and number of blocks of every ``.bin`` file, in the order they are written."""
+        blocks = {VALIDATION_NAME: self.val_blocks} if self.val_blocks else {}
+        for number, first in enumerate(range(0, self.num_blocks, self.blocks_per_shard)):
+            blocks[shard_name(number)] = min(self.blocks_per_shard, self.num_blocks - first)
+        return blocks
+
+    def file_bytes(self, num_blocks: int) -> int:
+        """Size of a file of so many blocks."""
+        return num_blocks * self.block_len * np.dtype(self.dtype).itemsize
+
+    def differences(self, other: "PackParameters") -> list[str]:
+        """In words, each parameter in which what is there (self) is not what is asked for (other)."""
+        pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(PackParameters)]
+        return [
+            f"another {name.removesuffix('_sha256')}" if name.endswith("_sha256") else f"{name} {there}, not {asked}"
+            for name, there, asked in pairs
+            if there != asked
+        ]
+
+
+@dataclass(frozen=True)
+class PackMeta(PackParameters):
+    """meta.json: the parameters, where the tokens come from, and what was written.
+
+    Attributes:
+        source: what the documents were, in words and numbers.
+        tokenizer: the tokenizer as the user named it.
+        num_documents: documents with at least one token in a shard.
+        num_validation_documents: documents with tokens in validation.bin; none of them is in a shard.
+        shards: the shards in order.
+        validation: validation.bin, or None.
+        versions: of the libraries that wrote the pack.
+    """
+
+    source: dict[str, Any]
+    tokenizer: str
+    num_documents: int
+    num_validation_documents: int
+    shards: tuple[PackedFile, ...]
+    validation: PackedFile | None
+    versions: dict[str, str]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all shards."""
+        return self.num_blocks * self.block_len
+
+    @property
+    def files(self) -> list[PackedFile]:
+        return [*self.shards, *([self.validation] if self.validation else [])]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 that identifies the training blocks: their type, length and content."""
+        content = json.dumps([self.dtype, self.block_len, [shard.sha256 for shard in self.shards]])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def write(self, directory: Path) -> None:
+        """Write meta.json, which makes the pack complete."""
+        derived = {"block_len": self.block_len, "num_tokens": self.num_tokens}
+        write_json(directory / META_NAME, {**asdict(self), **derived})
+
+    @classmethod
+    def read(cls, directory: Path) -> "PackMeta":
+        """Read meta.json of a complete pack; UserError where there is none or it is of another form."""
+        path = directory / META_NAME
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            shards = tuple(PackedFile(**shard) for shard in content["shards"])
+            validation = PackedFile(**content["validation"]) if content["validation"] else None
+            rest = {f.name: content[f.name] for f in fields(cls) if f.name not in ("shards", "validation")}
+        except FileNotFoundError:
+            raise UserError(_no_meta_message(directory)) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is not the meta.json of a pack written by this version ({type(error).__name__}: {error}). "
+                "Pack again with data_tools/build_pretrain.py --overwrite."
+            ) from None
+        return cls(**rest, shards=shards, validation=validation)
+
+
+def _no_meta_message(directory: Path) -> str:
+    if (directory / PROGRESS_NAME).exists():
+        return (
+            f"{directory} holds an unfinished pack ({PROGRESS_NAME}, no {META_NAME}). Run the same "
+            "data_tools/build_pretrain.py command again: it goes on after the finished shards."
+        )
+    state = "has no meta.json" if directory.is_dir() else "does not exist"
+    return f"no packed blocks: {directory} {state}. Make them with data_tools/build_pretrain.py."
+
+
+class PackedBlocks:
+    """Random access to the blocks of a complete pack. Safe to fork and to pickle: files are mapped when first read.
+
+    Args:
+        directory: where the pack is.
+
+    Raises:
+        UserError: there is no complete pack, or a file is missing or has another size than meta.json says.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self.meta = PackMeta.read(self.directory)
+        self._maps: dict[str, np.ndarray] = {}
+        self._check_sizes()
+
+    @property
+    def num_blocks(self) -> int:
+        return self.meta.num_blocks
+
+    @property
+    def num_validation_blocks(self) -> int:
+        return self.meta.val_blocks
+
+    def block(self, index: int) -> np.ndarray:
+        """Training block ``index``: (block_len,) int64, a copy."""
+        if not 0 <= index < self.num_blocks:
+            raise IndexError(f"block {index} of {self.num_blocks}")
+        shard, row = divmod(index, self.meta.blocks_per_shard)
+        return self._row(self.meta.shards[shard], row)
+
+    def validation_block(self, index: int) -> np.ndarray:
+        """Validation block ``index``: (block_len,) int64, a copy."""
+        if self.meta.validation is None or not 0 <= index < self.num_validation_blocks:
+            raise IndexError(f"validation block {index} of {self.num_validation_blocks}")
+        return self._row(self.meta.validation, index)
+
+    def verify(self) -> None:
+        """Compare the SHA-256 of every file with meta.json; UserError names the first that differs."""
+        for file in self.meta.files:
+            found = sha256_of_file(self.directory / file.name)
+            if found != file.sha256:
+                raise UserError(
+                    f"{self.directory / file.name} is damaged: SHA-256 {found}, expected {file.sha256}. "
+                    "Copy it again from where it was packed, or pack again with --overwrite."
+                )
+
+    def _row(self, file: PackedFile, row: int) -> np.ndarray:
+        if file.name not in self._maps:
+            path = self.directory / file.name
+            shape = (file.num_blocks, self.meta.block_len)
+            self._maps[file.name] = np.memmap(path, little_endian(self.meta.dtype), mode="r", shape=shape)
+        return self._maps[file.name][row].astype(np.int64)
+
+    def _check_sizes(self) -> None:
+        planned = self.meta.file_blocks()
+        recorded = {file.name: file.num_blocks for file in self.meta.files}
+        if planned != recorded:
+            raise UserError(
+                f"{self.directory / META_NAME} contradicts itself: {self.num_blocks} blocks in shards of "
+                f"{self.meta.blocks_per_shard} and {self.meta.val_blocks} validation blocks are not what its files "
+                "hold. It was edited; restore it, or pack again with --overwrite."
+            )
+        for file in self.meta.files:
+            path = self.directory / file.name
+            size = path.stat().st_size if path.is_file() else None
+            expected = self.meta.file_bytes(file.num_blocks)
+            if size != expected:
+                found = "is missing" if size is None else f"has {size:,} bytes"
+                raise UserError(
+                    f"{path} {found}, expected {expected:,} ({file.num_blocks:,} blocks of {self.meta.block_len} "
+                    f"{self.meta.dtype} tokens). Copy it again from where it was packed, or pack again with "
+                    "--overwrite."
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickled memmap would carry the whole shard.
+        return {**self.__dict__, "_maps": {}}

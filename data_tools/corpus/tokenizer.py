@@ -1,0 +1,215 @@
+"""Tokenizers behind one small interface, opened from ``tokenizer.json`` so that every way of naming one agrees.
+
+A hub id, a directory and a bare file all lead to the same ``tokenizer.json``, opened as it stands. transformers
+would rebuild the pipeline of known model classes instead: the same ids, but another serialization, hence another
+fingerprint. It is asked only for repositories that hold no ``tokenizer.json``.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from data_tools.base.errors import UserError
+from data_tools.base.files import whole_file, write_json
+
+_CONFIG_NAME = "tokenizer_config.json"
+_USUAL_EOS_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|eos|>")
+
+
+class TextTokenizer:
+    """A tokenizer that adds nothing to the text: no special tokens, no truncation, no padding.
+
+    Args:
+        backend: the tokenizer; changed in place (truncation and padding are switched off).
+        eos_token: the end-of-document token.
+        name: how the user named it, for messages and metadata.
+        config: the content of its tokenizer_config.json, kept for `save`.
+
+    Raises:
+        UserError: the EOS token is not in the vocabulary.
+    """
+
+    def __init__(self, backend: Tokenizer, eos_token: str, name: str, config: dict[str, Any] | None = None) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        self.name = name
+        self.eos_token = eos_token
+        eos_id = backend.token_to_id(eos_token)
+        if eos_id is None:
+            raise UserError(
+                f"tokenizer {name!r}: its eos_token {eos_token!r} is not in its vocabulary. Mend its {_CONFIG_NAME}."
+            )
+        self.eos_id = eos_id
+        # Not len(vocab): ids may have holes, and what matters is which integers can occur.
+        self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self._backend = backend
+        self._config = config or {}
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens; parallel over the cores (``RAYON_NUM_THREADS``)."""
+        return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one text, without special tokens."""
+        return self.encode_batch([text])[0]
+
+    def encode_spaced(self, words: Sequence[str]) -> list[bytes]:
+        """Token ids (as int64) of each word with a space before it; for tokenizers that encode words on their own."""
+        if not words:
+            return []
+        # One text of all words takes a third of the time that many texts take.
+        ids = np.array(self.encode(f" {' '.join(words)}"), np.int64)
+        ends = [*(ids.itemsize * np.flatnonzero(self._begins_with_space[ids])[1:]).tolist(), ids.nbytes]
+        if len(ends) != len(words):  # its tokens do not show spaces
+            return [np.array(ids, np.int64).tobytes() for ids in self.encode_batch([f" {word}" for word in words])]
+        data = ids.tobytes()
+        return [data[start:end] for start, end in pairwise([0, *ends])]
+
+    @cached_property
+    def _begins_with_space(self) -> np.ndarray:
+        """(vocab_size,) bool, by the sign that byte-level tokenizers have for a space."""
+        flags = np.zeros(self.vocab_size, bool)
+        flags[[index for token, index in self._backend.get_vocab().items() if token.startswith("Ġ")]] = True
+        return flags
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some token ids, special tokens included."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token by itself; one that is a part of a character stands as the vocabulary writes it."""
+        tokens = [self._backend.id_to_token(index) or f"<{index}>" for index in ids]
+        pieces = self._backend.decode_batch([[index] for index in ids], skip_special_tokens=False)
+        for number, (token, piece) in enumerate(zip(tokens, pieces, strict=True)):
+            if not piece or "\ufffd" in piece:
+                pieces[number] = token
+            elif token.startswith("▁") and not piece.startswith(" "):
+                pieces[number] = f" {piece}"  # its decoder takes the space away that begins a text
+        return pieces
+
+    @property
+    def serialized(self) -> str:
+        """The content of its tokenizer.json."""
+        return self._backend.to_str()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the serialized tokenizer (key order and white space aside) and of its EOS token."""
+        serialized = json.dumps(json.loads(self.serialized), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(f"{serialized}\0{self.eos_token}".encode()).hexdigest()
+
+    def save(self, directory: Path, max_length: int | None = None) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer opens unchanged.
+
+        Args:
+            max_length: tokens of the longest text that the model beside it is meant for.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        with whole_file(directory / "tokenizer.json") as file:
+            file.write(self._backend.to_str(pretty=True).encode())
+        # The generic class takes tokenizer.json as it stands; a model's own class may rebuild the pipeline.
+        config = {**self._config, "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos_token}
+        if max_length is not None:
+            config["model_max_length"] = max_length
+        write_json(directory / _CONFIG_NAME, config)
+
+
+def load_tokenizer(spec: str) -> TextTokenizer:
+    """Open a tokenizer.
+
+    Args:
+        spec: a ``tokenizer.json`` file, a directory holding one, or a hub id such as ``EleutherAI/pythia-160m``.
+
+    Raises:
+        UserError: there is no such tokenizer, it cannot be read, or it has no end-of-document token.
+    """
+    path = Path(spec).expanduser()
+    if path.is_file():
+        return _open_file(path, spec)
+    if path.is_dir():
+        return _open_directory(path, spec)
+    if path.suffix == ".json" or spec.startswith((".", "/", "~")) or spec.count("/") > 1:
+        raise UserError(
+            f"tokenizer {spec!r}: no such file or directory. Give a tokenizer.json, a directory that holds one, or a "
+            "hub id of the form owner/name."
+        )
+    return _open_directory(_download(spec), spec)
+
+
+def _download(spec: str) -> Path:
+    from huggingface_hub import snapshot_download  # here: local files need no hub client
+
+    try:
+        # All tokenizer files, no weights: a repository without tokenizer.json is read through transformers.
+        return Path(snapshot_download(spec, allow_patterns=["*.json", "*.txt", "*.model"]))
+    except Exception as error:  # the client raises a dozen kinds, by cause and version
+        raise UserError(
+            f"tokenizer {spec!r}: it is neither a local path nor could it be had from the Hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the name and the network, or give a local "
+            "tokenizer.json."
+        ) from None
+
+
+def _open_directory(directory: Path, name: str) -> TextTokenizer:
+    if (directory / "tokenizer.json").is_file():
+        return _open_file(directory / "tokenizer.json", name)
+    from transformers import AutoTokenizer  # here: it takes seconds to import
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    except Exception as error:  # whatever the directory's content provokes
+        raise UserError(
+            f"tokenizer {name!r}: {directory} holds no tokenizer.json, and transformers opens no tokenizer there "
+            f"({type(error).__name__}). Give a directory saved by a fast tokenizer's save_pretrained."
+        ) from None
+    return TextTokenizer(backend, _find_eos(backend, tokenizer.eos_token, name), name)
+
+
+def _open_file(path: Path, name: str) -> TextTokenizer:
+    try:
+        backend = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise UserError(
+            f"tokenizer {name!r}: {path} is not a tokenizer ({error}). Expected a tokenizer.json as written by the "
+            "tokenizers library."
+        ) from None
+    config: dict[str, Any] = {}
+    stated = None
+    # Only a file of the usual name belongs to the configuration beside it.
+    if path.name == "tokenizer.json":
+        config = _read_json(path.with_name(_CONFIG_NAME))
+        stated = config.get("eos_token") or _read_json(path.with_name("special_tokens_map.json")).get("eos_token")
+    if isinstance(stated, dict):  # an AddedToken written out
+        stated = stated.get("content")
+    return TextTokenizer(backend, _find_eos(backend, stated, name), name, config)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}). Repair it or remove it.") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _find_eos(backend: Tokenizer, stated: str | None, name: str) -> str:
+    if stated:
+        return stated
+    for token in _USUAL_EOS_TOKENS:
+        if backend.token_to_id(token) is not None:
+            return token
+    raise UserError(
+        f"tokenizer {name!r}: no end-of-document token. Neither {_CONFIG_NAME} nor special_tokens_map.json names an "
+        f"eos_token, and none of {', '.join(_USUAL_EOS_TOKENS)} is in the vocabulary. Write "
+        f'{{"eos_token": "…"}} into a {_CONFIG_NAME} beside tokenizer.json.'
+    )

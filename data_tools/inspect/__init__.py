@@ -1,0 +1,12 @@
+"""``python -m data_tools.inspect``: see the data. The commands are in `data_tools.inspect.__main__`."""
+
+if __name__ == "inspect":
+    # A Python started in the directory above, or for one of its files, looks here first for the standard library's.
+    import sys
+    import sysconfig
+    from importlib import util
+
+    spec = util.spec_from_file_location(__name__, f"{sysconfig.get_path('stdlib')}/inspect.py")
+    assert spec and spec.loader
+    sys.modules[__name__] = util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[__name__])

@@ -1,0 +1,192 @@
+"""See the data: samples of splits, of the training streams and of packed blocks, and how long problems are.
+
+    python -m data_tools.inspect split --scratch_dir DIR --split test --index 0 --count 3
+    python -m data_tools.inspect stream --scratch_dir DIR --index 12345 --stage 3
+    python -m data_tools.inspect mixture --scratch_dir DIR --index 640
+    python -m data_tools.inspect shards --scratch_dir DIR --index 17
+    python -m data_tools.inspect lengths --max_input_size 768 --max_lookahead 128 --seq_len 2048 4096
+
+Samples are made by the very code that training reads them with, and defaults are the trainers'. Output has colours on
+a terminal only; with ``--color always | less -R`` in a pager too. The variable COLUMNS sets the width.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from io import TextIOWrapper
+from pathlib import Path
+
+from data_tools.base.command_line import CommandParser
+from data_tools.base.errors import UserError, run_command
+from data_tools.inspect.lengths import length_lines
+from data_tools.inspect.samples import mixture_lines, shards_lines, split_lines, stream_lines
+from data_tools.inspect.token_view import PARTS
+from data_tools.runs.settings import DEFAULT_TOKENIZER
+from data_tools.search.splits import SPLIT_NAMES
+
+_OF_RUNS = "that of the runs in scratch_dir, without any "
+_LEAST = {"index": 0, "seq_len": 2} | dict.fromkeys(
+    ("count", "total_steps", "global_batch", "num_problems", "max_input_size", "max_lookahead"), 1
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command; see ``--help``."""
+    args = _parse(argv)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal of few characters shows ? for the others
+    for line in args.lines(args):
+        print(line)
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = CommandParser(prog="python -m data_tools.inspect", description=__doc__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, lines, add_flags, text in _COMMANDS:
+        command = commands.add_parser(name, help=text, description=f"Shows {text}.")
+        command.set_defaults(lines=lines)
+        add_flags(command)
+    args = parser.parse_args(argv)
+    for name, least in _LEAST.items():
+        given = getattr(args, name, least)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and value < least:
+                raise UserError(f"--{name} is {value}, expected at least {least}.")
+    return args
+
+
+def _split_flags(parser: CommandParser) -> None:
+    parser.add_argument("--split", choices=SPLIT_NAMES, default="eval", help="which one (default eval)")
+    _pick_flags(parser, "row")
+    _splits_flags(parser)
+    _tokenizer_flag(parser, _OF_RUNS)
+    parser.add_argument("--seq_len", type=int, default=2048, help="tokens; longer rows are pointed out (default 2048)")
+    _mixin_loss_flag(parser)
+    _view_flags(parser)
+
+
+def _stream_flags(parser: CommandParser) -> None:
+    _pick_flags(parser, "sample of the run")
+    parser.add_argument("--stage", type=int, default=1, help="of the curriculum, 1 … max_lookahead (default 1)")
+    _seed_flag(parser)
+    _splits_flags(parser)
+    _size_flags(parser, "the splits', or without splits ")
+    _tokenizer_flag(parser, _OF_RUNS)
+    parser.add_argument(
+        "--seq_len", type=int, default=2048, help="tokens; what is longer is passed over (default 2048)"
+    )
+    parser.add_argument(
+        "--train_answer", choices=("first", "random"), default="first", help="trained answer (default first)"
+    )
+    parser.add_argument(
+        "--accuracy", choices=("any", "first"), default="any", help="answers that are scored (default any)"
+    )
+    _view_flags(parser)
+
+
+def _mixture_flags(parser: CommandParser) -> None:
+    _pick_flags(parser, "sample of the run, over all ranks")
+    parser.add_argument("--blocks", action="store_true", help="--index counts synthetic blocks, 'mixin N' of messages")
+    _seed_flag(parser)
+    _splits_flags(parser, is_required=True)
+    _pack_flags(parser)
+    for name, default, text in (
+        ("total_steps", 10_000, "optimizer steps of the run"),
+        ("global_batch", 32, "samples per optimizer step"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
+    parser.add_argument(
+        "--mixin_percent", type=float, default=0.02, help="synthetic share of tokens, a fraction (default 0.02)"
+    )
+    schedules = ("constant", "linear", "cosine")
+    parser.add_argument(
+        "--mixin_schedule", choices=schedules, default="constant", help="how the share moves (default constant)"
+    )
+    parser.add_argument("--mixin_end", type=float, help="share at the last step of a linear or cosine schedule")
+    parser.add_argument(
+        "--mixin_pack", choices=("packed", "single"), default="packed", help="examples of a block (default packed)"
+    )
+    _mixin_loss_flag(parser)
+    _view_flags(parser)
+
+
+def _shards_flags(parser: CommandParser) -> None:
+    _pick_flags(parser, "block")
+    parser.add_argument("--validation", action="store_true", help="blocks of validation.bin")
+    parser.add_argument("--scratch_dir", type=Path, help="directory of all data and runs")
+    _pack_flags(parser)
+    _view_flags(parser, PARTS[:2])
+
+
+def _lengths_flags(parser: CommandParser) -> None:
+    _size_flags(parser, "")
+    parser.add_argument(
+        "--seq_len", type=int, nargs="+", default=[2048], help="tokens; one or more to compare (default 2048)"
+    )
+    parser.add_argument("--stages", type=int, nargs="+", help="stages (default: five from first to last)")
+    parser.add_argument("--num_problems", type=int, default=1000, help="problems of each stage (default 1000)")
+    _seed_flag(parser)
+    _tokenizer_flag(parser)
+
+
+def _pick_flags(parser: CommandParser, what: str) -> None:
+    parser.add_argument("--index", type=int, default=0, help=f"first {what}, from 0 (default 0)")
+    parser.add_argument("--count", type=int, default=1, help="how many from there on (default 1)")
+
+
+def _seed_flag(parser: CommandParser) -> None:
+    parser.add_argument("--seed", type=int, default=1337, help="of the run (default 1337)")
+
+
+def _splits_flags(parser: CommandParser, is_required: bool = False) -> None:
+    parser.add_argument("--scratch_dir", type=Path, required=is_required, help="directory of all data and runs")
+    parser.add_argument("--data_dir", type=Path, help="directory of splits (default: the only one in scratch_dir)")
+
+
+def _size_flags(parser: CommandParser, where: str) -> None:
+    text = "size budget of a problem in symbols"
+    parser.add_argument("--max_input_size", type=int, help=f"{text} (default: {where}384)")
+    text = "lookahead at the last stage, and number of stages"
+    parser.add_argument("--max_lookahead", type=int, help=f"{text} (default: {where}64)")
+    parser.add_argument("--generator", help=f"package.module:ClassName (default: {where}the built-in one)")
+
+
+def _tokenizer_flag(parser: CommandParser, where: str = "") -> None:
+    text = f"hub id, directory or tokenizer.json (default: {where}{DEFAULT_TOKENIZER})"
+    parser.add_argument("--tokenizer", help=text)
+
+
+def _pack_flags(parser: CommandParser) -> None:
+    parser.add_argument("--pack_dir", type=Path, help="packed blocks (default: scratch_dir/data/c4_packed)")
+    parser.add_argument("--tokenizer", help="hub id, directory or tokenizer.json (default: the pack's, by its name)")
+
+
+def _mixin_loss_flag(parser: CommandParser) -> None:
+    choices = ("lm", "answer", "weighted")
+    parser.add_argument(
+        "--mixin_loss", choices=choices, default="lm", help="loss weights of mixin examples (default lm)"
+    )
+
+
+def _view_flags(parser: CommandParser, parts: tuple[str, ...] = PARTS) -> None:
+    text = f"parts of each sample (default: {' '.join(parts)})"
+    parser.add_argument("--show", nargs="+", choices=parts, default=parts, help=text)
+    if "graph" in parts:
+        parser.add_argument("--dot", action="store_true", help="nothing but the graphs, for Graphviz")
+    parser.add_argument("--ids", action="store_true", help="show each token's id behind it")
+    text = "auto: on a terminal, unless NO_COLOR is set (default auto)"
+    parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help=text)
+
+
+_Flags = Callable[[CommandParser], None]
+_COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], Iterator[str]], _Flags, str], ...] = (
+    ("split", split_lines, _split_flags, "rows of eval, test or mixin, as they are evaluated or mixed in"),
+    ("stream", stream_lines, _stream_flags, "samples of pptrain's stream, a function of seed, index and stage"),
+    ("mixture", mixture_lines, _mixture_flags, "samples of a pretrain run: packed blocks and synthetic ones"),
+    ("shards", shards_lines, _shards_flags, "packed blocks ('c4 N' of messages) and where documents end in them"),
+    ("lengths", length_lines, _lengths_flags, "how long problems are, and what share overflows a seq_len"),
+)
+
+
+if __name__ == "__main__":
+    run_command(main)

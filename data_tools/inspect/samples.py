@@ -1,0 +1,211 @@
+"""Samples for ``data_tools.inspect``, as training reads them, in lines."""
+
+from argparse import Namespace
+from collections.abc import Iterator
+
+from data_tools.base.errors import UserError
+from data_tools.base.text_table import counted
+from data_tools.corpus.shards import VALIDATION_NAME, PackedBlocks, shard_name
+from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
+from data_tools.inspect.terminal import Terminal
+from data_tools.inspect.token_view import View
+from data_tools.runs.settings import tokenizer_of_runs
+from data_tools.samples.documents import Document, encode_examples, example_documents
+from data_tools.samples.mixin_table import MixinTable, load_mixin_table
+from data_tools.samples.readers import MixinReader, StreamReader, c4_document, training_source
+from data_tools.samples.samplers import MixtureSampler, Source, mixin_share
+from data_tools.search.splits import Splits, find_data_dir, split_file_name
+
+DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKAHEAD = 384, 64  # of build_data_splits
+
+
+def split_lines(args: Namespace) -> Iterator[str]:
+    """Rows of a split: of eval and test as they are evaluated, of mixin as pretraining reads them."""
+    splits = _splits(args)
+    rows = splits.rows(args.split)
+    picked = _picked(args, len(rows), f"rows of {args.split}.jsonl")
+    tokenizer = _tokenizer(args) if "tokens" in args.show and not args.dot else None
+    view = _view(args, tokenizer)
+    for number in picked:
+        row = rows[number]
+        edges, characters = counted(row["num_edges"], "edge"), counted(len(row["input_text"]), "character")
+        facts = f"lookahead {row['lookahead']}, {edges}, {characters}"
+        documents: list[Document] = []
+        if tokenizer:
+            answers = row["output_texts"][:1] if args.split == "mixin" else row["output_texts"]
+            (encoded,) = encode_examples(tokenizer, [row["input_text"]], [answers])
+            how = {"loss": args.mixin_loss} if args.split == "mixin" else {"loss": "weighted", "scored": "any"}
+            documents = example_documents(encoded, **how)
+            facts += f", {encoded.longest:,} tokens"
+            if encoded.longest > args.seq_len:
+                facts += f": longer than seq_len {args.seq_len}, so it is left out"
+        made = f"stage {row['stage']}, alpha {row['alpha']:g}, seed {row['seed']}"
+        title = f"{args.split} {number} of {len(rows):,} ({made})"
+        yield from view.example(title, facts, row["input_text"], row["output_texts"], documents)
+
+
+def stream_lines(args: Namespace) -> Iterator[str]:
+    """Samples of pptrain's stream."""
+    splits = _splits(args) if args.data_dir or args.scratch_dir else None
+    reader = _stream_reader(args, splits)
+    view = _view(args, reader.tokenizer)
+    if splits is None:
+        yield from view.terminal.wrapped(
+            "No --scratch_dir or --data_dir: sizes are those of the flags, and prompts of eval, test and mixin are not "
+            "passed over.",
+            style="warning",
+        )
+    for index in range(args.index, args.index + args.count):
+        (candidate,) = reader.candidates([index], args.stage)
+        example, alpha = candidate.example, args.stage / reader.source.max_lookahead
+        facts = (
+            f"lookahead {example.lookahead}, {counted(example.num_edges, 'edge')}, "
+            f"{len(example.input_text):,} characters, {candidate.encoded.longest:,} tokens; attempt {candidate.attempt}"
+        )
+        if candidate.attempt:
+            num_reserved = candidate.attempt - len(candidate.overflows)
+            facts += f" ({len(candidate.overflows)} were longer than seq_len, {num_reserved} reserved)"
+        stages = reader.source.max_lookahead
+        title = f"stream {index} at stage {args.stage} of {stages} (alpha {alpha:.4g}, seed {args.seed})"
+        documents = reader.sample(candidate, args.stage).documents
+        yield from view.example(title, facts, example.input_text, example.output_texts, documents)
+
+
+def mixture_lines(args: Namespace) -> Iterator[str]:
+    """Samples of a pretrain run."""
+    splits, blocks = _splits(args), _pack(args)
+    tokenizer = _pack_tokenizer(args, blocks)
+    share = mixin_share(args.mixin_percent, args.mixin_schedule, args.mixin_end, args.total_steps)
+    rows = splits.rows("mixin")
+    table = MixinTable.empty()
+    if share.start or share.end:
+        sha256 = splits.meta.files[split_file_name("mixin")].sha256
+        cache = args.scratch_dir / "data" / "cache"
+        table = load_mixin_table(rows, sha256, tokenizer, blocks.meta.seq_len, args.mixin_pack, cache)
+    sampler = MixtureSampler(args.global_batch, args.seed, share, blocks.num_blocks, table.num_blocks, table.fill)
+    reader = MixinReader(rows, table, tokenizer, args.mixin_loss)
+    view = _view(args, tokenizer)
+    for title, source, block in _planned(args, sampler):
+        if source == Source.C4:
+            yield from _block(view, blocks, block, title)
+            continue
+        members = table.examples_of(block)
+        (sample,) = reader.read([block], 0)
+        num_targets = sum(len(document.weights) for document in sample.documents)
+        for number, (member, document) in enumerate(zip(members, sample.documents, strict=True), 1):
+            row = rows[member]
+            facts = (
+                f"row {member} of mixin.jsonl: lookahead {row['lookahead']}, {counted(row['num_edges'], 'edge')}, "
+                f"{len(document.tokens):,} tokens; "
+                f"the block holds {num_targets:,} of {blocks.meta.seq_len:,} targets"
+            )
+            which = f"{title}mixin block {block}, example {number} of {len(members)}"
+            yield from view.example(which, facts, row["input_text"], row["output_texts"], [document])
+
+
+def _planned(args: Namespace, sampler: MixtureSampler) -> Iterator[tuple[str, Source, int]]:
+    """The asked for samples of the run: a title, the source, and the index within it."""
+    if args.blocks:
+        for block in _picked(args, sampler.num_mixin_blocks, "synthetic blocks"):
+            yield "", Source.MIXIN, block
+        return
+    size = args.global_batch
+    picked = _picked(args, args.total_steps * size, "samples of the run (total_steps × global_batch)")
+    cursor = sampler.cursor_before(picked[0] // size + 1)
+    for step in range(picked[0] // size + 1, picked[-1] // size + 2):
+        plan = sampler.plan(cursor, step)
+        cursor = plan.next_cursor
+        for sample in range(max(picked[0], (step - 1) * size), min(picked[-1] + 1, step * size)):
+            position = sample % size
+            title = f"sample {sample} of the run (step {step}): "
+            yield title, Source(plan.sources[position]), int(plan.indices[position])
+
+
+def shards_lines(args: Namespace) -> Iterator[str]:
+    """Packed blocks."""
+    blocks = _pack(args)
+    total = blocks.num_validation_blocks if args.validation else blocks.num_blocks
+    picked = _picked(args, total, "validation blocks" if args.validation else "blocks")
+    view = _view(args, _pack_tokenizer(args, blocks))
+    for index in picked:
+        yield from _block(view, blocks, index, is_validation=args.validation)
+
+
+def _block(view: View, blocks: PackedBlocks, index: int, title: str = "", is_validation: bool = False) -> Iterator[str]:
+    tokens = blocks.validation_block(index) if is_validation else blocks.block(index)
+    total = blocks.num_validation_blocks if is_validation else blocks.num_blocks
+    shard, row = divmod(index, blocks.meta.blocks_per_shard)
+    file = VALIDATION_NAME if is_validation else shard_name(shard)
+    documents = int((tokens == blocks.meta.eos_id).sum())
+    ends = f"{counted(documents, 'document')} {'ends' if documents == 1 else 'end'} in it"
+    facts = f"{file}, row {row}: {len(tokens):,} tokens; {ends}"
+    name = "validation block" if is_validation else "c4 block"
+    yield from view.block(f"{title}{name} {index} of {total:,}", facts, c4_document(tokens))
+
+
+def _splits(args: Namespace) -> Splits:
+    if args.data_dir is None and args.scratch_dir is None:
+        raise UserError("which splits? Give --scratch_dir, or --data_dir.")
+    return Splits(find_data_dir(args.scratch_dir, args.data_dir))
+
+
+def _stream_reader(args: Namespace, splits: Splits | None) -> StreamReader:
+    """What pptrain reads with, given the same flags."""
+    size, lookahead, generator = DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKAHEAD, None
+    if splits:
+        size, lookahead = splits.meta.max_input_size, splits.meta.max_lookahead
+        generator = splits.meta.external_generator
+        for name, built in (("max_input_size", size), ("max_lookahead", lookahead)):
+            if getattr(args, name) not in (None, built):
+                raise UserError(
+                    f"--{name} {getattr(args, name)} contradicts {splits.directory}, which was built with {built}; "
+                    "leave the flag out, or the directory."
+                )
+    source = training_source(
+        args.generator or generator,
+        max_input_size=args.max_input_size or size,
+        max_lookahead=args.max_lookahead or lookahead,
+        seed=args.seed,
+    )
+    source.example(0, args.stage)  # a stage that cannot be is an error before a tokenizer is looked for
+    return StreamReader(
+        source,
+        _tokenizer(args),
+        args.seq_len,
+        splits.reserved_digests() if splits else frozenset(),
+        args.seed,
+        args.train_answer,
+        args.accuracy,
+    )
+
+
+def _tokenizer(args: Namespace) -> TextTokenizer:
+    return load_tokenizer(args.tokenizer or tokenizer_of_runs(args.scratch_dir))
+
+
+def _pack(args: Namespace) -> PackedBlocks:
+    if args.pack_dir is None and args.scratch_dir is None:
+        raise UserError("which packed blocks? Give --scratch_dir, or --pack_dir.")
+    return PackedBlocks(args.pack_dir or args.scratch_dir / "data" / "c4_packed")
+
+
+def _pack_tokenizer(args: Namespace, blocks: PackedBlocks) -> TextTokenizer:
+    tokenizer = load_tokenizer(args.tokenizer or blocks.meta.tokenizer)
+    if tokenizer.fingerprint != blocks.meta.tokenizer_sha256:
+        raise UserError(
+            f"the tokenizer {tokenizer.name} is not the one {blocks.directory} was packed with "
+            f"({blocks.meta.tokenizer}); give --tokenizer accordingly."
+        )
+    return tokenizer
+
+
+def _view(args: Namespace, tokenizer: TextTokenizer | None) -> View:
+    return View(Terminal.of_stdout(args.color), tokenizer, args.show, args.ids, getattr(args, "dot", False))
+
+
+def _picked(args: Namespace, total: int, what: str) -> range:
+    if not total:
+        raise UserError(f"there are no {what}.")
+    if args.index >= total:
+        raise UserError(f"--index is {args.index}, but there are {total:,} {what}: expected 0 … {total - 1}.")
+    return range(args.index, min(args.index + args.count, total))

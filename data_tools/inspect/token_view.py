@@ -1,0 +1,143 @@
+"""Samples as lines of text: what a document says, its tokens with their loss weights, its graph drawn."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+
+import numpy as np
+
+from data_tools.corpus.tokenizer import TextTokenizer
+from data_tools.inspect.drawing import as_dot, draw_problem
+from data_tools.inspect.terminal import Cell, Terminal, visible
+from data_tools.samples.documents import Document
+from data_tools.search.prompts import parse_prompt
+
+PARTS = ("text", "tokens", "graph")
+_DIVIDER = "│"  # between tokens
+
+
+@dataclass(frozen=True)
+class View:
+    """How samples are shown.
+
+    Attributes:
+        terminal: lays out the lines.
+        tokenizer: of the documents; None where nothing is tokenized.
+        parts: of `PARTS`.
+        with_ids: whether each token is followed by its id.
+        only_dot: nothing but graphs, for Graphviz.
+    """
+
+    terminal: Terminal
+    tokenizer: TextTokenizer | None
+    parts: Sequence[str]
+    with_ids: bool = False
+    only_dot: bool = False
+
+    def example(
+        self, title: str, facts: str, input_text: str, answers: Sequence[str], documents: Sequence[Document]
+    ) -> Iterator[str]:
+        """A search problem: its text, the documents that are made of it, its graph.
+
+        Args:
+            title, facts: what it is, in short and in numbers.
+            input_text: the prompt.
+            answers: the right next words.
+            documents: that are trained or scored; none where nothing is tokenized.
+        """
+        if self.only_dot:
+            yield as_dot(parse_prompt(input_text))
+            return
+        yield from self._heading(title, facts)
+        documents = sorted(documents, key=lambda document: not document.weights.any())
+        if "text" in self.parts:
+            yield from self.terminal.wrapped(input_text)
+            yield from self.terminal.wrapped(f"Right answers: {', '.join(answers)}", style="strong")
+            if documents:
+                yield from self._difference(documents[0], input_text, answers)
+            yield ""
+        if "tokens" in self.parts:
+            for document in documents:
+                yield from self._document(document)
+        if "graph" in self.parts:
+            yield from draw_problem(parse_prompt(input_text), self.terminal)
+            yield ""
+
+    def block(self, title: str, facts: str, document: Document) -> Iterator[str]:
+        """A packed block: its text with the ends of documents marked, and its tokens."""
+        if self.only_dot:
+            return
+        yield from self._heading(title, facts)
+        if "text" in self.parts:
+            yield from self._parts_of(document.tokens)
+        if "tokens" in self.parts:
+            yield from self._document(document)
+
+    def _heading(self, title: str, facts: str) -> Iterator[str]:
+        yield self.terminal.rule(title)
+        yield from self.terminal.wrapped(facts, style="faint")
+        yield ""
+
+    def _document(self, document: Document) -> Iterator[str]:
+        """The tokens of a document, each with the weight it has as a target; the first is no target.
+
+        Of a document that is scored but not trained only the answer, as the rest is another document's too.
+        """
+        num_targets, weights = len(document.weights), document.weights.tolist()
+        is_trained = bool(document.weights.any())
+        if is_trained:
+            total = document.weights.sum(dtype=np.float64)
+            told = f"{num_targets + 1} tokens, {num_targets} targets, sum of weights {total:.6g}"
+            if document.answer_targets:
+                told += f"; the last {document.answer_targets} are the answer, and scored"
+        else:
+            told = f"another right answer: the same prompt, then {document.answer_targets} tokens scored, not trained"
+        yield from self.terminal.wrapped(told, style="heading")
+        first = 0 if is_trained else num_targets + 1 - document.answer_targets
+        yield from self._weighed(document.tokens[first:], [None, *weights][first:])
+        yield ""
+
+    def _difference(self, document: Document, input_text: str, answers: Sequence[str]) -> Iterator[str]:
+        """What the tokens say where that is not the text that they were made of."""
+        assert self.tokenizer is not None
+        decoded = self.tokenizer.decode(document.tokens.tolist())
+        if decoded not in [f"{input_text} {answer}{self.tokenizer.eos_token}" for answer in answers]:
+            yield from self.terminal.wrapped("Decoded from its tokens it is another text:", style="warning")
+            yield from self.terminal.wrapped(decoded)
+
+    def _weighed(self, tokens: np.ndarray, weights: Sequence[float | None]) -> Iterator[str]:
+        """A line for each run of one weight, and a new one after each EOS: there a document ends."""
+        assert self.tokenizer is not None
+        labels = ["no target" if weight is None else f"weight {weight:.6g}" for weight in weights]
+        ends_before = np.cumsum(tokens == self.tokenizer.eos_id) - (tokens == self.tokenizer.eos_id)
+        texts, styles = self._texts_of(tokens), _styles(weights)
+        cells = [Cell(text + _DIVIDER, style) for text, style in zip(texts, styles, strict=True)]
+        margin = max(map(len, labels))
+        told = None
+        for (label, _), run in groupby(zip(labels, ends_before, cells, strict=True), key=lambda item: item[:2]):
+            lead = f"{'' if label == told else label:>{margin}} {_DIVIDER}"
+            yield from self.terminal.flow((cell for *_, cell in run), first=lead, rest=f"{'':>{margin}} {_DIVIDER}")
+            told = label
+
+    def _texts_of(self, tokens: np.ndarray) -> list[str]:
+        assert self.tokenizer is not None
+        pieces = map(visible, self.tokenizer.pieces(tokens.tolist()))
+        return [f"{piece}:{index}" if self.with_ids else piece for piece, index in zip(pieces, tokens, strict=True)]
+
+    def _parts_of(self, tokens: np.ndarray) -> Iterator[str]:
+        """The text of a block, document by document."""
+        assert self.tokenizer is not None
+        ends = (np.flatnonzero(tokens == self.tokenizer.eos_id) + 1).tolist()
+        bounds = [0, *ends, *([] if ends and ends[-1] == len(tokens) else [len(tokens)])]
+        for number, (start, end) in enumerate(pairwise(bounds), 1):
+            rest = "" if end in ends else ", goes on in the next block"
+            yield self.terminal.styled(f"document {number}: tokens {start} … {end - 1}{rest}", "heading")
+            yield from self.terminal.wrapped(self.tokenizer.decode(tokens[start:end].tolist()))
+            yield ""
+
+
+def _styles(weights: Sequence[float | None]) -> list[str]:
+    """What is not trained is faint; where weights differ, the greatest stand out."""
+    told = {weight for weight in weights if weight is not None}
+    greatest = max(told) if len(told) > 1 else None
+    return ["faint" if not weight else "strong" if weight == greatest else "plain" for weight in weights]

@@ -1,0 +1,1 @@
+"""What runs left behind: their logs and settings, as numbers and as pictures."""

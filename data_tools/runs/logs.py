@@ -1,0 +1,208 @@
+"""What runs leave behind, read: logs as columns, launches, evaluation files; and where a step lies on an axis."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_tools.base.errors import UserError
+
+Row = dict[str, Any]
+AXES = ("step", "tokens", "time")
+_EVALUATION_KEYS = {
+    "checkpoint", "split", "num_examples", "loss", "accuracy_any", "accuracy_first", "c4_loss", "by_lookahead",
+}  # fmt: skip
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a JSON-lines file, in order; a last line that is being written is left out.
+
+    Raises:
+        UserError: there is no such file, or a line of it is no row with a step.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {_runs_below(path.parents[1])}.") from None
+    return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _row(line: bytes, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({error}); take the line out.") from None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise UserError(f"{where}: expected an object with a whole number 'step'; is this a log?")
+    return row
+
+
+def _runs_below(directory: Path) -> str:
+    """What to give instead of a directory that is no run."""
+    runs = sorted(str(log.parents[1]) for log in directory.glob("*/logs/train.jsonl"))
+    return f"give the directory of a run, here {' or '.join(runs)}" if runs else "give the directory of a run"
+
+
+def read_logs(directory: Path) -> tuple[list[Row], list[Row]]:
+    """The rows of a run's train.jsonl, one at least, and of its eval.jsonl.
+
+    Raises:
+        UserError: the directory holds no logs, or no row yet, or something else under their names.
+    """
+    path = directory / "logs" / "train.jsonl"
+    train, evaluations = read_rows(path), path.with_name("eval.jsonl")
+    if not train:
+        raise UserError(f"{path} has no rows yet; the first comes after --log_every steps.")
+    return train, read_rows(evaluations) if evaluations.exists() else []
+
+
+def read_evaluation(path: Path) -> Row:
+    """What ``ds_train/evaluate.py --output`` wrote.
+
+    Raises:
+        UserError: the file is missing or something else.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--evaluation {path}: expected a file of evaluate.py --output ({error}).") from None
+    missing = _EVALUATION_KEYS - set(report) if isinstance(report, dict) else _EVALUATION_KEYS
+    if missing:
+        raise UserError(f"--evaluation {path}: expected a file of evaluate.py --output, which has {min(missing)!r}.")
+    return report
+
+
+def checkpoint_name(path: str) -> str:
+    """``RUN/step`` of a step directory, else the last part."""
+    parts = [part for part in Path(path).parts if part != "checkpoints"]
+    return "/".join(parts[-2:] if parts[-1].startswith("step_") else parts[-1:])
+
+
+def training_seconds(tokens: Sequence[float] | np.ndarray, tokens_per_second: Sequence[float] | np.ndarray) -> Any:
+    """Seconds of training up to each row, (rows,) float64: without the pauses between launches.
+
+    A row's tokens_per_second is that of the steps since the row before, evaluations and saves included.
+    """
+    return np.cumsum(np.diff(tokens, prepend=0) / np.asarray(tokens_per_second))
+
+
+@dataclass(frozen=True)
+class RunLogs:
+    """One run, finished or still going on.
+
+    Attributes:
+        name: for legends.
+        directory: of the run.
+        train, evaluations: column → (rows,) float64, NaN where a row has no number; by rising step.
+        launches: rows of launches.jsonl since the run began at step 0.
+    """
+
+    name: str
+    directory: Path
+    train: dict[str, np.ndarray]
+    evaluations: dict[str, np.ndarray]
+    launches: list[Row]
+
+    @classmethod
+    def read(cls, directory: Path, name: str) -> "RunLogs":
+        """Read a run directory.
+
+        Raises:
+            UserError: see `read_logs`.
+        """
+        train, evaluations = map(_columns, read_logs(directory))
+        path = directory / "launches.jsonl"
+        launches = read_rows(path) if path.exists() else []
+        first = max((n for n, launch in enumerate(launches) if launch["step"] == 0), default=0)
+        return cls(name, directory, train, evaluations, launches[first:])
+
+    @property
+    def last_step(self) -> int:
+        return int(self.train["step"][-1])
+
+    @property
+    def resumed_at(self) -> np.ndarray:
+        """Steps after which a later launch went on, (resumes,); without those that a resume further back undid."""
+        steps = [launch["step"] for launch in self.launches]
+        kept = {step for n, step in enumerate(steps) if n and all(step < later for later in steps[n + 1 :])}
+        return np.array(sorted(step for step in kept if 0 < step <= self.last_step), float)
+
+    @property
+    def mastered_at(self) -> np.ndarray:
+        """Steps at which a stage of the curriculum was mastered, (stages,): pptrain evaluates then, and at step 0."""
+        steps = self.evaluations["step"] if "stage" in self.evaluations else np.empty(0)
+        return steps[steps > 0]
+
+    @cached_property
+    def _tokens(self) -> np.ndarray:
+        """Tokens up to each train row, (rows,), NaN if no row tells."""
+        return _known(self.train["step"], self.train.get("tokens", self.train["step"] * np.nan), self.train["step"])
+
+    @cached_property
+    def _seconds(self) -> np.ndarray:
+        """Seconds of training up to each train row, (rows,), NaN if no row tells; one without speed had the usual."""
+        speed = self.train.get("tokens_per_second", np.empty(0))
+        if not (speed > 0).any():
+            return np.full(len(self._tokens), np.nan)
+        return training_seconds(self._tokens, np.where(speed > 0, speed, np.median(speed[speed > 0])))
+
+    def column(self, name: str, axis: str) -> tuple[np.ndarray, np.ndarray]:
+        """A column of the train rows, or else of the evaluations: positions on an axis and values, both (values,).
+
+        Rows without a value or a position are left out.
+        """
+        rows = self.train if name in self.train else self.evaluations
+        if name not in rows:
+            return np.empty(0), np.empty(0)
+        positions, values = self.positions(rows["step"], axis), rows[name]
+        kept = np.isfinite(positions) & np.isfinite(values)
+        return positions[kept], values[kept]
+
+    def reached(self, axis: str) -> float:
+        """Where the last row lies on one of `AXES`."""
+        return float(self.positions(self.train["step"][-1:], axis)[0])
+
+    def positions(self, steps: np.ndarray, axis: str) -> np.ndarray:
+        """Where steps lie on one of `AXES` (time in seconds): between rows in proportion, NaN where that is unknown."""
+        if axis == "step":
+            return steps
+        return _known(self.train["step"], self._tokens if axis == "tokens" else self._seconds, steps)
+
+
+def _known(rows: np.ndarray, values: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """What grows from 0 with the steps, at ``steps``: in proportion between the rows that tell; NaN where none does."""
+    told = np.isfinite(values)
+    if not told.any():
+        return np.full(len(steps), np.nan)
+    return np.interp(steps, np.append(0, rows[told]), np.append(0, values[told]))
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, int | float))
+    return {
+        name: np.array([value if isinstance(value := row.get(name), int | float) else np.nan for row in rows], float)
+        for name in names
+    }
+
+
+def distinct_names(directories: Sequence[Path]) -> list[str]:
+    """A name for each directory: its last part, with as many parents as tell it from the others.
+
+    Raises:
+        UserError: a directory is given twice.
+    """
+    paths = [directory.resolve().parts for directory in directories]
+    for one, other in pairwise(sorted(paths)):
+        if one == other:
+            raise UserError(f"{Path(*one)} is given twice; give each run once.")
+
+    def is_distinct(path: tuple[str, ...], length: int) -> bool:
+        return sum(other[-length:] == path[-length:] for other in paths) == 1
+
+    lengths = [next(n for n in range(1, len(path) + 1) if is_distinct(path, n)) for path in paths]
+    return ["/".join(path[-length:]) for path, length in zip(paths, lengths, strict=True)]

@@ -1,0 +1,244 @@
+"""One HTML page about runs with all pictures inside it: to be opened anywhere without a network, mailed, kept."""
+
+import base64
+import html
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from data_tools.runs.logs import Row, RunLogs
+
+_AXIS_NAMES = {"step": "steps", "tokens": "tokens", "time": "time"}
+_ROWS_AVERAGED = 5  # a single step's loss is noise
+_ABSENT = "–"
+
+_STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1560px; padding: 1rem; background: #fff; color: #1a1a1a;
+  font: 16px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+h1 { font-size: 1.4rem; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.05rem; margin: 1.6rem 0 .4rem; }
+p { margin: .3rem 0; max-width: 46rem; }
+.tables { display: flex; flex-wrap: wrap; column-gap: 4rem; }
+.table { max-width: 100%; overflow-x: auto; }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid #e4e4e4;
+  min-width: 4.8rem; overflow-wrap: anywhere; }
+th { font-weight: 600; }
+tbody th { font-weight: 400; color: #555; overflow-wrap: normal; }
+tr > :first-child { position: sticky; left: 0; background: #fff; }
+.colour { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .4em; }
+fieldset { position: sticky; top: 0; z-index: 1; margin: 1.6rem 0 0; padding: .5rem 0; border: 0; background: #fff;
+  border-bottom: 1px solid #e4e4e4; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; }
+legend { float: left; font-weight: 600; }
+label { white-space: nowrap; }
+@media (max-width: 480px) { table { font-size: .8rem; } th, td { padding-right: .5rem; } }
+.pictures { display: grid; gap: 1.4rem 1.6rem; margin-top: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); }
+figure { margin: 0; }
+img { display: block; width: 100%; height: auto; }
+figcaption { font-size: .85rem; color: #444; margin-top: .2rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the page.
+
+    Attributes:
+        name: of its file, without the suffix.
+        axis: one of ``run_logs.AXES``, whose pictures are shown together; empty: always shown.
+        png: the file's content.
+    """
+
+    name: str
+    title: str
+    caption: str
+    axis: str
+    png: bytes
+
+
+def report_page(
+    runs: Sequence[RunLogs],
+    colours: Sequence[str],
+    settings: Mapping[str, Sequence[str]],
+    evaluations: Sequence[tuple[str, Row]],
+    pictures: Sequence[Picture],
+) -> str:
+    """The page as HTML.
+
+    Args:
+        colours: of the runs in the pictures.
+        settings: those that differ between the runs → value in each.
+        evaluations: name and content of each.
+    """
+    names = [run.name for run in runs]
+    title = html.escape(", ".join(names))
+    axes = list(dict.fromkeys(picture.axis for picture in pictures if picture.axis))
+    hidden = "\n".join(f"body:has(#by-{axis}:checked) .axis:not(.{axis}) {{ display: none; }}" for axis in axes)
+    parts = [
+        f"<h1>{title}</h1>",
+        '<div class="tables">',
+        _table("The runs", names, {label: [of(run) for run in runs] for label, of in _FACTS.items()}, colours),
+        _evaluation_table(evaluations),
+        f"</div>\n<section>\n{_switch(axes)}",
+        '<div class="pictures">', *map(_figure, pictures), "</div>\n</section>",
+        _table("Settings that differ", names, settings, colours) if settings else "",
+    ]  # fmt: skip
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{title}</title>\n<style>{_STYLE}{hidden}\n</style>\n</head>\n<body>",
+            *filter(None, parts),
+            "</body>\n</html>\n",
+        ]
+    )
+
+
+_NOTE = """<p>Pale lines are single steps; the line over them is their running mean (over 4 % of the rows, 101 rows at
+most). In the strip under the curves, △ is where a later launch went on from a checkpoint and | where a stage of the
+curriculum was mastered. Training time leaves out the pauses between launches and the steps that a kill undid.</p>"""
+
+
+def _switch(axes: Sequence[str]) -> str:
+    buttons = "".join(
+        f'<label><input type="radio" name="axis" id="by-{axis}"{" checked" if axis == axes[0] else ""}> '
+        f"{_AXIS_NAMES[axis]}</label>"
+        for axis in axes
+    )
+    return f"<h2>Pictures</h2>\n{_NOTE}\n<fieldset><legend>Against</legend>{buttons}</fieldset>"
+
+
+def _figure(picture: Picture) -> str:
+    against = f" against {_AXIS_NAMES[picture.axis]}" if picture.axis else ""
+    data = base64.b64encode(picture.png).decode()
+    return (
+        f'<figure class="{f"axis {picture.axis}" if picture.axis else "always"}">'
+        f'<img alt="{html.escape(picture.title + against)}" src="data:image/png;base64,{data}">'
+        + (f"<figcaption>{html.escape(picture.caption)}</figcaption>" if picture.caption else "")
+        + "</figure>"
+    )
+
+
+def _table(
+    title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]], colours: Sequence[str] | None = None
+) -> str:
+    """A table with a heading; rows that say nothing are left out."""
+    dots = [f'<span class="colour" style="background: {colour}"></span>' for colour in colours or []]
+    dots += [""] * (len(columns) - len(dots))
+    head = "".join(f"<th>{dot}{_breakable(name)}</th>" for dot, name in zip(dots, columns, strict=True))
+    body = "\n".join(
+        f"<tr><th>{_breakable(label)}</th>{''.join(f'<td>{_breakable(cell)}</td>' for cell in cells)}</tr>"
+        for label, cells in rows.items()
+        if any(cell != _ABSENT for cell in cells)
+    )
+    return (
+        f'<div class="table"><h2>{title}</h2>\n<table>\n<thead><tr><th></th>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def _breakable(text: str) -> str:
+    """Text whose long names may be broken after their joints."""
+    return re.sub(r"([/_]|(?<=[a-z])\.)", r"\1<wbr>", html.escape(text))
+
+
+def _evaluation_table(evaluations: Sequence[tuple[str, Row]]) -> str:
+    if not evaluations:
+        return ""
+    reports = [report for _, report in evaluations]
+    rows = {
+        "problems": [f"{report['num_examples']:,}" for report in reports],
+        "accuracy, any valid answer": [_number(report["accuracy_any"]) for report in reports],
+        "its 95 % interval": [_interval(report, "accuracy_any") for report in reports],
+        "accuracy, first answer": [_number(report["accuracy_first"]) for report in reports],
+        "95 % interval of that": [_interval(report, "accuracy_first") for report in reports],
+        "weighted loss": [_number(report["loss"]) for report in reports],
+        "C4 validation loss": [_number(report["c4_loss"]) for report in reports],
+    }
+    return _table("Evaluations", [name for name, _ in evaluations], rows)
+
+
+def _interval(report: Row, name: str) -> str:
+    low, high = (report.get(f"{name}_{end}") for end in ("low", "high"))
+    return _ABSENT if low is None or high is None else f"{low:.3f} – {high:.3f}"
+
+
+def _number(value: float | None) -> str:
+    return _ABSENT if value is None else f"{value:.3f}"
+
+
+def _last(column: str, num_averaged: int = 1) -> Callable[[RunLogs], str]:
+    def of(run: RunLogs) -> str:
+        values = run.column(column, "step")[1]
+        return _number(values[-num_averaged:].mean()) if len(values) else _ABSENT
+
+    return of
+
+
+def _best(column: str, pick: Callable[[np.ndarray], Any]) -> Callable[[RunLogs], str]:
+    def of(run: RunLogs) -> str:
+        steps, values = run.column(column, "step")
+        return f"{values[pick(values)]:.3f} at step {steps[pick(values)]:,.0f}" if len(values) else _ABSENT
+
+    return of
+
+
+def _tokens(run: RunLogs) -> str:
+    return f"{total:,.0f}" if np.isfinite(total := run.reached("tokens")) else _ABSENT
+
+
+def _training_time(run: RunLogs) -> str:
+    return str(timedelta(seconds=round(seconds))) if np.isfinite(seconds := run.reached("time")) else _ABSENT
+
+
+def _speed(run: RunLogs) -> str:
+    return f"{run.reached('tokens') / seconds:,.0f}" if (seconds := run.reached("time")) > 0 else _ABSENT
+
+
+def _wall_clock(run: RunLogs) -> str:
+    written = run.column("timestamp", "step")[1]
+    if not run.launches or not len(written):
+        return _ABSENT
+    return str(timedelta(seconds=round(written[-1] - run.launches[0]["timestamp"])))
+
+
+def _written(run: RunLogs) -> str:
+    written = run.column("timestamp", "step")[1]
+    return f"{datetime.fromtimestamp(written[-1], UTC):%Y-%m-%d %H:%M} UTC" if len(written) else _ABSENT
+
+
+def _stage(run: RunLogs) -> str:
+    (_, stages), (_, alphas) = (run.column(column, "step") for column in ("stage", "alpha"))
+    if not len(stages) or len(stages) != len(alphas):
+        return _ABSENT
+    return f"{stages[-1]:.0f} of {stages[-1] / alphas[-1]:.0f}"
+
+
+_FACTS: dict[str, Callable[[RunLogs], str]] = {
+    "optimizer steps": lambda run: f"{run.last_step:,}",
+    "tokens": _tokens,
+    "training time": _training_time,
+    "tokens per second": _speed,
+    "since the first launch": _wall_clock,
+    "launches": lambda run: str(len(run.launches) or _ABSENT),
+    "last row": _written,
+    "training loss": _last("loss", _ROWS_AVERAGED),
+    "training loss on C4": _last("c4_loss", _ROWS_AVERAGED),
+    "training loss on synthetic blocks": _last("mixin_loss", _ROWS_AVERAGED),
+    "synthetic share of tokens": _last("mixin_fraction"),
+    "stage": _stage,
+    "window accuracy": _last("curr_acc"),
+    "held-out accuracy": _last("heldout_acc"),
+    "best held-out accuracy": _best("heldout_acc", np.argmax),
+    "held-out loss": _last("heldout_loss"),
+    "lowest held-out loss": _best("heldout_loss", np.argmin),
+    "held-out C4 loss": _last("heldout_c4_loss"),
+    "lowest held-out C4 loss": _best("heldout_c4_loss", np.argmin),
+}

@@ -1,0 +1,96 @@
+"""What runs were given, from their directories, and in what it differs."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_tools.base.errors import UserError
+from data_tools.runs.logs import Row
+
+DEFAULT_TOKENIZER = "EleutherAI/pythia-160m"  # that of all Pythia models
+Settings = dict[str, str]
+_DEEPSPEED = "deepspeed."
+_COMMIT_DIGITS = 10  # tell commits apart
+_IGNORED = ("run_name", "deepspeed_config")  # the name heads the column; the JSON that takes effect says more
+
+
+def read_settings(directory: Path, launches: Sequence[Row]) -> Settings:
+    """Flags of RUN/run.yaml, the DeepSpeed JSON that takes effect, and what the last launch ran on; those that exist.
+
+    Raises:
+        UserError: a file is not what its name says.
+    """
+    flags, effective = _load(directory / "run.yaml"), _load(directory / "deepspeed.json")
+    last = launches[-1] if launches else {}
+    commit, *changes = last.get("git", "").split(" ", 1)
+    git = " ".join([commit[:_COMMIT_DIGITS], *changes])
+    ran_on = {"ranks": last.get("ranks"), "git": git or None, **last.get("versions", {})}
+    return {
+        **{name: _text(value) for name, value in flags.items() if name not in _IGNORED},
+        **{_DEEPSPEED + name: _text(value) for name, value in flat(effective)},
+        **{name: str(value) for name, value in ran_on.items() if value is not None},
+    }
+
+
+def tokenizer_of_runs(scratch_dir: Path | None) -> str:
+    """The tokenizer that the runs below a scratch directory were given, Pythia's where they were given none.
+
+    Raises:
+        UserError: they were given several.
+    """
+    run_files = sorted(scratch_dir.glob("*/run.yaml")) if scratch_dir else []
+    flags = {path.parent.name: _load(path) for path in run_files}
+    given = {run: of_run.get("tokenizer") or of_run.get("model_name") for run, of_run in flags.items()}
+    named = {run: str(name) for run, name in given.items() if name and not str(name).startswith("pythia-")}
+    if len(set(named.values())) > 1:
+        listed = ", ".join(f"{run} {name}" for run, name in named.items())
+        raise UserError(f"the runs in {scratch_dir} have tokenizers of their own ({listed}); choose with --tokenizer.")
+    return next(iter(named.values()), DEFAULT_TOKENIZER)
+
+
+def differing(runs: Sequence[Settings]) -> dict[str, list[str]]:
+    """Setting → its value in each run ("–" where it has none), of the settings in which runs differ.
+
+    A flag that a run's phase does not have is no difference; an absent key of the DeepSpeed JSON is one.
+    """
+    names = dict.fromkeys(name for settings in runs for name in settings)
+    values = {name: [settings.get(name, "–") for settings in runs] for name in names}
+    return {
+        name: of_runs
+        for name, of_runs in values.items()
+        if len({value for value, settings in zip(of_runs, runs, strict=True) if _knows(settings, name)}) > 1
+    }
+
+
+def _knows(settings: Settings, name: str) -> bool:
+    return name in settings or (name.startswith(_DEEPSPEED) and any(key.startswith(_DEEPSPEED) for key in settings))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file; nothing where there is none."""
+    if not path.exists():
+        return {}
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no settings; expected names with values.")
+    return content
+
+
+def flat(mapping: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names, with those of the mappings they lie in before them, and values."""
+    for name, value in mapping.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}.{below}", deeper) for below, deeper in flat(value))
+        else:
+            yield name, value
+
+
+def _text(value: Any) -> str:
+    return "not given" if value is None else json.dumps(value) if isinstance(value, bool | list) else str(value)

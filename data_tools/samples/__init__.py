@@ -1,0 +1,1 @@
+"""What a sample is, and which samples an optimizer step holds."""

@@ -1,0 +1,89 @@
+"""Token documents and the loss weights of their targets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_tools.corpus.tokenizer import TextTokenizer
+from data_tools.samples.word_tokens import word_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedExample:
+    """A graph-search example in tokens: the prompt, and every valid answer with its EOS; (n,) int64 each."""
+
+    prompt: np.ndarray
+    answers: list[np.ndarray]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with its longest valid answer and EOS."""
+        return len(self.prompt) + max(map(len, self.answers))
+
+
+def encode_examples(
+    tokenizer: TextTokenizer, prompts: Sequence[str], answers: Sequence[Sequence[str]]
+) -> list[EncodedExample]:
+    """Tokenize examples: prompt as it stands, each answer with a leading space and followed by EOS."""
+    texts = [*prompts, *(f" {answer}" for valid in answers for answer in valid)]
+    encoded = iter(word_tokens(tokenizer).encode_batch(texts))
+    prompt_ids = [next(encoded) for _ in prompts]
+    return [
+        EncodedExample(prompt, [np.append(next(encoded), tokenizer.eos_id) for _ in valid])
+        for prompt, valid in zip(prompt_ids, answers, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One sequence that attends to itself only; inputs are tokens[:-1], targets tokens[1:].
+
+    Attributes:
+        tokens: (n,) int64.
+        weights: (n - 1,) float32 loss weight of each target.
+        answer_targets: the last so many targets are the answer with its EOS and are scored; 0 if not scored.
+        is_first_answer: whether the scored answer is the example's first one.
+        is_synthetic: synthetic text, as opposed to C4.
+    """
+
+    tokens: np.ndarray
+    weights: np.ndarray
+    answer_targets: int = 0
+    is_first_answer: bool = False
+    is_synthetic: bool = True
+
+
+def target_weights(num_targets: int, answer_targets: int, loss: str) -> np.ndarray:
+    """Loss weights (num_targets,) float32 of a synthetic document.
+
+    ``lm``: 1 everywhere. ``answer``: 1 on the answer, else 0. ``weighted``: 1, and on the answer
+    1 + total / answer, both counted in targets, so that answers weigh about as much as all the rest.
+    """
+    weights = np.full(num_targets, 0.0 if loss == "answer" else 1.0, np.float32)
+    weights[num_targets - answer_targets :] = 1 + num_targets / answer_targets if loss == "weighted" else 1.0
+    return weights
+
+
+def example_documents(
+    example: EncodedExample, *, loss: str, trained: int = 0, scored: str | None = None
+) -> list[Document]:
+    """The documents of one example: the trained answer's, and zero-weight ones for other answers to score.
+
+    Args:
+        loss: see `target_weights`.
+        trained: which answer is trained on.
+        scored: ``any`` (every valid answer), ``first`` (the first one), or None: nothing is scored.
+    """
+    documents = []
+    for number, answer in enumerate(example.answers):
+        is_scored = scored == "any" or (scored == "first" and number == 0)
+        if not is_scored and number != trained:
+            continue
+        tokens = np.concatenate([example.prompt, answer])
+        num_targets = len(tokens) - 1
+        weights = (
+            target_weights(num_targets, len(answer), loss) if number == trained else np.zeros(num_targets, np.float32)
+        )
+        documents.append(Document(tokens, weights, len(answer) if is_scored else 0, number == 0))
+    return documents

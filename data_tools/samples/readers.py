@@ -1,0 +1,155 @@
+"""Turn sample indices into documents. Readers are pure in (index, stage) and run inside loader workers."""
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from data_tools.base.errors import UserError
+from data_tools.base.rng import CounterStream
+from data_tools.corpus.shards import PackedBlocks
+from data_tools.corpus.tokenizer import TextTokenizer
+from data_tools.samples.documents import Document, EncodedExample, encode_examples, example_documents
+from data_tools.samples.mixin_table import MixinTable
+from data_tools.search.generator import MAX_ATTEMPTS, Example, ExampleSource
+from data_tools.search.splits import SplitRows, prompt_digest
+
+
+@dataclass(frozen=True, slots=True)
+class Overflow:
+    """A candidate of sample ``index`` that was longer than seq_len."""
+
+    index: int
+    attempt: int
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a global batch: its documents, and the candidates that were passed over for it."""
+
+    documents: list[Document]
+    overflows: list[Overflow] = field(default_factory=list)
+
+
+class Reader(Protocol):
+    def read(self, indices: Sequence[int], stage: int) -> list[Sample]: ...
+
+
+def training_source(generator: str | None, *, max_input_size: int, max_lookahead: int, seed: int) -> ExampleSource:
+    """Where the candidates of the training stream come from.
+
+    Args:
+        generator: ``package.module:ClassName``, or None for the built-in one.
+        max_input_size, max_lookahead: of the splits that the run is evaluated on.
+        seed: the run's.
+    """
+    return ExampleSource(
+        generator, max_input_size=max_input_size, max_lookahead=max_lookahead, seed=seed, purpose="train"
+    )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The example that became sample ``index``: the first attempt that was neither too long nor reserved."""
+
+    index: int
+    attempt: int
+    example: Example
+    encoded: EncodedExample
+    overflows: list[Overflow]
+
+
+@dataclass(frozen=True)
+class StreamReader:
+    """SyntheticNL: sample ``index`` of the training stream at a stage, whoever asks and whenever.
+
+    A candidate that is reserved or longer than seq_len is replaced by the next attempt of the same index.
+    """
+
+    source: ExampleSource
+    tokenizer: TextTokenizer
+    seq_len: int
+    reserved: Container[bytes]
+    seed: int
+    train_answer: str
+    accuracy: str
+
+    def read(self, indices: Sequence[int], stage: int) -> list[Sample]:
+        return [self.sample(candidate, stage) for candidate in self.candidates(indices, stage)]
+
+    def candidates(self, indices: Sequence[int], stage: int) -> list[Candidate]:
+        """The example of each sample.
+
+        Raises:
+            UserError: no attempt at a sample is usable.
+        """
+        found: dict[int, Candidate] = {}
+        overflows: dict[int, list[Overflow]] = {index: [] for index in indices}
+        pending = list(indices)
+        for attempt in range(MAX_ATTEMPTS):
+            examples = [self.source.example(index, stage, attempt) for index in pending]
+            encoded = encode_examples(
+                self.tokenizer, [e.input_text for e in examples], [e.output_texts for e in examples]
+            )
+            for index, example, tokens in zip(pending, examples, encoded, strict=True):
+                if tokens.longest > self.seq_len:
+                    overflows[index].append(Overflow(index, attempt, tokens.longest))
+                elif prompt_digest(example.input_text) not in self.reserved:
+                    found[index] = Candidate(index, attempt, example, tokens, overflows[index])
+            pending = [index for index in pending if index not in found]
+            if not pending:
+                return [found[index] for index in indices]
+        too_long = len(overflows[pending[0]]) / MAX_ATTEMPTS
+        raise UserError(
+            f"sample {pending[0]} of stage {stage} (alpha {stage / self.source.max_lookahead:.4f}): none of "
+            f"{MAX_ATTEMPTS} attempts was usable, {too_long:.0%} were longer than seq_len {self.seq_len}, "
+            "the rest were reserved by eval, test or mixin. Use a larger --seq_len, or splits with a smaller "
+            "max_input_size."
+        )
+
+    def sample(self, candidate: Candidate, stage: int) -> Sample:
+        """What is trained and scored of an example."""
+        trained = 0
+        if self.train_answer == "random":
+            address = (candidate.index, stage, candidate.attempt)
+            trained = CounterStream(self.seed, "train/answer", *address).below(len(candidate.encoded.answers))
+        documents = example_documents(candidate.encoded, loss="weighted", trained=trained, scored=self.accuracy)
+        return Sample(documents, candidate.overflows)
+
+
+@dataclass(frozen=True)
+class C4Reader:
+    """Packed block ``index``: one document of seq_len inputs and seq_len targets."""
+
+    blocks: PackedBlocks
+
+    def read(self, indices: Sequence[int], stage: int) -> list[Sample]:
+        return [Sample([c4_document(self.blocks.block(index))]) for index in indices]
+
+
+def c4_document(block: np.ndarray) -> Document:
+    """A block of seq_len + 1 tokens as a document; every target weighs 1."""
+    return Document(block, np.ones(len(block) - 1, np.float32), is_synthetic=False)
+
+
+@dataclass(frozen=True)
+class MixinReader:
+    """Synthetic block ``index``: the whole mixin examples that the table puts into it, each its own document."""
+
+    rows: SplitRows
+    table: MixinTable
+    tokenizer: TextTokenizer
+    loss: str
+
+    def read(self, indices: Sequence[int], stage: int) -> list[Sample]:
+        members = [self.table.examples_of(index) for index in indices]
+        rows = [self.rows[row] for block in members for row in block]
+        encoded = iter(
+            encode_examples(self.tokenizer, [r["input_text"] for r in rows], [r["output_texts"][:1] for r in rows])
+        )
+        return [
+            Sample([document for _ in block for document in example_documents(next(encoded), loss=self.loss)])
+            for block in members
+        ]

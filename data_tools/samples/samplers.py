@@ -1,0 +1,210 @@
+"""Which samples a global batch holds: pure functions of (configuration, cursor, step).
+
+A sampler knows nothing of tokens, files or ranks. Every rank plans the whole global batch (a few integers a
+sample) and takes its slice, so the order of samples cannot depend on how many ranks there are.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from data_tools.base.errors import UserError
+from data_tools.base.rng import permutation, uniform_at
+
+
+class Source(IntEnum):
+    """Where a sample comes from."""
+
+    STREAM = 0  # sample ``index`` of the endless synthetic stream, at the plan's stage
+    C4 = 1  # packed block ``index``
+    MIXIN = 2  # synthetic block ``index`` of the mixin table
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """A position in the data: what the next global batch starts from. Plain counts over all ranks."""
+
+    consumed_index: int = 0  # samples consumed; in pptrain also the index of the next sample of the stream
+    stage: int = 0  # curriculum stage of the next sample; 0 where there is no curriculum
+    c4_block_idx: int = 0  # C4 blocks consumed
+    mixin_idx: int = 0  # synthetic blocks consumed
+
+
+@dataclass(frozen=True)
+class GlobalBatchPlan:
+    """The samples of one optimizer step in global order, and the cursor that follows them.
+
+    Attributes:
+        step: the optimizer step these samples train, from 1.
+        stage: curriculum stage of the stream samples (0: none).
+        sources: (global_batch,) uint8, values of `Source`.
+        indices: (global_batch,) int64, index within the source.
+        next_cursor: where the next plan starts.
+    """
+
+    step: int
+    stage: int
+    sources: np.ndarray
+    indices: np.ndarray
+    next_cursor: Cursor
+
+    def extended_ledger(self, ledger: str) -> str:
+        """The rolling hash of all consumed sample ids after this batch: 16 bytes in hex."""
+        digest = hashlib.blake2b(bytes.fromhex(ledger), digest_size=16)
+        digest.update(self.stage.to_bytes(8, "little") + self.sources.tobytes() + self.indices.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+class Sampler(Protocol):
+    def plan(self, cursor: Cursor, step: int) -> GlobalBatchPlan: ...
+
+
+@dataclass(frozen=True)
+class CurriculumSampler:
+    """pptrain: the next ``global_batch`` samples of the synthetic stream at the cursor's stage."""
+
+    global_batch: int
+
+    def plan(self, cursor: Cursor, step: int) -> GlobalBatchPlan:
+        first, end = cursor.consumed_index, cursor.consumed_index + self.global_batch
+        return GlobalBatchPlan(
+            step=step,
+            stage=cursor.stage,
+            sources=np.full(self.global_batch, Source.STREAM, np.uint8),
+            indices=np.arange(first, end, dtype=np.int64),
+            next_cursor=replace(cursor, consumed_index=end),
+        )
+
+
+@dataclass(frozen=True)
+class MixinShare:
+    """The share of real tokens that is synthetic, over the run.
+
+    Attributes:
+        start: share at step 1 (``--mixin_percent``, a fraction).
+        end: share at the last step; equal to start for the constant schedule.
+        schedule: ``constant``, ``linear`` or ``cosine``, in the fraction of steps done.
+        total_steps: length of the run in optimizer steps.
+    """
+
+    start: float
+    end: float
+    schedule: str
+    total_steps: int
+
+    def at(self, step: int) -> float:
+        """The share asked for at optimizer step ``step`` (from 1)."""
+        if self.schedule == "constant" or self.total_steps < 2:
+            return self.start
+        progress = min(1.0, (step - 1) / (self.total_steps - 1))
+        if self.schedule == "cosine":
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        return self.start + (self.end - self.start) * progress
+
+
+def mixin_share(percent: float, schedule: str, end: float | None, total_steps: int) -> MixinShare:
+    """The share that ``--mixin_percent``, ``--mixin_schedule`` and ``--mixin_end`` ask for.
+
+    Raises:
+        UserError: a share is no fraction, or the schedule has no end or one too many.
+    """
+    problems = [
+        f"--{name} is {value}, expected a fraction in [0, 1] (0.02 is 2 %)."
+        for name, value in (("mixin_percent", percent), ("mixin_end", end))
+        if value is not None and not 0 <= value <= 1
+    ]
+    if schedule != "constant" and end is None:
+        problems.append(f"--mixin_schedule {schedule} needs --mixin_end, the share at the last step.")
+    if schedule == "constant" and end is not None:
+        problems.append("--mixin_end was given with a constant schedule; choose --mixin_schedule linear or cosine.")
+    if problems:
+        raise UserError(" ".join(problems))
+    return MixinShare(percent, percent if end is None else end, schedule, total_steps)
+
+
+def block_probability(share: float, fill: float) -> float:
+    """Probability that a sample is a synthetic block, so that ``share`` of the real tokens are synthetic.
+
+    A C4 block is full, a synthetic one holds the fraction ``fill`` of real tokens; with probability q the
+    synthetic share is q·fill / (q·fill + 1 - q), solved for q.
+    """
+    return share / (fill + share * (1 - fill)) if share > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class MixtureSampler:
+    """pretrain: sample g is a synthetic block by a draw keyed (seed, g), otherwise the next C4 block.
+
+    Attributes:
+        num_c4_blocks: blocks of the pack; C4 indices wrap around it (whether a run may is checked at start).
+        num_mixin_blocks: blocks of the mixin table, visited in a new seeded permutation each pass.
+        mixin_fill: mean real tokens of a synthetic block / seq_len.
+    """
+
+    global_batch: int
+    seed: int
+    share: MixinShare
+    num_c4_blocks: int
+    num_mixin_blocks: int
+    mixin_fill: float
+
+    def plan(self, cursor: Cursor, step: int) -> GlobalBatchPlan:
+        is_mixin = self.is_mixin(cursor.consumed_index, step)
+        num_mixin = int(is_mixin.sum())
+        num_c4 = self.global_batch - num_mixin
+        indices = np.empty(self.global_batch, np.int64)
+        indices[~is_mixin] = (cursor.c4_block_idx + np.arange(num_c4)) % max(1, self.num_c4_blocks)
+        indices[is_mixin] = self._mixin_blocks(cursor.mixin_idx, num_mixin)
+        return GlobalBatchPlan(
+            step=step,
+            stage=cursor.stage,
+            sources=np.where(is_mixin, Source.MIXIN, Source.C4).astype(np.uint8),
+            indices=indices,
+            next_cursor=replace(
+                cursor,
+                consumed_index=cursor.consumed_index + self.global_batch,
+                c4_block_idx=cursor.c4_block_idx + num_c4,
+                mixin_idx=cursor.mixin_idx + num_mixin,
+            ),
+        )
+
+    def is_mixin(self, first_sample: int, step: int) -> np.ndarray:
+        """Which samples of a step are synthetic: (global_batch,) bool."""
+        probability = block_probability(self.share.at(step), self.mixin_fill)
+        return uniform_at(self.seed, "pretrain/mix", first_sample, self.global_batch) < probability
+
+    def cursor_before(self, step: int) -> Cursor:
+        """What the plan of ``step`` starts from in a run without curriculum; counted draw by draw."""
+        num_steps = step - 1
+        num_mixin = sum(int(self.is_mixin(n * self.global_batch, n + 1).sum()) for n in range(num_steps))
+        consumed = num_steps * self.global_batch
+        return Cursor(consumed_index=consumed, c4_block_idx=consumed - num_mixin, mixin_idx=num_mixin)
+
+    def _mixin_blocks(self, start: int, count: int) -> np.ndarray:
+        blocks = np.empty(count, np.int64)
+        done = 0
+        while done < count:
+            pass_index, position = divmod(start + done, self.num_mixin_blocks)
+            order = _mixin_order(self.seed, self.num_mixin_blocks, pass_index)
+            taken = order[position : position + count - done]
+            blocks[done : done + len(taken)] = taken
+            done += len(taken)
+        return blocks
+
+
+@lru_cache(maxsize=2)
+def _mixin_order(seed: int, num_blocks: int, pass_index: int) -> np.ndarray:
+    return permutation(seed, "pretrain/mixin order", num_blocks, pass_index)
+
+
+def c4_blocks_needed(sampler: MixtureSampler, total_steps: int) -> int:
+    """C4 blocks that a run of ``total_steps`` reads: counted draw by draw where the pack might be too small."""
+    num_samples = sampler.global_batch * total_steps
+    if sampler.num_c4_blocks >= num_samples:
+        return num_samples  # enough even without a single synthetic block; counting would change nothing
+    return sampler.cursor_before(total_steps + 1).c4_block_idx

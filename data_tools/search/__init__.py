@@ -1,0 +1,1 @@
+"""Graph-search problems: graphs, their text, the generator protocol, splits on disk."""

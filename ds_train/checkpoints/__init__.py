@@ -1,0 +1,1 @@
+"""The training state, and checkpoints: written, verified, chosen, resumed in any layout."""

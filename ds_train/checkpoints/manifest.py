@@ -1,0 +1,189 @@
+"""Checkpoints as files: what makes a step directory a checkpoint, which are usable, and which to resume from.
+
+A save goes into ``.saving_step_00000200/``; its manifest names every file with size and hash; then the directory is
+renamed to ``step_00000200/``. So a step directory is whole at the moment it appears, a killed save leaves only a hidden
+one, and a step directory that does not match its manifest was damaged later.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import xxhash
+
+from data_tools.base.errors import UserError
+from data_tools.base.files import sync_directory, whole_file, write_json
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+LATEST = "latest"
+_SAVING, _DELETING = ".saving_", ".deleting_"
+_STEP_NAME = re.compile(r"step_(\d{8,})")
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of a checkpoint, as its manifest records it.
+
+    The hash is there against damage, not against forgery: it must not cost training the time that SHA-256 takes.
+    """
+
+    size: int
+    xxh3_128: str
+
+
+def file_entry(path: Path) -> FileEntry:
+    with path.open("rb") as file:
+        return FileEntry(path.stat().st_size, hashlib.file_digest(file, xxhash.xxh3_128).hexdigest())
+
+
+def step_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def saving_name(step: int) -> str:
+    """Name of the directory that a checkpoint is written into before it is committed."""
+    return _SAVING + step_name(step)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step in a step directory's name."""
+    match = _STEP_NAME.fullmatch(checkpoint.name)
+    if not match:
+        raise UserError(f"{checkpoint} is not a step directory; expected a name like step_00000200.")
+    return int(match[1])
+
+
+def step_directories(directory: Path) -> list[Path]:
+    """All step directories, usable or not, newest first."""
+    found = [path for path in directory.glob("step_*") if _STEP_NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def commit(directory: Path, step: int, entries: dict[str, FileEntry]) -> Path:
+    """Turn the written ``.saving_…`` directory into the checkpoint of ``step``; returns its path.
+
+    The files themselves must be on disk (fsync) already.
+    """
+    saving, target = directory / saving_name(step), directory / step_name(step)
+    files = {name: asdict(entry) for name, entry in sorted(entries.items())}
+    write_json(saving / MANIFEST, {"step": step, "files": files})
+    if target.exists():  # damaged, else resume would have started from it
+        delete(target)
+    saving.rename(target)
+    sync_directory(directory)
+    with whole_file(directory / LATEST) as file:
+        file.write(target.name.encode())
+    return target
+
+
+def delete(checkpoint: Path) -> None:
+    """Delete a step directory; killed half-way, it does not look like a damaged checkpoint."""
+    doomed = checkpoint.with_name(_DELETING + checkpoint.name)
+    shutil.rmtree(doomed, ignore_errors=True)
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def sweep(directory: Path) -> None:
+    """Remove what killed saves and deletions left behind."""
+    for prefix in (_SAVING, _DELETING):
+        for leftover in directory.glob(f"{prefix}*"):
+            shutil.rmtree(leftover)
+
+
+def prune(directory: Path, keep_last: int, keep_every: int) -> None:
+    """Keep the newest ``keep_last`` checkpoints (0: all), and for good those at multiples of ``keep_every``."""
+    for path in step_directories(directory)[keep_last:] if keep_last else []:
+        if not (keep_every and step_of(path) % keep_every == 0):
+            delete(path)
+
+
+def defect_of(checkpoint: Path) -> str | None:
+    """Why a step directory is not a usable checkpoint, or None. Reads every file."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        step, files = manifest["step"], {name: FileEntry(**entry) for name, entry in manifest["files"].items()}
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}" if checkpoint.is_dir() else "it does not exist"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its {MANIFEST} cannot be read ({error})"
+    if _STEP_NAME.fullmatch(checkpoint.name) and step != step_of(checkpoint):
+        return f"its {MANIFEST} is that of step {step}"
+    for name, entry in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != entry.size:
+            return f"{name} has {path.stat().st_size} bytes, its {MANIFEST} says {entry.size}"
+    for name, entry in files.items():
+        if file_entry(checkpoint / name) != entry:
+            return f"{name} is damaged: its hash is not the one in {MANIFEST}"
+    return None
+
+
+def usable(directory: Path) -> Iterator[Path]:
+    """Step directories that verify, newest first; says of each other one why it is passed over."""
+    for path in step_directories(directory):
+        if defect := defect_of(path):
+            logger.warning("passing over %s: %s", path, defect)
+        else:
+            yield path
+
+
+def newest_usable(directory: Path) -> Path | None:
+    """The newest step directory that verifies, or None."""
+    return next(usable(directory), None)
+
+
+def choose_checkpoint(directory: Path, resume: str, resume_from: str | None = None) -> Path | None:
+    """The checkpoint to resume from; None for a fresh start.
+
+    Args:
+        directory: of the run's checkpoints.
+        resume: ``auto``, ``none`` or a step directory.
+        resume_from: a step directory; wins.
+
+    Raises:
+        UserError: a named checkpoint is not usable, or there are some and none is.
+    """
+    named = resume_from or (resume if resume not in ("auto", "none") else None)
+    if named:
+        path = Path(named).absolute()
+        if defect := defect_of(path):
+            flag = "resume_from" if resume_from else "resume"
+            raise UserError(f"--{flag} {named}: {defect}. Give a complete step directory, or --resume auto or none.")
+        return path
+    if resume == "none":
+        return None
+    chosen = newest_usable(directory)
+    if chosen is None and (damaged := step_directories(directory)):
+        raise UserError(
+            f"{directory} holds {len(damaged)} checkpoints and none is usable (reasons above). Restore one, or start "
+            "anew with --resume none, which moves them aside."
+        )
+    return chosen
+
+
+def set_aside(run_directory: Path, after_step: int) -> None:
+    """Move checkpoints of later steps into ``RUN/superseded_<n>/``, so that no resume goes on with an abandoned future.
+
+    ``after_step`` -1 moves all of them and the logs: the run starts anew.
+    """
+    moved = [path for path in step_directories(run_directory / "checkpoints") if step_of(path) > after_step]
+    if after_step < 0 and (run_directory / "logs").exists():
+        moved.append(run_directory / "logs")
+    if not moved:
+        return
+    number = 1 + sum(1 for _ in run_directory.glob("superseded_*"))
+    target = run_directory / f"superseded_{number}"
+    target.mkdir()
+    for path in moved:
+        path.rename(target / path.name)
+    logger.warning("moved to %s: %s", target, ", ".join(path.name for path in moved))

@@ -1,0 +1,179 @@
+"""What a resumed run may change: everything that decides speed, nothing that decides the trajectory."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection
+from dataclasses import replace
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+from data_tools.base.errors import UserError
+from ds_train.checkpoints.full_state import engine_with_full_state
+from ds_train.checkpoints.save import load
+from ds_train.checkpoints.state import TrainState
+from ds_train.ranks.collectives import on_main
+from ds_train.ranks.world import World
+from ds_train.step.engine import Engine, build_engine
+from ds_train.step.losses import PackedLM
+
+logger = logging.getLogger(__name__)
+
+UNIVERSAL = "universal"  # DeepSpeed's layout-free copy, inside its step directory
+LAYOUT = ("world_size", "zero_stage", "micro_batch", "grad_accum")
+_HASH, _HASH_DIGITS = re.compile("[0-9a-f]{64}"), 12
+_WHAT_WORKS = "any ZeRO stage at any number of ranks into any other in fp32 and bf16; in fp16 not from or to ZeRO 0"
+
+
+class Road(Enum):
+    """How a checkpoint gets into an engine."""
+
+    DIRECT = auto()  # as DeepSpeed wrote it
+    UNIVERSAL = auto()  # through DeepSpeed's universal format
+    FULL_STATE = auto()  # through full fp32 tensors: another kind of ZeRO stage
+
+
+def adapted_state(
+    saved: TrainState, current: TrainState, checkpoint: Path, *, strict_layout: bool, accepted: Collection[str]
+) -> TrainState:
+    """The saved state, to go on in the current layout.
+
+    Args:
+        saved, current: of the checkpoint, and of this launch as it would start afresh.
+        strict_layout: refuse a changed layout too.
+        accepted: names of trajectory settings that may change all the same (``--accept_change``).
+
+    Raises:
+        UserError: something changed that may not.
+    """
+    _refuse_other_trajectory(saved, current, checkpoint, accepted)
+    changes = [
+        f"{name} {getattr(saved, name)} → {getattr(current, name)}"
+        for name in LAYOUT
+        if getattr(saved, name) != getattr(current, name)
+    ]
+    if changes and strict_layout:
+        raise UserError(f"{checkpoint}: the layout changed ({', '.join(changes)}), and --strict_layout refuses that.")
+    if road(saved, current) is None:
+        raise UserError(
+            f"{checkpoint} was saved with ZeRO {saved.zero_stage} and cannot be resumed with ZeRO "
+            f"{current.zero_stage}. What works: {_WHAT_WORKS}. Resume with --zero_stage {saved.zero_stage}, or start "
+            "another run from its weights (an export keeps them, not the optimizer)."
+        )
+    if changes:
+        logger.warning("layout changed: %s. Global batches, samples and schedule stay the same.", ", ".join(changes))
+    layout = {name: getattr(current, name) for name in (*LAYOUT, "seed", "global_batch", "precision")}
+    return replace(saved, **layout, fingerprints=current.fingerprints, versions=current.versions)
+
+
+def road(saved: TrainState, current: TrainState) -> Road | None:
+    """How the checkpoint can be loaded in the current layout; None where it cannot."""
+    stages = {saved.zero_stage, current.zero_stage}
+    if len(stages) == 1 and (saved.world_size == current.world_size or stages == {0}):
+        return Road.DIRECT
+    if len(stages) == 1 or stages == {1, 2}:
+        return Road.UNIVERSAL
+    # ZeRO 0 in half precision keeps its fp32 weights in a form of its own (fp16; bf16 with fp32 gradients has none).
+    return None if 0 in stages and saved.precision == "fp16" else Road.FULL_STATE
+
+
+def _refuse_other_trajectory(
+    saved: TrainState, current: TrainState, checkpoint: Path, accepted: Collection[str]
+) -> None:
+    pairs = {name: (getattr(saved, name), getattr(current, name)) for name in ("seed", "global_batch", "precision")}
+    before = _known_fingerprints(saved)
+    for name in sorted(set(before) | set(current.fingerprints)):
+        pairs[name] = (before.get(name, "nothing"), current.fingerprints.get(name, "nothing"))
+    sums = pairs.pop("gradient_sums")
+    if sums[0] != sums[1]:
+        logger.warning(
+            "gradients were summed over ranks in %s until step %d, and now are in %s", sums[0], saved.step, sums[1]
+        )
+    if unknown := sorted(set(accepted) - set(pairs)):
+        raise UserError(f"--accept_change {' '.join(unknown)}: no such setting; it takes {', '.join(sorted(pairs))}.")
+    differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    for name in sorted(set(differing) & set(accepted)):
+        logger.warning("--accept_change %s: %s; the trajectory is another one", name, _change(*differing[name]))
+    refused = {name: pair for name, pair in differing.items() if name not in accepted}
+    if refused:
+        listed = "; ".join(f"{name}: {_change(*pair)}" for name, pair in refused.items())
+        raise UserError(
+            f"{checkpoint} belongs to another trajectory ({listed}). Use the saved settings, start another run with "
+            f"--run_name, or give --accept_change {' '.join(refused)}."
+        )
+
+
+def _known_fingerprints(state: TrainState) -> dict[str, str]:
+    """Of a checkpoint. One that was written before a fingerprint existed gets the value that it had then."""
+    over_ranks = state.precision if state.world_size > 1 else "fp32"  # DeepSpeed's default
+    return {"gradient_sums": over_ranks} | state.fingerprints
+
+
+def _change(old: Any, new: Any) -> str:
+    """Two settings in words; of two JSON objects what differs; of two hashes that they do."""
+    if all(isinstance(value, str) and _HASH.fullmatch(value) for value in (old, new)):
+        return f"saved another one, with hash {old[:_HASH_DIGITS]} …, now {new[:_HASH_DIGITS]} …"
+    try:
+        before, after = json.loads(old), json.loads(new)
+    except (TypeError, ValueError):
+        before = after = None
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return f"saved {old}, now {new}"
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return ", ".join(f"{name} saved {before.get(name)}, now {after.get(name)}" for name in names)
+
+
+def convert_to_universal(checkpoint: Path) -> Path:
+    """Make DeepSpeed's universal copy of a checkpoint inside its step directory, whole or not at all."""
+    target, partial = checkpoint / UNIVERSAL, checkpoint / f".{UNIVERSAL}_partial"
+    if target.exists():
+        return target
+    logger.info("converting %s to DeepSpeed's universal format", checkpoint)
+    shutil.rmtree(partial, ignore_errors=True)
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    launcher_variables = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    done = subprocess.run(
+        [*command, "--input_folder", str(checkpoint), "--output_folder", str(partial)],
+        env={name: value for name, value in os.environ.items() if name not in launcher_variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode != 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"DeepSpeed could not convert {checkpoint}:\n{done.stdout[-2000:]}")
+    (checkpoint / "latest_universal").unlink(missing_ok=True)  # it names the temporary directory
+    partial.rename(target)
+    return target
+
+
+def restored_engine(
+    model: PackedLM, config: dict[str, Any], checkpoint: Path, saved: TrainState, current: TrainState, world: World
+) -> Engine:
+    """Build an engine for the present layout and load the checkpoint into it. Collective.
+
+    Args:
+        model: its weights are replaced.
+        config: DeepSpeed's JSON.
+        saved, current: states of the checkpoint and of a fresh start, between which `road` has found a way.
+    """
+    way = road(saved, current)
+    if way is Road.DIRECT:
+        engine = build_engine(model, config)
+        load(engine, checkpoint, saved, world)
+        return engine
+    source = checkpoint if saved.zero_stage == 0 else on_main(world, lambda: convert_to_universal(checkpoint))
+    if way is Road.FULL_STATE:
+        engine = engine_with_full_state(model, config, source, saved, world)
+    else:
+        universal = {"checkpoint": config.get("checkpoint", {}) | {"load_universal": True}}
+        engine = build_engine(model, config | universal)
+        load(engine, source, saved, world)
+    if source != checkpoint:
+        on_main(world, lambda: shutil.rmtree(source))
+    return engine

@@ -1,0 +1,67 @@
+"""Everything a run needs to go on: one typed dataclass, carried in DeepSpeed's ``client_state``."""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from data_tools.base.errors import UserError
+from data_tools.samples.samplers import Cursor
+
+CLIENT_STATE_KEY = "ds_train"  # one key of our own: DeepSpeed drops client keys that collide with its own
+
+
+@dataclass
+class TrainState:
+    """What is resumable. Holds only plain Python values and tensors, so that any torch.load policy reads it."""
+
+    seed: int
+    world_size: int
+    micro_batch: int
+    grad_accum: int
+    global_batch: int
+    zero_stage: int
+    precision: str  # bf16, fp16 or fp32
+    step: int = 0  # optimizer steps done
+    consumed_index: int = 0
+    stage: int = 0
+    c4_block_idx: int = 0
+    mixin_idx: int = 0
+    window: list[int] = field(default_factory=list)  # accuracy flags (0/1) since the last promotion, newest last
+    evaluation_pending: bool = False  # the evaluation of this step was cut short, and is repeated on resume
+    finished: bool = False  # the phase has reached its end: the last stage mastered, or total_steps done
+    tokens: int = 0  # real target tokens trained on
+    mixin_tokens: int = 0  # those of them that were synthetic
+    overflows: int = 0  # candidates of consumed samples that were longer than seq_len
+    skipped_steps: int = 0  # steps whose loss or gradient was not finite: samples consumed, nothing updated
+    ledger: str = ""  # rolling hash over (source, index, stage) of every consumed sample
+    rng: list[dict[str, Any]] = field(default_factory=list)  # per rank, gathered before each save
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def cursor(self) -> Cursor:
+        return Cursor(self.consumed_index, self.stage, self.c4_block_idx, self.mixin_idx)
+
+    def move_to(self, cursor: Cursor) -> None:
+        """Set the data position, e.g. to the cursor that a consumed batch carries."""
+        self.consumed_index, self.stage = cursor.consumed_index, cursor.stage
+        self.c4_block_idx, self.mixin_idx = cursor.c4_block_idx, cursor.mixin_idx
+
+    def to_client_state(self) -> dict[str, Any]:
+        return {CLIENT_STATE_KEY: asdict(self)}
+
+    @classmethod
+    def from_client_state(cls, client_state: dict[str, Any], origin: str) -> "TrainState":
+        """Rebuild the state a checkpoint carries.
+
+        Raises:
+            UserError: the checkpoint was not written by this program, or by a version with other fields.
+        """
+        saved = client_state.get(CLIENT_STATE_KEY)
+        known = {f.name for f in fields(cls)}
+        if not isinstance(saved, dict) or set(saved) != known:
+            found = sorted(set(saved) ^ known) if isinstance(saved, dict) else "no state of this program"
+            raise UserError(
+                f"{origin}: its training state cannot be read (differs in: {found}). "
+                "Resume with the version of ds-train that wrote it, or start anew with --resume none."
+            )
+        return cls(**saved)

@@ -1,0 +1,142 @@
+"""Model weights to start from or to evaluate: of a checkpoint of ours, or of a Hugging Face directory."""
+
+import json
+import logging
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from data_tools.base.command_line import did_you_mean
+from data_tools.base.errors import UserError
+from ds_train.checkpoints.manifest import MANIFEST, defect_of, newest_usable
+from ds_train.checkpoints.save import DESCRIPTION, read_state
+from ds_train.model.causal_lm import build_model, load_model
+
+logger = logging.getLogger(__name__)
+
+_NO_MAX_LENGTH = 10**9  # tokens; more than that nobody means
+_WRAPPER = "causal_lm."  # where PackedLM holds the Hugging Face model
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where weights come from.
+
+    Attributes:
+        path: a complete step directory, or a Hugging Face directory.
+        is_checkpoint: which of the two.
+    """
+
+    path: Path
+    is_checkpoint: bool
+
+    @property
+    def description(self) -> Path:
+        """Directory with config.json and the tokenizer."""
+        return self.path / DESCRIPTION if self.is_checkpoint else self.path
+
+
+def find_weights(spec: str, run_directory: Path | None = None) -> Weights:
+    """Resolve ``latest`` (of ``run_directory``), a step directory, a run directory or a Hugging Face directory.
+
+    Raises:
+        UserError: there is no complete checkpoint, or nothing of the kind at the path.
+    """
+    if spec == "latest":
+        assert run_directory is not None
+        how = "finish a pptrain run there, name another with --pptrain_run, or give --pptrain_checkpoint PATH or none"
+        return Weights(_newest(run_directory, how), True)
+    path = Path(spec)
+    if (path / MANIFEST).exists() or path.name.startswith("step_"):
+        if defect := defect_of(path):
+            raise UserError(f"checkpoint {path}: {defect}. Give a complete step directory.")
+        return Weights(path, True)
+    if (path / "checkpoints").is_dir():
+        return Weights(_newest(path, "train it up to a checkpoint, or name another"), True)
+    if (path / "config.json").exists():
+        return Weights(path, False)
+    kinds = "a step directory, e.g. RUN/checkpoints/step_00000200, a run directory or a Hugging Face directory"
+    if path.exists():
+        raise UserError(f"{path} is no checkpoint; give {kinds}.")
+    words = ("latest", "none") if run_directory else ()
+    raise UserError(f"checkpoint {path} is missing{did_you_mean(spec, words, f'; give {kinds}.')}")
+
+
+def _newest(run_directory: Path, how_to_mend: str) -> Path:
+    newest = newest_usable(run_directory / "checkpoints")
+    if newest is None:
+        raise UserError(f"{run_directory} has no complete checkpoint; {how_to_mend}.")
+    state = read_state(newest)
+    if not state.finished:
+        stages = state.fingerprints.get("max_stage")
+        reached = f"step {state.step:,}" + (f", at stage {state.stage} of {stages}" if stages else "")
+        logger.warning("%s: its run is not finished; these are the weights of %s", newest, reached)
+    return newest
+
+
+def model_with_weights(weights: Weights, config: PretrainedConfig) -> PreTrainedModel:
+    """A model holding the weights in fp32."""
+    if not weights.is_checkpoint:
+        return load_model(str(weights.path), config)
+    model = build_model(config, seed=0)
+    model.load_state_dict(checkpoint_weights(weights.path))
+    return model
+
+
+def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The trained weights by the model's own names: the fp32 ones that the optimizer updates, whatever the ZeRO stage.
+
+    ZeRO 0 keeps none beside the module's, which are fp32 themselves (under fp16 they are half precision).
+    """
+    shards = list(checkpoint.glob("*_optim_states.pt"))
+    if not shards:
+        state = _load(checkpoint / "mp_rank_00_model_states.pt")["module"]
+    elif "zero_stage" in _load(shards[0])["optimizer_state_dict"]:
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it prints its progress
+            state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    else:
+        state = _weights_of_bf16_optimizer(checkpoint, len(shards))
+    return {name.removeprefix(_WRAPPER): tensor for name, tensor in state.items()}
+
+
+def _weights_of_bf16_optimizer(checkpoint: Path, num_ranks: int) -> dict[str, torch.Tensor]:
+    """What DeepSpeed's zero_to_fp32 does, for the one layout it does not know (ZeRO 1 in bf16 with fp32 gradients).
+
+    Each rank holds a flat piece of every parameter group, and a map from parameter names to slices of its piece.
+    """
+    module_states = _load(checkpoint / "mp_rank_00_model_states.pt")
+    state = dict(module_states["module"])  # buffers, and the shapes of parameters
+    pieces: dict[str, list[torch.Tensor]] = {}
+    for rank in range(num_ranks):
+        shard = _load(checkpoint / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
+        for flat, slices in zip(shard["single_partition_of_fp32_groups"], shard["param_slice_mappings"], strict=True):
+            for name, part in slices.items():
+                pieces.setdefault(name, []).append(flat[part.start : part.start + part.numel])
+    state |= {name: torch.cat(parts).view_as(state[name]) for name, parts in pieces.items()}
+    state |= {alias: state[name] for alias, name in module_states["shared_params"].items()}
+    return state
+
+
+def _load(path: Path) -> dict[str, Any]:
+    # DeepSpeed reads its own files without the weights_only restriction; they are as trusted as the program.
+    return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+
+
+def saved_seq_len(weights: Weights) -> int | None:
+    """The sequence length that weights were trained with; None for a Hugging Face directory that does not tell it.
+
+    Of a Hugging Face directory it is its tokenizer's ``model_max_length``, which our exports hold and transformers
+    writes as 1e30 where nobody has set it.
+    """
+    if weights.is_checkpoint:
+        return json.loads(read_state(weights.path).fingerprints["seq_len"])
+    path = weights.path / "tokenizer_config.json"
+    length = json.loads(path.read_text(encoding="utf-8")).get("model_max_length") if path.exists() else None
+    return int(length) if isinstance(length, int | float) and 0 < length < _NO_MAX_LENGTH else None

@@ -1,0 +1,1 @@
+"""Flags and the DeepSpeed JSON, checked and resolved into one configuration."""

@@ -1,0 +1,202 @@
+"""The DeepSpeed JSON: read, overridden by flags, checked, and resolved into what the run uses."""
+
+import copy
+import json
+import logging
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from data_tools.base.errors import Problems, UserError
+from ds_train.config.flags import OverrideFlags
+from ds_train.config.json_checks import check_blocks, check_precision, drop_non_objects, is_number
+from ds_train.config.layout import Layout
+from ds_train.config.schedule import Schedule, schedule_from_block
+
+logger = logging.getLogger(__name__)
+
+_BATCH_KEYS = {
+    "global_batch": "train_batch_size",
+    "micro_batch": "train_micro_batch_size_per_gpu",
+    "grad_accum": "gradient_accumulation_steps",
+}
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """The resolved JSON.
+
+    Attributes:
+        given: the JSON before overrides.
+        effective: the whole JSON with overrides, as saved in the run directory.
+        deepspeed: what DeepSpeed is given: the same without the scheduler, which `schedule` replaces.
+        layout: ranks × accumulation × micro batch.
+        schedule: learning rate of every step.
+        overrides: what flags and rules changed, one line each, for the log.
+    """
+
+    given: dict[str, Any]
+    effective: dict[str, Any]
+    deepspeed: dict[str, Any]
+    layout: Layout
+    schedule: Schedule
+    overrides: list[str]
+
+
+def default_json(phase: str) -> Path:
+    """The shipped DeepSpeed JSON of a phase."""
+    return Path(str(files("ds_configs") / f"{phase}.json"))
+
+
+def resolve_engine_config(
+    source: str,
+    flags: OverrideFlags,
+    problems: Problems,
+    *,
+    world_size: int,
+    total_steps: int | None,
+    min_lr_ratio: float | None = None,
+) -> EngineConfig | None:
+    """Read the JSON, apply the flags, check everything; None when there were problems (collected, not raised).
+
+    Args:
+        source: the DeepSpeed JSON's path, or its text.
+        flags: command-line overrides.
+        world_size: ranks of this launch.
+        total_steps: length of the run, for ``"total_num_steps": "auto"``.
+        min_lr_ratio: the cosine's floor as a fraction of the base learning rate, if given as a flag.
+    """
+    before = len(problems)
+    config = layout = schedule = None
+    with problems.collect():
+        config = _read_json(source)
+    if config is None:
+        return None
+    given = copy.deepcopy(config)
+    drop_non_objects(config, problems)
+    overrides = _apply_overrides(config, flags, min_lr_ratio, problems)
+    check_blocks(config, problems)
+    check_precision(config, overrides, problems)
+    with problems.collect():
+        layout = _resolve_layout(config, flags, world_size)
+    with problems.collect():
+        base_lr = config.get("optimizer", {}).get("params", {}).get("lr")
+        if not is_number(base_lr) or base_lr <= 0:
+            raise UserError(f"optimizer.params.lr is {base_lr!r}, expected a number above 0; set it or give --lr.")
+        schedule = schedule_from_block(config.get("scheduler"), float(base_lr), total_steps)
+        if total_steps is not None and 0 < total_steps < schedule.warmup_steps:
+            logger.warning(
+                "the run ends within its warm-up: %d of %d steps, up to a learning rate of %g instead of %g; "
+                "--warmup_steps shortens it",
+                total_steps, schedule.warmup_steps, schedule.lr(total_steps), schedule.base_lr,
+            )  # fmt: skip
+    if len(problems) > before or layout is None or schedule is None:
+        return None
+    for name, key in _BATCH_KEYS.items():
+        old, new = config.get(key, "auto"), getattr(layout, name)
+        if old not in ("auto", new):
+            by_flag = getattr(flags, name) is not None
+            overrides.append(f"--{name} {new} overrides {key} {old}" if by_flag else f"{key} {old} becomes {new}")
+        config[key] = new
+    config.setdefault("steps_per_print", 10**9)  # DeepSpeed's own progress lines; ours say more
+    deepspeed = {key: value for key, value in config.items() if key != "scheduler"}
+    return EngineConfig(given, config, deepspeed, layout, schedule, overrides)
+
+
+def _read_json(source: str) -> dict[str, Any]:
+    name = "--deepspeed_config"
+    try:
+        if not source.lstrip().startswith("{"):  # which comes out of a run file
+            name = f"{name} {source}"
+            source = Path(source).read_text(encoding="utf-8")
+        config = json.loads(source, object_pairs_hook=_without_repeats)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    except OSError as error:
+        raise UserError(f"{name} cannot be read ({error.strerror}); give a DeepSpeed JSON.") from error
+    except ValueError as error:
+        raise UserError(f"{name} is not valid JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{name} holds a {type(config).__name__}, expected an object of settings.")
+    return config
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"the keys {repeated} occur twice in one object; keep one of each.")
+    return dict(pairs)
+
+
+def _apply_overrides(
+    config: dict[str, Any], flags: OverrideFlags, min_lr_ratio: float | None, problems: Problems
+) -> list[str]:
+    """Write the given flags into the JSON; returns one line for each that changed something."""
+    overrides: list[str] = []
+
+    def put(flag: str, value: Any, *path: str, given: str | None = None) -> None:
+        if value is None:
+            return
+        block = config
+        for key in path[:-1]:
+            block = block.setdefault(key, {})
+        old = block.get(path[-1])
+        if old != value and (old or value):  # an absent switch is off
+            overrides.append(f"--{flag} {given or value} overrides {'.'.join(path)} {old!r}")
+        block[path[-1]] = value
+
+    put("lr", flags.lr, "optimizer", "params", "lr")
+    put("weight_decay", flags.weight_decay, "optimizer", "params", "weight_decay")
+    put("grad_clip", flags.grad_clip, "gradient_clipping")
+    put("zero_stage", flags.zero_stage, "zero_optimization", "stage")
+    if precision := flags.mixed_precision:
+        put("mixed_precision", precision == "bf16", "bf16", "enabled", given=precision)
+        put("mixed_precision", precision == "fp16", "fp16", "enabled", given=precision)
+    if "scheduler" in config:
+        params = config["scheduler"].setdefault("params", {})
+        put("warmup_steps", flags.warmup_steps, "scheduler", "params", "warmup_num_steps")
+        if flags.lr is not None and params.get("warmup_max_lr", "auto") != "auto":
+            put("lr", flags.lr, "scheduler", "params", "warmup_max_lr")
+    elif flags.warmup_steps is not None:
+        problems.add("--warmup_steps was given but the JSON has no scheduler block; add one (WarmupLR).")
+    kind = config.get("scheduler", {}).get("type")
+    if kind == "WarmupCosineLR":
+        put("min_lr_ratio", min_lr_ratio, "scheduler", "params", "cos_min_ratio")
+    elif min_lr_ratio is not None:
+        problems.add(f"--min_lr_ratio is the floor of WarmupCosineLR, but scheduler.type is {kind!r}; leave it out.")
+    return overrides
+
+
+def _resolve_layout(config: dict[str, Any], flags: OverrideFlags, world_size: int) -> Layout:
+    """Any two of global batch, micro batch and accumulation fix the third; flags come first, then the JSON."""
+    given = {name: getattr(flags, name) for name in _BATCH_KEYS if getattr(flags, name) is not None}
+    in_json = {name: config[key] for name, key in _BATCH_KEYS.items() if config.get(key, "auto") != "auto"}
+    for name, value in {**in_json, **given}.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{_BATCH_KEYS[name]} is {value!r}, expected a whole number of at least 1.")
+    values = dict(given) if given else dict(in_json)
+    for name, value in in_json.items():
+        if len(values) < 2:
+            values.setdefault(name, value)
+    if len(values) < 2:
+        raise UserError(
+            f"the batch is not determined: known are {values or 'none'}; give two of --global_batch, --micro_batch, "
+            "--grad_accum, or train_batch_size and train_micro_batch_size_per_gpu in the JSON."
+        )
+    if "global_batch" not in values:
+        return Layout(world_size, values["micro_batch"], values["grad_accum"])
+    total = values["global_batch"]
+    known = values.get("micro_batch", values.get("grad_accum"))
+    assert known is not None
+    other, remainder = divmod(total, known * world_size)
+    layout = Layout(world_size, values.get("micro_batch", other), values.get("grad_accum", other))
+    if remainder or other == 0 or layout.global_batch != total:
+        possible = [size for size in range(1, total // world_size + 1) if total % (size * world_size) == 0]
+        choice = f"the micro batch can be {possible}" if possible else "no micro batch divides it"
+        raise UserError(
+            f"global batch {total} is not {' × '.join(f'{n} {v}' for n, v in values.items() if n != 'global_batch')} "
+            f"× a whole number on {world_size} ranks. With {total} on {world_size} ranks {choice}; another global "
+            f"batch, e.g. {known * world_size * max(1, round(total / (known * world_size)))}, would do."
+        )
+    return layout

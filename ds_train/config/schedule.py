@@ -1,0 +1,142 @@
+"""The learning rate of every optimizer step, as a pure function of the JSON's ``scheduler`` block.
+
+DeepSpeed's own warm-up classes train the first two steps at 0 and never reach the peak, and carry state through
+checkpoints; here names and parameters are DeepSpeed's, and step k (from 1) has one exact learning rate.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from data_tools.base.errors import UserError
+
+_WARMUP_KEYS = {"warmup_num_steps", "warmup_type"}
+_KEYS = {
+    "WarmupLR": _WARMUP_KEYS | {"warmup_min_lr", "warmup_max_lr"},
+    "WarmupDecayLR": _WARMUP_KEYS | {"warmup_min_lr", "warmup_max_lr", "total_num_steps"},
+    "WarmupCosineLR": _WARMUP_KEYS | {"warmup_min_ratio", "cos_min_ratio", "total_num_steps"},
+}
+_DECAY = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Warm-up from ``start_lr`` to ``base_lr`` over ``warmup_steps``, then constant, linear to 0, or cosine.
+
+    Attributes:
+        warmup_type: ``linear``: step k of W at fraction k / W of the way; ``log``: log(1 + k) / log(1 + W).
+        decay: ``constant``, ``linear`` (to 0 at total_steps) or ``cosine`` (to ``min_lr`` at total_steps).
+    """
+
+    base_lr: float
+    start_lr: float = 0.0
+    warmup_steps: int = 0
+    warmup_type: str = "linear"
+    decay: str = "constant"
+    min_lr: float = 0.0
+    total_steps: int = 0
+
+    def lr(self, step: int) -> float:
+        """The learning rate that optimizer step ``step`` (from 1) uses."""
+        if step < self.warmup_steps or (step == self.warmup_steps and self.decay == "constant"):
+            linear = self.warmup_type == "linear"
+            way = step / self.warmup_steps if linear else math.log1p(step) / math.log1p(self.warmup_steps)
+            return self.start_lr + (self.base_lr - self.start_lr) * way
+        if self.decay == "constant":
+            return self.base_lr
+        progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        if self.decay == "linear":
+            return self.base_lr * (1 - progress)
+        return self.min_lr + (self.base_lr - self.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def schedule_from_block(block: dict[str, Any] | None, base_lr: float, total_steps: int | None) -> Schedule:
+    """Read a DeepSpeed ``scheduler`` block; defaults of absent parameters are DeepSpeed's.
+
+    Args:
+        block: ``{"type": …, "params": {…}}``, or None for a constant learning rate.
+        base_lr: the optimizer's learning rate.
+        total_steps: the run's length in optimizer steps, None where it is not known beforehand.
+
+    Raises:
+        UserError: an unsupported type, an unknown parameter, or values that contradict one another.
+    """
+    if block is None:
+        return Schedule(base_lr)
+    kind, params = _checked_block(block)
+    peak = params.get("warmup_max_lr", "auto")
+    if peak not in ("auto", base_lr):
+        raise UserError(
+            f"scheduler.params.warmup_max_lr {peak} contradicts optimizer.params.lr {base_lr}; "
+            'set warmup_max_lr to "auto" or to the same value.'
+        )
+    start_lr = params.get("warmup_min_lr", 0.0)
+    if kind == "WarmupCosineLR":
+        start_lr = base_lr * params.get("warmup_min_ratio", 0.0)
+    return Schedule(
+        base_lr=base_lr,
+        start_lr=start_lr,
+        warmup_steps=int(params.get("warmup_num_steps", 1000)),
+        warmup_type=params.get("warmup_type", "log"),
+        decay=_DECAY[kind],
+        min_lr=base_lr * params.get("cos_min_ratio", 0.0001),
+        total_steps=0 if kind == "WarmupLR" else _total_steps(kind, params, total_steps),
+    )
+
+
+def _checked_block(block: Any) -> tuple[str, dict[str, Any]]:
+    """Type and parameters of a ``scheduler`` block, every value of the right kind."""
+    if not isinstance(block, dict) or set(block) - {"type", "params"}:
+        raise UserError(f'scheduler is {block!r}, expected {{"type": …, "params": {{…}}}} and nothing else.')
+    kind, params = block.get("type"), block.get("params", {})
+    if not isinstance(kind, str) or kind not in _KEYS:
+        raise UserError(f"scheduler.type is {kind!r}, expected one of {', '.join(_KEYS)}.")
+    if not isinstance(params, dict):
+        raise UserError(f"scheduler.params is {params!r}, expected an object of parameters.")
+    if unknown := set(params) - _KEYS[kind]:
+        raise UserError(f"scheduler.params has unknown {sorted(unknown)}; {kind} takes {sorted(_KEYS[kind])}.")
+    for key, value in params.items():
+        expected, is_right = _EXPECTED[key]
+        if not is_right(value):
+            raise UserError(f"scheduler.params.{key} is {value!r}, expected {expected}.")
+    return kind, params
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return _is_number(value) and value == int(value) and value >= least
+
+
+_RATIO = ("a number in [0, 1]", lambda value: _is_number(value) and 0 <= value <= 1)
+_EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "warmup_num_steps": ("a whole number of at least 0", lambda value: _is_whole(value, 0)),
+    "warmup_type": ("linear or log", lambda value: value in ("linear", "log")),
+    "warmup_min_lr": ("a number of at least 0", lambda value: _is_number(value) and value >= 0),
+    "warmup_max_lr": ('a number or "auto"', lambda value: value == "auto" or _is_number(value)),
+    "warmup_min_ratio": _RATIO,
+    "cos_min_ratio": _RATIO,
+    "total_num_steps": (
+        'a whole number of at least 1, or "auto"',
+        lambda value: value == "auto" or _is_whole(value, 1),
+    ),
+}
+
+
+def _total_steps(kind: str, params: dict[str, Any], total_steps: int | None) -> int:
+    asked = params.get("total_num_steps", "auto")
+    if asked == "auto":
+        if total_steps is None:
+            raise UserError(
+                f"scheduler {kind} needs the run's length; set scheduler.params.total_num_steps or --max_steps."
+            )
+        return total_steps
+    if total_steps is not None and asked != total_steps:
+        raise UserError(
+            f"scheduler.params.total_num_steps {asked} contradicts the run's {total_steps} steps; "
+            'set it to "auto" or make them equal.'
+        )
+    return int(asked)

@@ -1,0 +1,156 @@
+"""Commands one after another: what has ended well is not run again, and a signal ends the one that runs."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from data_tools.base.errors import UserError
+from data_tools.base.files import write_json
+from ds_train.ranks.signals import SIGNALS, STOP_FILE, ExitCode
+
+_POLL_S = 0.1
+_BURST_S = 2.0  # signals that come together are one request
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command that may be started again at any time: it goes on where it was, or begins anew.
+
+    Attributes:
+        title: of its heading.
+        identity: all that its result depends on; what starts it, and on how many ranks, is not among that.
+        command: program and arguments.
+        product: file or directory that it leaves.
+        run: the run directory of a trainer, which leaves with a checkpoint when it finds a file STOP there.
+        check: called before it is started; raises what would go wrong later.
+        is_repeated: run it each time.
+    """
+
+    title: str
+    identity: str
+    command: Sequence[str]
+    product: Path
+    run: Path | None = None
+    check: Callable[[], None] | None = None
+    is_repeated: bool = False
+
+
+def run_steps(steps: Sequence[Step], record: Path) -> int:
+    """Run all steps, but those that ended well before and have not changed since, nor any before them.
+
+    Args:
+        record: JSON file with the identities of the steps that ended well, in order.
+
+    Returns:
+        0; or the exit code of the first step that ended otherwise; or 85 after a signal.
+    """
+    first = num_done(steps, record)
+    began = time.monotonic()
+    with _Runner() as runner:
+        for number, step in enumerate(steps):
+            if runner.is_asked:
+                return ExitCode.PREEMPTED
+            heading = f"{step.title} ({number + 1} of {len(steps)})"
+            if number < first and not step.is_repeated:
+                print(f"== done before: {heading}", flush=True)
+                continue
+            minutes, seconds = divmod(int(time.monotonic() - began), 60)
+            print(f"\n== {minutes}:{seconds:02d}  {heading}", flush=True)
+            if step.check:
+                step.check()
+            if code := runner.run(step):
+                return code
+            # What followed, if anything did, was made from something else.
+            write_json(record, [done.identity for done in steps[: number + 1]])
+    return 0
+
+
+def num_done(steps: Sequence[Step], record: Path) -> int:
+    """How many of the first steps ended well and left what they make."""
+    try:
+        done = json.loads(record.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError) as error:
+        raise UserError(f"{record} cannot be read ({error}); remove it, and each step looks for itself.") from None
+    pairs = zip(steps, done, strict=False)
+    return len([*takewhile(lambda pair: pair[0].identity == pair[1] and pair[0].product.exists(), pairs)])
+
+
+class _Runner:
+    """Runs steps. A first signal asks the running one to end, the next, two seconds later or more, kills it."""
+
+    def __init__(self) -> None:
+        self._step: Step | None = None
+        self._process: subprocess.Popen | None = None
+        self._asked_at: float | None = None
+
+    def __enter__(self) -> "_Runner":
+        under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        wanted = SIGNALS if under_nohup else (*SIGNALS, signal.SIGHUP)
+        self._previous = {number: signal.signal(number, self._take) for number in wanted}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @property
+    def is_asked(self) -> bool:
+        return self._asked_at is not None
+
+    def run(self, step: Step) -> int:
+        """The exit code of the step, as a shell would tell it; 85 if a signal ended it."""
+        # In a session of its own Ctrl-C reaches this process alone. Launchers take a signal badly, so trainers are
+        # stopped by a file, which works through all of them and on any node.
+        with subprocess.Popen(step.command, stdin=subprocess.DEVNULL, start_new_session=True) as process:
+            self._step, self._process = step, process
+            if self.is_asked:  # before this process was known
+                self._ask()
+            while (code := process.poll()) is None:
+                time.sleep(_POLL_S)  # a wait without end would not always wake up for a signal: any thread may get it
+            self._process = None
+        if self.is_asked:
+            if step.run:
+                (step.run / STOP_FILE).unlink(missing_ok=True)  # not found, because the run ended by itself
+            if code and not (step.run and code == ExitCode.ERROR):
+                return ExitCode.PREEMPTED
+        return 128 - code if code < 0 else code
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._asked_at is None:
+            self._asked_at = now
+            self._ask()
+        elif now - self._asked_at > _BURST_S and self._process:
+            _say("killing the step at once")
+            self._kill(signal.SIGKILL)
+
+    def _ask(self) -> None:
+        if self._process is None or self._step is None:
+            return
+        if self._step.run:
+            _say("stopping after the present optimizer step, with a checkpoint; a second signal kills at once")
+            self._step.run.mkdir(parents=True, exist_ok=True)
+            (self._step.run / STOP_FILE).touch()
+        else:
+            _say("stopping")
+            self._kill(signal.SIGTERM)
+
+    def _kill(self, number: int) -> None:
+        assert self._process
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+
+def _say(text: str) -> None:
+    os.write(2, f"\nsignal: {text}\n".encode())  # print is not for signal handlers

@@ -1,0 +1,1 @@
+"""A Hugging Face causal LM for packed rows, its attention, and what it costs."""

@@ -1,0 +1,133 @@
+"""Build or load a Hugging Face causal LM the way packed, layout-independent training needs it."""
+
+import json
+import logging
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from data_tools.base.errors import UserError
+from data_tools.corpus.tokenizer import TextTokenizer
+from ds_train.model.attention import choose_attention
+
+logger = logging.getLogger(__name__)
+
+_PRESETS = files("ds_configs") / "models"
+
+
+def preset_names() -> list[str]:
+    """Model presets shipped with the package, usable without a hub."""
+    return sorted(entry.name.removesuffix(".json") for entry in _PRESETS.iterdir() if entry.name.endswith(".json"))
+
+
+def is_preset(name: str) -> bool:
+    return name in preset_names()
+
+
+def load_model_config(name: str) -> PretrainedConfig:
+    """The configuration of a preset, a local directory or a hub id.
+
+    Raises:
+        UserError: nothing of that name can be loaded.
+    """
+    try:
+        if is_preset(name):
+            with as_file(_PRESETS / f"{name}.json") as path:
+                return AutoConfig.from_pretrained(path)
+        if name.startswith("pythia-"):  # a preset misspelt; the hub would be asked for long, and in vain
+            raise ValueError("no preset of that name")
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"--model_name {name}: no such preset ({', '.join(preset_names())}), and not loadable as a local directory "
+            f"or hub id ({str(error).splitlines()[0]}). Without a network use a preset or a directory with config.json."
+        ) from error
+
+
+def prepare_config(
+    config: PretrainedConfig,
+    *,
+    seq_len: int,
+    vocab_size: int,
+    attn_implementation: str,
+    keep_dropout: bool,
+    scratch: bool,
+) -> PretrainedConfig:
+    """Settle what training needs of a model configuration; says in the log what it changed.
+
+    Args:
+        config: changed in place.
+        seq_len: longest document.
+        vocab_size: the tokenizer's largest id + 1.
+        attn_implementation: ``auto``, ``packed``, ``sdpa``, ``eager`` or another that transformers knows.
+        keep_dropout: leave dropout on, which makes the trajectory depend on the layout.
+        scratch: weights will be random, so position tables may grow.
+
+    Raises:
+        UserError: the tokenizer has more ids than the model, or documents more positions.
+    """
+    if vocab_size > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {vocab_size} ids but the model only {config.vocab_size}; use the model's own tokenizer "
+            "or a model with a vocabulary at least as large."
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and seq_len > positions:
+        if not scratch and not _has_rotary_positions(config):
+            raise UserError(
+                f"--seq_len {seq_len} is beyond the {positions} learned positions of the pretrained model; "
+                f"use at most {positions}, or --init scratch."
+            )
+        logger.warning("max_position_embeddings raised from %d to seq_len %d", positions, seq_len)
+        config.max_position_embeddings = seq_len
+    if not keep_dropout:
+        for name in [n for n, value in vars(config).items() if _is_dropout(n) and value]:
+            if not name.startswith("classifier"):  # of a head that no causal LM has
+                logger.warning(
+                    "%s %s set to 0: dropout would depend on the layout (--keep_dropout)", name, vars(config)[name]
+                )
+            setattr(config, name, 0.0)
+    else:
+        logger.warning("--keep_dropout: the trajectory depends on the number of ranks and the micro batch")
+    config._attn_implementation = choose_attention(config, attn_implementation)
+    config.use_cache = False
+    return config
+
+
+def _is_dropout(name: str) -> bool:
+    return "dropout" in name or name.endswith("drop")  # GPT-2's attn_pdrop, OPT's layerdrop
+
+
+def _has_rotary_positions(config: PretrainedConfig) -> bool:
+    return any(getattr(config, name, None) for name in ("rope_parameters", "rope_theta", "rotary_pct", "rope_scaling"))
+
+
+def build_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
+    """A model with random fp32 weights: the same on every rank and in every layout, from the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return _finish(model)
+
+
+def load_model(directory_or_hub_id: str, config: PretrainedConfig) -> PreTrainedModel:
+    """A Hugging Face model with its pretrained weights in fp32."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(directory_or_hub_id, config=config, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise UserError(f"weights of {directory_or_hub_id} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return _finish(model)
+
+
+def _finish(model: PreTrainedModel) -> PreTrainedModel:
+    if not getattr(model.config, "use_cache", True):
+        model.generation_config.use_cache = True  # exported models should generate at speed
+    return model.train()
+
+
+def save_description(directory: Path, config: PretrainedConfig, tokenizer: TextTokenizer) -> None:
+    """Write config.json and the tokenizer beside weights, so that a checkpoint explains itself."""
+    config.save_pretrained(directory)
+    tokenizer.save(directory)

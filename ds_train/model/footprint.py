@@ -1,0 +1,214 @@
+"""What a model costs: memory of a rank and FLOPs of training, predicted from shapes alone.
+
+What each ZeRO stage keeps was read in DeepSpeed 0.19 and is held by a test that measures its engines. DeepSpeed's own
+estimators (``estimate_zero2_model_states_mem_needs`` and its like) know no stage 1, count half-precision gradients in
+addition to the fp32 ones that stages 2 and 3 accumulate in, and leave out buckets and gathered weights.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+GIB = 2**30
+_MOMENTS = 8  # bytes: Adam's two, in fp32
+_MASTER = 4  # bytes: the fp32 weights that ZeRO's optimizers update
+# DeepSpeed's defaults (elements), where the JSON says nothing.
+BUCKET, MAX_LIVE, PREFETCH = 500_000_000, 1_000_000_000, 50_000_000
+_ALLREDUCE_BUCKET = 500_000_000  # the engine's own, for stage 0; no setting
+RUNTIME = int(1.5 * GIB)  # CUDA context, NCCL, cuBLAS workspaces and fragmentation: experience, not arithmetic
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What a prediction needs to know of a model.
+
+    Attributes:
+        num_parameters: shared ones counted once.
+        hidden, intermediate, num_layers, num_heads, vocab_size: of the configuration.
+        gated: whether the feed-forward part multiplies two projections (Llama) or has one (GPT-NeoX).
+    """
+
+    num_parameters: int
+    hidden: int
+    intermediate: int
+    num_layers: int
+    num_heads: int
+    vocab_size: int
+    gated: bool
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes of one rank. `host` lies in the node's memory, the rest on the accelerator.
+
+    Attributes:
+        weights, gradients, optimizer: model states, as they lie between two micro-batches of a step.
+        buffers: communication buckets and, in stage 3, weights gathered for computing.
+        activations: what backward needs of one micro-batch, logits included.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    activations: int
+    host: int
+
+    @property
+    def device(self) -> int:
+        """Peak on the accelerator, with what the runtime takes."""
+        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations + RUNTIME
+
+
+def model_shape(config: PretrainedConfig) -> ModelShape:
+    """Read the shape off a model on the meta device: no weight is allocated."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    parameters = dict(model.named_parameters())  # lists a shared parameter once
+    return ModelShape(
+        num_parameters=sum(parameter.numel() for parameter in parameters.values()),
+        hidden=config.hidden_size,
+        intermediate=getattr(config, "intermediate_size", None)
+        or getattr(config, "n_inner", None)
+        or 4 * config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        vocab_size=config.vocab_size,
+        gated=any("gate" in name for name in parameters),
+    )
+
+
+def predict(
+    shape: ModelShape, zero: dict[str, Any], *, half: bool, num_ranks: int, row_tokens: int, attention: str = "packed"
+) -> RankMemory:
+    """Memory of a rank for a ``zero_optimization`` block.
+
+    Bytes per parameter on each of N ranks, half precision with fp32 accumulation (fp32 in parentheses):
+
+    ======  ==========  ===========================================================  =========
+    stage   weights     gradients                                                    optimizer
+    ======  ==========  ===========================================================  =========
+    0       – (4)       – (4)                                                        – (8)
+    1       2 (4)       6 = half ones and fp32 accumulators, both whole (4, whole)   12/N
+    2       2 (4)       4/N                                                          12/N
+    3       2/N (4/N)   4/N                                                          12/N
+    ======  ==========  ===========================================================  =========
+
+    Offloading the optimizer moves its 12/N and the gradients' share to the host, with a half-precision copy and
+    a second fp32 copy of the gradients there; stage 1 keeps whole fp32 accumulators on the device.
+
+    Args:
+        zero: the block; settings it lacks are DeepSpeed's defaults.
+        half: bf16 or fp16.
+        row_tokens: tokens of the longest row: micro batch × seq_len.
+        attention: implementation, see `activations`.
+    """
+    stage, p, width = int(zero.get("stage", 0)), shape.num_parameters, 2 if half else 4
+    share = num_ranks if stage > 0 else 1
+    optimizer = (_MOMENTS + (_MASTER if stage > 0 else 0)) * p // share
+    weights = width * p // (share if stage == 3 else 1)
+    gradients = 4 * p // (share if stage >= 2 else 1)
+    host = 0
+    if _is_offloaded(zero, "offload_optimizer") and stage > 0:
+        extra = {1: 4 + width, 2: 8 + width, 3: 8}[stage]  # measured: see the test
+        host, optimizer = optimizer + extra * p // share, 0
+        gradients = gradients if stage == 1 else 0
+    elif stage == 1 and half:
+        gradients += width * p
+    if _is_offloaded(zero, "offload_param") and stage == 3:
+        host, weights = host + weights, 0
+    return RankMemory(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        buffers=_buffers(zero, stage, p, width, num_ranks, half),
+        activations=activations(shape, row_tokens, width, attention),
+        host=host,
+    )
+
+
+def _is_offloaded(zero: dict[str, Any], what: str) -> bool:
+    return (zero.get(what) or {}).get("device", "none") != "none"
+
+
+def _buffers(zero: dict[str, Any], stage: int, num_parameters: int, width: int, num_ranks: int, half: bool) -> int:
+    """Buckets, as large as the JSON says however small the model is; stage 3 also gathers weights to compute with.
+
+    Gradients travel in fp32 (``communication_data_type``). Stage 1 in half precision reduces its fp32 accumulators in
+    place. The others send a copy of a bucket. The bucket holds fp32 too, but for stage 2, where it has the width of the
+    weights.
+    """
+    if stage == 1 and half and not _is_offloaded(zero, "offload_optimizer"):
+        return 0
+    if stage == 0:  # the engine all-reduces through a flat copy of at most so many gradients
+        return 4 * min(num_parameters, _ALLREDUCE_BUCKET) if num_ranks > 1 else 0
+    bucket_size = int(zero.get("reduce_bucket_size", BUCKET))
+    bucket = bucket_size if zero.get("contiguous_gradients", True) else 0
+    count = 2 if zero.get("overlap_comm") and stage < 3 else 1
+    total = count * bucket * (width if stage == 2 else 4)
+    total += 4 * min(num_parameters, bucket_size)
+    if stage == 3:
+        live = int(zero.get("stage3_max_live_parameters", MAX_LIVE))
+        live += int(zero.get("stage3_prefetch_bucket_size", PREFETCH))
+        total += width * min(num_parameters, live)
+    return total
+
+
+def activations(shape: ModelShape, row_tokens: int, width: int, attention: str) -> int:
+    """Bytes that the forward of one row keeps for backward, and its logits with their gradient.
+
+    A layer keeps (10 h + k f) numbers a token: Korthikanti et al. (arXiv 2205.05198, equation 1: 34 h bytes with
+    dropout masks and the 4 h of a plain feed-forward part, attention matrices apart) without dropout, plus 2 h for the
+    rotated queries and keys; k is 2, or 4 where the feed-forward part is gated. Documents packed into one row bring a
+    mask of T² in every layer with sdpa, eager attention keeps two more for each head, packed and flash_attention none.
+    The cross entropy makes no fp32 copy of the logits (see losses.py), but a gradient as large as they are.
+    """
+    per_layer = row_tokens * (10 * shape.hidden + (4 if shape.gated else 2) * shape.intermediate)
+    if attention in ("sdpa", "eager"):
+        per_layer += row_tokens**2 * (1 + 2 * shape.num_heads if attention == "eager" else 1)
+    outside = row_tokens * (3 * shape.hidden + 2 * shape.vocab_size)
+    return width * (shape.num_layers * per_layer + outside)
+
+
+def checkpoint_bytes(num_parameters: int, *, stage: int, half: bool) -> int:
+    """Size of a checkpoint over all ranks: the model's weights, fp32 master weights (ZeRO), two moments."""
+    return num_parameters * ((2 if half else 4) + _MOMENTS + (_MASTER if stage > 0 else 0))
+
+
+# Dense bf16 FLOP/s by what the device's name contains (NVIDIA's data sheets, SXM and PCIe forms apart).
+PEAK_FLOPS = {"H100 80GB HBM3": 989e12, "H100 SXM": 989e12, "H100 PCIe": 756e12, "H200": 989e12, "A100": 312e12}
+
+
+@dataclass(frozen=True)
+class TrainingFlops:
+    """Operations of forward and backward together.
+
+    Attributes:
+        per_token: 6 for each parameter that a token is multiplied with, so not those of an input embedding.
+        per_pair: of a document of n tokens, for each of its n² pairs: 6 × layers × hidden size.
+    """
+
+    per_token: float
+    per_pair: float
+
+    def of_documents(self, lengths: Iterable[int]) -> float:
+        """Of documents with so many tokens each."""
+        return sum(self.per_token * length + self.per_pair * length**2 for length in lengths)
+
+
+def training_flops(config: PretrainedConfig) -> TrainingFlops:
+    """Of a model, from its shapes alone."""
+    shape = model_shape(config)
+    embedding = 0 if config.tie_word_embeddings else shape.vocab_size * shape.hidden
+    return TrainingFlops(6.0 * (shape.num_parameters - embedding), 6.0 * shape.num_layers * shape.hidden)
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """What a device does at most in bf16, None where that is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for known, flops in PEAK_FLOPS.items() if known in name), None)

@@ -1,0 +1,61 @@
+"""The accuracy-gated curriculum: when the stage advances. Pure, exact, in integers."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from data_tools.base.errors import UserError
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Stages start_stage … max_stage; a full window of flags with enough correct ones advances the stage.
+
+    Attributes:
+        max_stage: the last stage (alpha 1); training ends when it is mastered.
+        window: number of latest accuracy flags, in global sample order, that the rule looks at.
+        threshold: required accuracy; compared in integers (0.98 of 200 is 196).
+        check_every: the rule is applied at optimizer steps divisible by this.
+        start_stage: first stage.
+        stage_step: stages gained by a promotion; the last one is clamped so that max_stage is always trained.
+    """
+
+    max_stage: int
+    window: int = 200
+    threshold: float = 0.98
+    check_every: int = 10
+    start_stage: int = 1
+    stage_step: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("max_stage", "window", "check_every", "start_stage", "stage_step"):
+            if getattr(self, name) < 1:
+                raise UserError(f"curriculum {name} is {getattr(self, name)}, expected at least 1.")
+        if not 0 < self.threshold <= 1:
+            raise UserError(f"--curr_threshold {self.threshold} is not in (0, 1]; 0.98 asks for 98 % correct.")
+        if self.start_stage > self.max_stage:
+            raise UserError(
+                f"--start_stage {self.start_stage} lies beyond the last stage {self.max_stage} (--max_lookahead); "
+                f"choose 1 … {self.max_stage}."
+            )
+
+    @property
+    def required(self) -> int:
+        """Correct flags needed in a full window; the decimal digits of the threshold are taken at their word."""
+        return math.ceil(Fraction(str(self.threshold)) * self.window)
+
+    def alpha(self, stage: int) -> float:
+        return stage / self.max_stage
+
+    def extended(self, flags: Sequence[int], new: Sequence[int]) -> list[int]:
+        """The window after a step's flags, oldest first, at most ``window`` long."""
+        return [*flags, *new][-self.window :]
+
+    def is_mastered(self, step: int, flags: Sequence[int]) -> bool:
+        """Whether the promotion rule holds at this optimizer step (from 1)."""
+        return step % self.check_every == 0 and len(flags) == self.window and sum(flags) >= self.required
+
+    def next_stage(self, stage: int) -> int | None:
+        """The stage after a promotion, or None when the last one was mastered."""
+        return None if stage >= self.max_stage else min(stage + self.stage_step, self.max_stage)

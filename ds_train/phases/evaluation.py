@@ -1,0 +1,124 @@
+"""Held-out evaluation, sharded over ranks: accuracy and loss on graph search, loss on C4."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data_tools.base.rng import permutation
+from data_tools.corpus.shards import PackedBlocks
+from data_tools.corpus.tokenizer import TextTokenizer
+from data_tools.samples.documents import Document, encode_examples, example_documents
+from data_tools.samples.readers import c4_document
+from data_tools.search.splits import SplitRows
+from ds_train.ranks.collectives import device_of, sum_over_ranks
+from ds_train.ranks.world import World
+from ds_train.step.losses import Flags
+from ds_train.step.micro_batch import pack
+
+Forward = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # a PackedLM, or an engine around one
+Pulse = Callable[[], None]  # called by all ranks before each of their batches; may raise
+
+
+def no_pulse() -> None:
+    """For evaluations that nobody interrupts."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Tokenized examples of a split.
+
+    Attributes:
+        samples: the documents of each example, all answers scored.
+        lookahead: (num_examples,) int64.
+        num_too_long: rows left out because they are longer than seq_len.
+    """
+
+    samples: list[list[Document]]
+    lookahead: np.ndarray
+    num_too_long: int
+
+
+def heldout_examples(
+    rows: SplitRows, tokenizer: TextTokenizer, *, seq_len: int, subset_size: int | None, seed: int
+) -> HeldOut:
+    """Tokenize a seeded subset of a split (all of it for None); rows longer than seq_len are left out."""
+    chosen = np.arange(len(rows))
+    if subset_size is not None and subset_size < len(rows):
+        chosen = np.sort(permutation(seed, "evaluation subset", len(rows))[:subset_size])
+    picked = [rows[row] for row in chosen.tolist()]
+    encoded = encode_examples(tokenizer, [r["input_text"] for r in picked], [r["output_texts"] for r in picked])
+    fitting = [n for n, example in enumerate(encoded) if example.longest <= seq_len]
+    return HeldOut(
+        samples=[example_documents(encoded[n], loss="weighted", scored="any") for n in fitting],
+        lookahead=np.array([picked[n]["lookahead"] for n in fitting], np.int64),
+        num_too_long=len(picked) - len(fitting),
+    )
+
+
+@dataclass(frozen=True)
+class HeldOutResult:
+    """Results over all ranks.
+
+    Attributes:
+        loss: sum(w · nll) / sum(w), weighted as in pptrain.
+        by_any, by_first: (num_examples,) bool, right by any valid answer and by the first.
+    """
+
+    loss: float | None
+    by_any: np.ndarray
+    by_first: np.ndarray
+
+    @property
+    def accuracy(self) -> float | None:
+        return float(self.by_any.mean()) if len(self.by_any) else None
+
+
+def evaluate_heldout(
+    forward: Forward, heldout: HeldOut, *, micro_batch: int, world: World, pulse: Pulse = no_pulse
+) -> HeldOutResult:
+    """Teacher-forced accuracy and loss on graph-search examples."""
+    flags = Flags.none(len(heldout.samples), device_of(world))
+    loss = _run(forward, heldout.samples, flags, micro_batch, world, pulse)
+    by_any, by_first = (
+        sum_over_ranks(part.to(torch.uint8)).cpu().numpy().astype(bool) for part in (flags.by_any, flags.by_first)
+    )
+    return HeldOutResult(loss, by_any, by_first)
+
+
+def evaluate_c4(
+    forward: Forward, blocks: PackedBlocks, *, micro_batch: int, world: World, pulse: Pulse = no_pulse
+) -> float | None:
+    """Mean negative log-likelihood per token of the pack's validation blocks; None where there are none."""
+    samples = [[c4_document(blocks.validation_block(n))] for n in range(blocks.num_validation_blocks)]
+    return _run(forward, samples, None, micro_batch, world, pulse)
+
+
+@torch.no_grad()
+def _run(
+    forward: Forward,
+    samples: Sequence[list[Document]],
+    flags: Flags | None,
+    micro_batch: int,
+    world: World,
+    pulse: Pulse,
+) -> float | None:
+    """Sum(w · nll) / sum(w) over all samples; each rank takes every world-size'th run of ``micro_batch`` samples."""
+    device = device_of(world)
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    for first in range(0, len(samples), micro_batch * world.size):
+        pulse()
+        mine = first + world.rank * micro_batch
+        part = samples[mine : mine + micro_batch]
+        if not part:
+            # Under ZeRO-3 a forward is collective: a rank without samples runs one whose result is dropped.
+            forward(pack(samples[:1]).to(device))
+            continue
+        batch = pack(part, mine).to(device)
+        _, source_sums, is_right = forward(batch)
+        sums += torch.stack([source_sums.sum(), batch.weights.sum(dtype=torch.float64)])
+        if flags is not None:
+            flags.add(batch, is_right)
+    total, weight = sum_over_ranks(sums).tolist()
+    return total / weight if weight else None

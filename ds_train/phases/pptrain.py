@@ -1,0 +1,209 @@
+"""Pre-pretrain a causal LM on an endless graph-search stream whose difficulty rises with its accuracy.
+
+deepspeed ds_train/pptrain.py --scratch_dir DIR --max_steps 100000
+"""
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from data_tools.base.errors import Problems, UserError
+from data_tools.samples.readers import StreamReader, training_source
+from data_tools.samples.samplers import CurriculumSampler, Source
+from data_tools.search.generator import ExampleSource
+from data_tools.search.splits import Splits, find_data_dir
+from ds_train.checkpoints.state import TrainState
+from ds_train.config.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags, flag, parse_flags
+from ds_train.phases.curriculum import Curriculum
+from ds_train.phases.evaluation import HeldOut, Pulse, evaluate_heldout, heldout_examples
+from ds_train.ranks.entry import set_up_logging
+from ds_train.ranks.world import World, world_from_env
+from ds_train.run.assembly import Prepared, launch
+from ds_train.run.inputs import Inputs, check_inputs
+from ds_train.step.engine import Engine, StepResult
+from ds_train.training.metrics import Row
+from ds_train.training.phase import Cadence, PhaseSetup
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PPTrainFlags:
+    """The curriculum and its stream."""
+
+    _argument_group_name = "curriculum"
+
+    max_steps: int | None = flag(None, "optimizer steps at most (default: until the curriculum is finished)")
+    generator: str | None = flag(None, "external generator, package.module:ClassName (default: the splits' generator)")
+    max_input_size: int | None = flag(None, "size budget of examples (default: the splits')")
+    max_lookahead: int | None = flag(None, "lookahead at the last stage, and number of stages (default: the splits')")
+    train_answer: Literal["first", "random"] = flag("first", "which valid answer is trained on")
+    accuracy: Literal["any", "first"] = flag("any", "right by any valid answer, or by the first only")
+    curr_window: int = flag(200, "latest accuracy flags that the promotion rule looks at")
+    curr_threshold: float = flag(0.98, "accuracy over the window that advances the stage")
+    curr_check_every: int = flag(10, "optimizer steps between applications of the promotion rule")
+    start_stage: int = flag(1, "first stage; alpha = stage / max_lookahead")
+    stage_step: int = flag(1, "stages gained by a promotion")
+
+
+@dataclass
+class PPTrain:
+    """The phase: flags go into the window, and a full, accurate window advances the stage."""
+
+    curriculum: Curriculum
+    heldout: HeldOut
+    world: World
+    micro_batch: int
+    accuracy: str
+    name: str = "pptrain"
+
+    def record(self, state: TrainState, result: StepResult) -> None:
+        state.window = self.curriculum.extended(state.window, result.flags)
+
+    def train_columns(self, state: TrainState, result: StepResult) -> dict[str, Any]:
+        accuracy = sum(state.window) / len(state.window) if state.window else None
+        return {"curr_acc": accuracy, **self._stage_columns(state)}
+
+    def status(self, row: Row) -> str:
+        accuracy = "–" if row["curr_acc"] is None else f"{row['curr_acc']:.3f}"
+        rule = self.curriculum
+        return f"stage {row['stage']}/{rule.max_stage}  accuracy {accuracy} of {rule.threshold:g}"
+
+    def promote(self, state: TrainState) -> bool:
+        if not self.curriculum.is_mastered(state.step, state.window):
+            return False
+        stage = self.curriculum.next_stage(state.stage)
+        state.finished = stage is None
+        state.stage = stage or state.stage
+        state.window = []
+        return True
+
+    def is_finished(self, state: TrainState) -> bool:
+        return state.finished
+
+    def wants_evaluation(self, state: TrainState, promoted: bool) -> bool:
+        return promoted
+
+    def evaluate(self, engine: Engine, state: TrainState, pulse: Pulse) -> dict[str, Any]:
+        result = evaluate_heldout(engine, self.heldout, micro_batch=self.micro_batch, world=self.world, pulse=pulse)
+        return {
+            **self._stage_columns(state),
+            "heldout_acc": result.accuracy,
+            "heldout_loss": result.loss,
+            "num_examples": len(result.by_any),
+        }
+
+    def _stage_columns(self, state: TrainState) -> dict[str, Any]:
+        return {"stage": state.stage, "alpha": self.curriculum.alpha(state.stage)}
+
+
+def _check_data(flags: PPTrainFlags, splits: Splits) -> None:
+    """Flags that repeat what the splits were built with must agree with it."""
+    for name in ("max_input_size", "max_lookahead"):
+        given, built = getattr(flags, name), getattr(splits.meta, name)
+        if given not in (None, built):
+            raise UserError(
+                f"--{name} {given} contradicts {splits.directory}, which was built with {built}; leave the flag out, "
+                "or build splits of that size."
+            )
+
+
+def _fingerprints(flags: PPTrainFlags, curriculum: Curriculum, splits: Splits, source: ExampleSource) -> dict[str, str]:
+    settings = ("train_answer", "accuracy", "curr_window", "curr_threshold", "curr_check_every", "stage_step")
+    return {
+        "splits": splits.fingerprint,
+        "generator": f"{source.name} {source.version}",
+        "max_stage": str(curriculum.max_stage),
+        **{name: str(getattr(flags, name)) for name in settings},
+    }
+
+
+def _check_overflow(heldout: HeldOut, seq_len: int) -> None:
+    total = len(heldout.samples) + heldout.num_too_long
+    if not heldout.samples:
+        raise UserError(f"all {total} examples of eval.jsonl are longer than --seq_len {seq_len}; use a larger one.")
+    if heldout.num_too_long:
+        logger.warning(
+            "%.1f %% of the alpha-1 examples are longer than seq_len %d: late stages replace that many candidates. "
+            "With seq_len 2048 use max_lookahead 64 and max_input_size 384 (0 %%); lookahead 128 needs seq_len 4096 "
+            "(74 %% too long at 2048).",
+            100 * heldout.num_too_long / total,
+            seq_len,
+        )
+
+
+def prepare(argv: list[str] | None, world: World) -> Prepared:
+    """Parse and check everything; a ``UserError`` tells all problems. Nothing is built, no process group joined."""
+    groups = (RunFlags, PPTrainFlags, ModelFlags, DataFlags, OverrideFlags)
+    all_flags, sources = parse_flags(*groups, description=__doc__ or "", argv=argv)
+    run, flags, model, data, overrides = all_flags
+    problems = Problems()
+    splits = curriculum = source = None
+    with problems.collect():
+        splits = Splits(find_data_dir(run.scratch_dir, data.data_dir))
+        _check_data(flags, splits)
+    if splits:
+        with problems.collect():
+            source = training_source(
+                flags.generator or splits.meta.external_generator,
+                max_input_size=splits.meta.max_input_size,
+                max_lookahead=splits.meta.max_lookahead,
+                seed=run.seed,
+            )
+        with problems.collect():
+            curriculum = _curriculum(flags, splits.meta.max_lookahead)
+    problems.require(flags.max_steps is None or flags.max_steps > 0, f"--max_steps is {flags.max_steps}, expected > 0.")
+    problems.require(data.eval_subset_size > 0, f"--eval_subset_size is {data.eval_subset_size}, expected > 0.")
+    inputs = check_inputs("pptrain", run, model, overrides, problems, world=world, total_steps=flags.max_steps)
+    problems.raise_if_any()
+    assert inputs and splits and curriculum and source
+    # An external generator reseeds global generators: it must never run in the trainer itself.
+    num_workers = max(int(source.is_external), run.num_workers)
+    return Prepared(
+        inputs, all_flags, sources, num_workers, partial(_setup, inputs, flags, data, splits, curriculum, source)
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    world = world_from_env()
+    set_up_logging(world)
+    return launch(prepare(argv, world))
+
+
+def _curriculum(flags: PPTrainFlags, max_lookahead: int) -> Curriculum:
+    return Curriculum(
+        max_stage=max_lookahead,
+        window=flags.curr_window,
+        threshold=flags.curr_threshold,
+        check_every=flags.curr_check_every,
+        start_stage=flags.start_stage,
+        stage_step=flags.stage_step,
+    )
+
+
+def _setup(
+    inputs: Inputs, flags: PPTrainFlags, data: DataFlags, splits: Splits, curriculum: Curriculum, source: ExampleSource
+) -> PhaseSetup:
+    run, layout, seq_len = inputs.run_flags, inputs.engine.layout, inputs.model_flags.seq_len
+    heldout = heldout_examples(
+        splits.rows("eval"), inputs.tokenizer, seq_len=seq_len, subset_size=data.eval_subset_size, seed=run.seed
+    )
+    _check_overflow(heldout, seq_len)
+    reader = StreamReader(
+        source, inputs.tokenizer, seq_len, splits.reserved_digests(), run.seed, flags.train_answer, flags.accuracy
+    )
+    return PhaseSetup(
+        phase=PPTrain(curriculum, heldout, inputs.world, layout.micro_batch, flags.accuracy),
+        cadence=Cadence(run.log_every, run.save_every or 200, flags.max_steps, run.stop_step),
+        sampler=CurriculumSampler(layout.global_batch),
+        readers={Source.STREAM: reader},
+        first_stage=flags.start_stage,
+        fingerprints=_fingerprints(flags, curriculum, splits, source),
+        summary={
+            "curriculum": f"stages {flags.start_stage} … {curriculum.max_stage}; the next one once "
+            f"{curriculum.threshold:.0%} of the last {curriculum.window} answers are right",
+            "length": f"at most {flags.max_steps:,} steps" if flags.max_steps else "until the last stage is mastered",
+            "data": f"{source.name} generator {source.version}; {splits.directory} ({splits.fingerprint[:12]})",
+        },
+    )

@@ -1,0 +1,236 @@
+"""Pretrain on packed C4 with a share of synthetic graph-search blocks mixed in.
+
+deepspeed ds_train/pretrain.py --scratch_dir DIR --pptrain_checkpoint latest --total_steps 10000
+"""
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from data_tools.base.errors import Problems, UserError
+from data_tools.corpus.shards import PackedBlocks
+from data_tools.samples.mixin_table import MixinTable, load_mixin_table
+from data_tools.samples.readers import C4Reader, MixinReader
+from data_tools.samples.samplers import MixinShare, MixtureSampler, Source, c4_blocks_needed, mixin_share
+from data_tools.search.splits import Splits, find_data_dir, split_file_name
+from ds_train.checkpoints.manifest import step_directories
+from ds_train.checkpoints.save import DESCRIPTION
+from ds_train.checkpoints.state import TrainState
+from ds_train.checkpoints.weights import Weights, find_weights
+from ds_train.config.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags, flag, parse_flags
+from ds_train.phases.evaluation import HeldOut, Pulse, evaluate_c4, evaluate_heldout, heldout_examples
+from ds_train.ranks.collectives import on_main
+from ds_train.ranks.entry import set_up_logging
+from ds_train.ranks.world import World, world_from_env
+from ds_train.run.assembly import Prepared, launch
+from ds_train.run.inputs import Inputs, check_inputs
+from ds_train.step.engine import Engine, StepResult
+from ds_train.training.metrics import Row
+from ds_train.training.phase import Cadence, PhaseSetup
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PretrainFlags:
+    """Length, initial weights, mixture."""
+
+    _argument_group_name = "pretraining"
+
+    total_steps: int = flag(10_000, "optimizer steps of the run")
+    eval_every: int = flag(500, "optimizer steps between held-out evaluations")
+    min_lr_ratio: float | None = flag(None, "floor of the cosine as a fraction of lr (default: the JSON's, 0.1)")
+    pptrain_checkpoint: str = flag(
+        "latest", "weights to start from: latest, a step, run or Hugging Face directory, none"
+    )
+    pptrain_run: str = flag("pptrain", "run that --pptrain_checkpoint latest looks at")
+    pack_dir: str | None = flag(None, "packed blocks (default: scratch_dir/data/c4_packed)")
+    allow_repeat: bool = flag(False, "read a pack that is too small for the run more than once")
+    mixin_percent: float = flag(0.02, "share of real tokens that is synthetic, as a fraction in [0, 1]")
+    mixin_schedule: Literal["constant", "linear", "cosine"] = flag("constant", "how the share moves to mixin_end")
+    mixin_end: float | None = flag(None, "share at the last step (linear and cosine schedules)")
+    mixin_pack: Literal["packed", "single"] = flag("packed", "whole examples packed to seq_len, or one a block")
+    mixin_loss: Literal["lm", "answer", "weighted"] = flag("lm", "loss weights of synthetic targets")
+
+
+@dataclass
+class Pretrain:
+    """The phase: no curriculum; a fixed number of steps and evaluations at a fixed cadence."""
+
+    total_steps: int
+    eval_every: int
+    heldout: HeldOut
+    blocks: PackedBlocks
+    world: World
+    micro_batch: int
+    name: str = "pretrain"
+    accuracy: str = "any"  # no sample is scored while training
+
+    def record(self, state: TrainState, result: StepResult) -> None:
+        num_new = int((result.plan.sources == Source.C4).sum())
+        passes, before = (
+            index // self.blocks.num_blocks for index in (state.c4_block_idx, state.c4_block_idx - num_new)
+        )
+        if passes > before:
+            logger.warning("step %d: the pack has been read %d times", state.step, passes)
+
+    def train_columns(self, state: TrainState, result: StepResult) -> dict[str, Any]:
+        num_mixin = int((result.plan.sources == Source.MIXIN).sum())
+        return {
+            "c4_loss": result.c4_loss,
+            "mixin_loss": result.synthetic_loss,
+            "c4_count": len(result.plan.sources) - num_mixin,
+            "mixin_count": num_mixin,
+            "mixin_fraction": state.mixin_tokens / state.tokens,
+        }
+
+    def status(self, row: Row) -> str:
+        losses = (("C4", row["c4_loss"]), ("mixin", row["mixin_loss"]))
+        told = "  ".join(f"{name} {loss:.4g}" for name, loss in losses if loss is not None)
+        return f"{told}  synthetic {row['mixin_fraction']:.2%}"
+
+    def promote(self, state: TrainState) -> bool:
+        return False
+
+    def is_finished(self, state: TrainState) -> bool:
+        return state.step >= self.total_steps
+
+    def wants_evaluation(self, state: TrainState, promoted: bool) -> bool:
+        return state.step % self.eval_every == 0 or state.finished
+
+    def evaluate(self, engine: Engine, state: TrainState, pulse: Pulse) -> dict[str, Any]:
+        how: Any = {"micro_batch": self.micro_batch, "world": self.world, "pulse": pulse}
+        result = evaluate_heldout(engine, self.heldout, **how)
+        c4_loss = evaluate_c4(engine, self.blocks, **how)
+        return {
+            "heldout_acc": result.accuracy,
+            "heldout_loss": result.loss,
+            "heldout_c4_loss": c4_loss,
+            "num_examples": len(result.by_any),
+        }
+
+
+def _initial_weights(run: RunFlags, flags: PretrainFlags) -> Weights | None:
+    """Where model and weights come from; a run that has checkpoints of its own describes itself."""
+    if flags.pptrain_checkpoint == "none":
+        return None
+    directory = Path(run.scratch_dir) / (run.run_name or "pretrain")
+    if run.resume == "auto" and not run.resume_from:
+        for own in step_directories(directory / "checkpoints"):
+            if (own / DESCRIPTION / "config.json").exists():
+                return Weights(own, True)
+    return find_weights(flags.pptrain_checkpoint, Path(run.scratch_dir) / flags.pptrain_run)
+
+
+def _check_pack(blocks: PackedBlocks, inputs: Inputs, problems: Problems) -> None:
+    meta, seq_len = blocks.meta, inputs.model_flags.seq_len
+    if meta.seq_len != seq_len:
+        problems.add(
+            f"--seq_len {seq_len}, but {blocks.directory} is packed for seq_len {meta.seq_len}; give --seq_len "
+            f"{meta.seq_len}, or pack again."
+        )
+    if meta.tokenizer_sha256 != inputs.tokenizer.fingerprint:
+        problems.add(
+            f"the tokenizer {inputs.tokenizer.name} is not the one {blocks.directory} was packed with "
+            f"({meta.tokenizer}); give --tokenizer accordingly, or pack again."
+        )
+
+
+def _fingerprints(flags: PretrainFlags, splits: Splits, blocks: PackedBlocks) -> dict[str, str]:
+    settings = ("total_steps", "mixin_percent", "mixin_schedule", "mixin_end", "mixin_pack", "mixin_loss")
+    return {
+        "splits": splits.fingerprint,
+        "pack": blocks.meta.fingerprint,
+        **{name: str(getattr(flags, name)) for name in settings},
+    }
+
+
+def prepare(argv: list[str] | None, world: World) -> Prepared:
+    """Parse and check everything; a ``UserError`` tells all problems. Nothing is built, no process group joined."""
+    groups = (RunFlags, PretrainFlags, ModelFlags, DataFlags, OverrideFlags)
+    all_flags, sources = parse_flags(*groups, description=__doc__ or "", argv=argv)
+    run, flags, model, data, overrides = all_flags
+    problems = Problems()
+    splits = blocks = share = inputs = None
+    with problems.collect():
+        splits = Splits(find_data_dir(run.scratch_dir, data.data_dir))
+    with problems.collect():
+        blocks = PackedBlocks(flags.pack_dir or Path(run.scratch_dir) / "data" / "c4_packed")
+    for name, value in (("total_steps", flags.total_steps), ("eval_every", flags.eval_every)):
+        problems.require(value > 0, f"--{name} is {value}, expected > 0.")
+    with problems.collect():
+        share = mixin_share(flags.mixin_percent, flags.mixin_schedule, flags.mixin_end, flags.total_steps)
+    with problems.collect():
+        inputs = check_inputs(
+            "pretrain", run, model, overrides, problems, world=world,
+            total_steps=flags.total_steps, min_lr_ratio=flags.min_lr_ratio, weights=_initial_weights(run, flags),
+        )  # fmt: skip
+    if inputs and blocks:
+        _check_pack(blocks, inputs, problems)
+    problems.raise_if_any()
+    assert inputs and splits and blocks and share
+    return Prepared(
+        inputs, all_flags, sources, run.num_workers, partial(_setup, inputs, flags, data, share, splits, blocks)
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    world = world_from_env()
+    set_up_logging(world)
+    return launch(prepare(argv, world))
+
+
+def _setup(
+    inputs: Inputs, flags: PretrainFlags, data: DataFlags, share: MixinShare, splits: Splits, blocks: PackedBlocks
+) -> PhaseSetup:
+    run, layout, seq_len = inputs.run_flags, inputs.engine.layout, inputs.model_flags.seq_len
+    table = on_main(inputs.world, lambda: _mixin_table(inputs, flags, share, splits))
+    sampler = MixtureSampler(layout.global_batch, run.seed, share, blocks.num_blocks, table.num_blocks, table.fill)
+    needed = c4_blocks_needed(sampler, flags.total_steps)
+    if needed > blocks.num_blocks and not flags.allow_repeat:
+        raise UserError(
+            f"the run needs {needed} C4 blocks but {blocks.directory} holds {blocks.num_blocks}; pack more, take fewer "
+            "--total_steps, or give --allow_repeat."
+        )
+    heldout = heldout_examples(
+        splits.rows("eval"), inputs.tokenizer, seq_len=seq_len, subset_size=data.eval_subset_size, seed=run.seed
+    )
+    if heldout.num_too_long:
+        logger.warning("%d held-out examples are longer than seq_len and are left out", heldout.num_too_long)
+    return PhaseSetup(
+        phase=Pretrain(flags.total_steps, flags.eval_every, heldout, blocks, inputs.world, layout.micro_batch),
+        cadence=Cadence(run.log_every, run.save_every or 500, flags.total_steps, run.stop_step),
+        sampler=sampler,
+        readers={
+            Source.C4: C4Reader(blocks),
+            Source.MIXIN: MixinReader(splits.rows("mixin"), table, inputs.tokenizer, flags.mixin_loss),
+        },
+        first_stage=0,
+        fingerprints=_fingerprints(flags, splits, blocks),
+        summary={
+            "length": f"{flags.total_steps:,} steps, {needed:,} of {blocks.num_blocks:,} blocks",
+            "mixin": f"{' → '.join(f'{end:.1%}' for end in dict.fromkeys((share.start, share.end)))} of the tokens, "
+            f"{table.num_blocks:,} blocks",
+            "data": f"{blocks.directory} ({blocks.meta.fingerprint[:12]}); "
+            f"{splits.directory} ({splits.fingerprint[:12]})",
+        },
+    )
+
+
+def _mixin_table(inputs: Inputs, flags: PretrainFlags, share: MixinShare, splits: Splits) -> MixinTable:
+    if share.start == share.end == 0:
+        return MixinTable.empty()
+    table = load_mixin_table(
+        splits.rows("mixin"),
+        splits.meta.files[split_file_name("mixin")].sha256,
+        inputs.tokenizer,
+        inputs.model_flags.seq_len,
+        flags.mixin_pack,
+        Path(inputs.run_flags.scratch_dir) / "data" / "cache",
+    )
+    logger.info("mixin: %d blocks, %.1f %% filled", table.num_blocks, 100 * table.fill)
+    if table.num_too_long:
+        logger.warning("%d mixin examples are longer than seq_len and are left out", table.num_too_long)
+    return table

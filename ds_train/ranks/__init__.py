@@ -1,0 +1,1 @@
+"""Who is which rank, how ranks agree, stop and die. Importing this package loads nothing heavy."""

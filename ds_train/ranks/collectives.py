@@ -1,0 +1,113 @@
+"""Who this process is among the ranks, and the few collectives that training needs."""
+
+import os
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from data_tools.base.errors import UserError
+from ds_train.ranks.world import World, rendezvous
+
+T = TypeVar("T")
+
+
+def device_of(world: World) -> torch.device:
+    """This rank's device: the GPU of its local rank, or the only one that its Slurm task has been bound to."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    is_bound = world.launcher == "srun" and torch.cuda.device_count() == 1
+    return torch.device("cuda", 0 if is_bound else world.local_rank)
+
+
+def take_device(world: World) -> torch.device:
+    """This rank's device, made the process' current one."""
+    device = device_of(world)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def init_distributed(world: World, timeout_s: float = 1800.0) -> None:
+    """Join the process group (NCCL on GPUs, gloo on CPU) and give each CPU rank its share of the cores.
+
+    Args:
+        timeout_s: of every collective, the rendezvous included.
+    """
+    import deepspeed
+
+    address, port = rendezvous(world) or ("127.0.0.1", _free_port())
+    for name, value in (
+        ("RANK", world.rank), ("LOCAL_RANK", device_of(world).index or 0), ("WORLD_SIZE", world.size),
+        ("MASTER_ADDR", address), ("MASTER_PORT", port),
+    ):  # fmt: skip
+        os.environ[name] = str(value)
+    if take_device(world).type == "cpu":
+        # The shared-memory collectives serve CPU inference only, and building them costs a minute of g++ at first use.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout_s))
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        ranks_here = gather_objects(socket.gethostname()).count(socket.gethostname())
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+
+
+def check_num_nodes(world: World, asked: int | None) -> None:
+    """Refuse a job on another number of nodes than was asked for. Collective."""
+    num_nodes = sum(local_rank == 0 for local_rank in gather_objects(world.local_rank))
+    if asked is not None and num_nodes != asked:
+        raise UserError(
+            f"--num_nodes {asked}, but {world.launcher} started {world.size} ranks on {num_nodes}. Check the "
+            "hostfile, or the nodes of the job; --num_nodes is what the run must have."
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """The element-wise sum over all ranks (in place; the same on every rank)."""
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def gather_in_rank_order(tensor: torch.Tensor) -> torch.Tensor:
+    """Concatenate every rank's (n,) tensor in rank order: (world · n,), the same on every rank."""
+    gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, tensor)
+    return torch.cat(gathered)
+
+
+def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Every rank's picklable value, in rank order, on every rank; over ``group`` of all ranks, if one is given."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group)
+    return values
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's picklable value, on every rank."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def on_main(world: World, work: Callable[[], T]) -> T:
+    """Run ``work`` on rank 0 and give its result, or raise its ``UserError``, on all ranks. Collective."""
+    if not dist.is_initialized():  # preflight: nobody to agree with
+        return work()
+    outcome: Any = None
+    if world.is_main:
+        try:
+            outcome = work()
+        except UserError as error:
+            outcome = error
+    outcome = broadcast_object(outcome)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome

@@ -1,0 +1,60 @@
+"""How an entry point begins and ends on a rank: logging, exit codes, and one message for an expected error."""
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from data_tools.base.errors import UserError, explained, report
+from ds_train.ranks.signals import end_on_signal, ignore_signals
+from ds_train.ranks.world import World, world_from_env
+
+
+def set_up_logging(world: World) -> None:
+    """Rank 0 says everything, the others only errors; torch's notices about DeepSpeed's calls help nobody here."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    logging.basicConfig(format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", force=True)
+    for package in ("ds_train", "data_tools", "__main__"):
+        logging.getLogger(package).setLevel(logging.INFO if world.is_main else logging.ERROR)
+
+
+_SECONDS_FOR_MAIN_TO_SPEAK = 10
+
+
+def _is_main() -> bool:
+    try:
+        return world_from_env().is_main
+    except UserError:
+        return True
+
+
+def run_entry(main: Callable[[], int]) -> None:
+    """Run an entry point on this rank and exit with its code; what can be `explained` is one message and exit code 1.
+
+    Most errors meet all ranks alike, and rank 0 should report them once. Launchers kill every rank when the first
+    one fails, so the others wait until rank 0 has spoken; who is still there then had an error of its own.
+    """
+    try:
+        code = main()
+        if dist.is_initialized():
+            ignore_signals()  # launchers send them as soon as the first rank has left with a code that is not 0
+            dist.barrier()
+            dist.destroy_process_group()
+    except Exception as error:
+        message = explained(error)
+        if isinstance(error, torch.OutOfMemoryError):
+            message = (
+                f"{str(error).splitlines()[0]} Lower --micro_batch or raise --zero_stage; ds_train.preflight helps."
+            )
+        if message is None:
+            raise
+        code = 1
+        if not _is_main():
+            end_on_signal()
+            time.sleep(_SECONDS_FOR_MAIN_TO_SPEAK)
+        report(message)
+    sys.exit(code)

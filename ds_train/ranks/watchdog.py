@@ -1,0 +1,202 @@
+"""Ends the job when a rank is dead, makes no progress or has failed, and says which.
+
+Every rank has threads that tell a small store, each second, what its main thread is doing. Whoever fails in a
+collective, or waits too long, looks there for the rank that is missing.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from types import FrameType
+
+import torch.distributed as dist
+
+from data_tools.base.errors import UserError
+from ds_train.ranks.collectives import broadcast_object
+from ds_train.ranks.signals import ExitCode
+from ds_train.ranks.world import World
+
+LONG_S = 1800.0  # patience with start-up and checkpoints, which take as long as files take
+_BEAT_S = 1.0
+_SILENT_S = 5.0  # a rank that is not heard of for so long is dead, stopped or cut off
+_STORE_TIMEOUT_S = 10.0
+_looking = threading.Lock()
+_FAILED = "failed"  # key that a rank sets when it ends with an error of its own
+
+
+@dataclass
+class Beat:
+    """What a rank tells the others.
+
+    Attributes:
+        number: counts up each second, while the process lives.
+        doing: what the main thread said last.
+        place: where its innermost frame is.
+        waits: whether it is inside a collective.
+        host: the node.
+    """
+
+    number: int
+    doing: str
+    place: str
+    waits: bool
+    host: str
+
+
+class Watchdog:
+    """Watches over one rank; see the module. Construction is collective.
+
+    Args:
+        timeout_s: longest time without progress, except in start-up and saves.
+    """
+
+    def __init__(self, world: World, timeout_s: float) -> None:
+        self._world = world
+        self._timeout_s = timeout_s
+        self._beat = Beat(0, "starting", "", False, socket.gethostname())
+        self._last_progress, self._limit_s = time.monotonic(), max(timeout_s, LONG_S)
+        self._stopped = threading.Event()
+        self.explaining = threading.Lock()  # whoever has it first, main thread or watch, says what is wrong
+        address = os.environ["MASTER_ADDR"]
+        self._server = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False) if world.is_main else None
+        port = broadcast_object(self._server.port if self._server else None)
+        self._store = dist.TCPStore(
+            address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=_STORE_TIMEOUT_S)
+        )
+        self._publish()
+        for work in (self._talk, self._watch):
+            threading.Thread(target=work, name=f"watchdog {work.__name__}", daemon=True).start()
+
+    def progress(self, doing: str, *, is_long: bool = False) -> None:
+        """The main thread has come this far; what it does next may take long only if ``is_long``."""
+        self._beat.doing = doing
+        self._limit_s = max(self._timeout_s, LONG_S) if is_long else self._timeout_s
+        self._last_progress = time.monotonic()
+
+    def stop(self) -> None:
+        """The work is done; others may leave before this rank does."""
+        self._stopped.set()
+
+    def fail(self, error: Exception) -> None:
+        """Tell the other ranks, which may be waiting for this one in a collective, that it ends with an error."""
+        self.stop()
+        with contextlib.suppress(RuntimeError):
+            self._store.set(_FAILED, f"rank {self._world.rank}: {error}")
+        if self._world.size > 1:
+            time.sleep(3 * _BEAT_S)  # they look each second; leaving earlier would look like a lost rank
+
+    def missing(self) -> str | None:
+        """Which other ranks keep this one from going on, in words; None where all seem well. Takes some seconds."""
+        before = self._look()
+        time.sleep(_SILENT_S if before else 0)
+        after = self._look() if before else None
+        if before is None or after is None:
+            return "rank 0 is not reachable"  # it holds the store
+        del after[self._world.rank]
+        silent = [r for r, beat in after.items() if beat is None or beat.number == getattr(before[r], "number", None)]
+        if silent:
+            return "; ".join(f"rank {r} ({_host(after[r])}) gives no sign of life" for r in silent)
+        busy = {rank: beat for rank, beat in after.items() if beat is not None and not beat.waits}
+        if busy and self._beat.waits:
+            return "; ".join(f"rank {r} ({b.host}) does not arrive: {b.doing}, at {b.place}" for r, b in busy.items())
+        return None
+
+    def _look(self) -> dict[int, Beat | None] | None:
+        """What every rank told last; None where rank 0's store does not answer."""
+        found: dict[int, Beat | None] = {}
+
+        def read() -> None:
+            with contextlib.suppress(RuntimeError):
+                for rank in range(self._world.size):
+                    key = str(rank)
+                    found[rank] = Beat(**json.loads(self._store.get(key))) if self._store.check([key]) else None
+
+        reader = threading.Thread(target=read, daemon=True)  # a store that is cut off may never answer
+        reader.start()
+        reader.join(_STORE_TIMEOUT_S)
+        return found if len(found) == self._world.size else None
+
+    def _publish(self) -> None:
+        self._store.set(str(self._world.rank), json.dumps(asdict(self._beat)))
+
+    def _talk(self) -> None:
+        """Tell how this rank is; leave when another one has failed."""
+        with contextlib.suppress(RuntimeError):  # rank 0 is gone: the main thread will fail, or its patience will end
+            while not self._stopped.wait(_BEAT_S):
+                self._beat.number += 1
+                self._beat.place, self._beat.waits = _position_of_main_thread()
+                self._publish()
+                if self._store.check([_FAILED]) and not self._stopped.wait(_BEAT_S):
+                    if self._world.is_main:  # the one that failed may be killed before it says why
+                        os.write(2, b"error: " + self._store.get(_FAILED) + b"\n")
+                    os._exit(ExitCode.ERROR)
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(_BEAT_S):
+            waited = time.monotonic() - self._last_progress
+            if waited > self._limit_s:
+                place, _ = _position_of_main_thread()
+                with self.explaining:
+                    missing = self.missing() or f"no rank is missing; this one is at {place}"
+                    end_without(self._world, f"no progress for {waited:.0f} s in {self._beat.doing}: {missing}")
+
+
+@contextlib.contextmanager
+def supervision(world: World, timeout_s: float) -> Iterator[Watchdog]:
+    """A watchdog for the length of the block; an error inside ends the whole job, with the reason it really has.
+
+    An error of this rank's own ends all ranks with exit code 1; a collective that failed because another rank is gone
+    ends them with 87 and that rank's name. Collective.
+    """
+    watchdog = Watchdog(world, timeout_s)
+    try:
+        yield watchdog
+    except UserError as error:
+        watchdog.fail(error)
+        raise
+    except Exception as error:
+        with watchdog.explaining:
+            if missing := watchdog.missing():
+                end_without(world, f"{missing} ({type(error).__name__}: {str(error).splitlines()[0]})")
+        watchdog.fail(error)
+        raise
+    watchdog.stop()
+
+
+def end_without(world: World, message: str) -> None:
+    """Leave at once with exit code 87: nothing that needs all ranks can be done any more."""
+    said = f"error: rank {world.rank}: {message}. Finished checkpoints are whole; started again, the run resumes.\n"
+    os.write(2, said.encode())
+    if world.is_main and world.size > 1:
+        time.sleep(2 * _SILENT_S)  # it holds the store where the others are still looking for the missing rank
+    os._exit(ExitCode.RANK_LOST)
+
+
+def _host(beat: Beat | None) -> str:
+    return beat.host if beat else "never heard of"
+
+
+def _position_of_main_thread() -> tuple[str, bool]:
+    """Its innermost frame outside torch, as file:line, and whether it waits for other ranks there."""
+    # CPython before 3.12 deadlocks when its garbage collector runs inside this call (python/cpython issue 106883).
+    with _looking:  # one thread at a time, or one would enable it while another looks
+        was_enabled = gc.isenabled()
+        gc.disable()
+        frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
+        if was_enabled:
+            gc.enable()
+    waits = False
+    while frame is not None and "/torch/" in frame.f_code.co_filename:
+        waits |= "/torch/distributed/" in frame.f_code.co_filename
+        frame = frame.f_back
+    if frame is None:
+        return "an unknown place", waits
+    return f"{'/'.join(frame.f_code.co_filename.rsplit('/', 2)[-2:])}:{frame.f_lineno}", waits

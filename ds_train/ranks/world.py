@@ -1,0 +1,153 @@
+"""Who this process is among the ranks of a job: every launcher's variables, read in this one place."""
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from data_tools.base.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of the job.
+
+    Attributes:
+        launcher: who started it, for messages.
+    """
+
+    rank: int
+    local_rank: int
+    size: int
+    launcher: str = "no launcher"
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+@dataclass(frozen=True)
+class _Launcher:
+    """Names of a launcher's variables; `marker` is set wherever it started this process, and nowhere else."""
+
+    name: str
+    marker: str
+    rank: str
+    local_rank: str
+    size: str
+
+
+# The first that is found counts: `deepspeed` and mpirun may themselves run inside a Slurm step, whose variables then
+# describe the launcher's own process. Batch scripts and salloc shells have no SLURM_STEP_NUM_TASKS.
+_LAUNCHERS = (
+    _Launcher("deepspeed or torchrun", "RANK", "RANK", "LOCAL_RANK", "WORLD_SIZE"),
+    _Launcher(
+        name="Open MPI",
+        marker="OMPI_COMM_WORLD_RANK",
+        rank="OMPI_COMM_WORLD_RANK",
+        local_rank="OMPI_COMM_WORLD_LOCAL_RANK",
+        size="OMPI_COMM_WORLD_SIZE",
+    ),
+    _Launcher("MPICH or Intel MPI", "MPI_LOCALRANKID", "PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE"),
+    _Launcher("srun", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS"),
+)
+
+
+def world_from_env(environ: Mapping[str, str] = os.environ) -> World:
+    """Read the launcher's variables; a process started without a launcher is a world of its own.
+
+    Raises:
+        UserError: variables are missing, or contradict one another.
+    """
+    launcher = next((launcher for launcher in _LAUNCHERS if launcher.marker in environ), None)
+    if launcher is None:
+        return World(0, 0, 1)
+    names = (launcher.rank, launcher.local_rank, launcher.size)
+    rank, local_rank, size = (_number(environ, name, launcher.name) for name in names)
+    world = World(rank, local_rank, size, launcher.name)
+    if not (0 <= world.rank < world.size and 0 <= world.local_rank < world.size):
+        given = ", ".join(f"{name}={environ[name]}" for name in names)
+        raise UserError(
+            f"{launcher.name} set {given}; expected ranks below the size. Start all ranks with one launcher, or unset "
+            "these variables."
+        )
+    return world
+
+
+def _number(environ: Mapping[str, str], name: str, launcher: str) -> int:
+    try:
+        return int(environ[name])
+    except (KeyError, ValueError):
+        raise UserError(
+            f"{name} is {environ.get(name, 'not set')}, expected a number: {launcher} was found by its other "
+            "variables. Start through a launcher, or unset them all for a single process."
+        ) from None
+
+
+_FIRST_PORT, _NUM_PORTS = 15_000, 15_000  # below Linux' ephemeral ports (32768 …)
+
+
+def rendezvous(world: World, environ: Mapping[str, str] = os.environ) -> tuple[str, int] | None:
+    """Address and port where the ranks meet; None where only the system can choose (a world of one).
+
+    MASTER_ADDR and MASTER_PORT win where they are set. Under srun the address is that of the step's first node, and
+    the port follows from job and step, so that jobs sharing a node do not meet.
+
+    Raises:
+        UserError: there is no way to know the address.
+    """
+    address, port = environ.get("MASTER_ADDR"), environ.get("MASTER_PORT")
+    if port is not None:
+        port_number = _number(environ, "MASTER_PORT", world.launcher)
+    elif world.size == 1:
+        return None
+    else:
+        job, step = (int(environ.get(name, "0")) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+        port_number = _FIRST_PORT + (7 * job + step) % _NUM_PORTS
+    if address is None:
+        address = _first_node(environ) if world.launcher == "srun" else _own_node(world, environ)
+    return address, port_number
+
+
+def _own_node(world: World, environ: Mapping[str, str]) -> str:
+    ranks_here = environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or environ.get("MPI_LOCALNRANKS") or str(world.size)
+    if int(ranks_here) != world.size:
+        raise UserError(
+            f"MASTER_ADDR is not set, and {world.launcher} started ranks on several nodes; export it with the address "
+            "of the node of rank 0."
+        )
+    return "127.0.0.1"
+
+
+def _first_node(environ: Mapping[str, str]) -> str:
+    """Address of the first node of a Slurm step, as Slurm itself reaches it."""
+    if environ.get("SLURM_STEP_NUM_NODES") == "1":
+        return "127.0.0.1"
+    nodes = environ.get("SLURM_STEP_NODELIST", "")
+    try:
+        first = _scontrol("show", "hostnames", nodes).split()[0]
+        found = re.search(r"\bNodeAddr=(\S+)", _scontrol("show", "node", first))
+    except (OSError, IndexError, subprocess.CalledProcessError) as error:
+        raise UserError(
+            f"cannot find the address of the first node of {nodes or 'this step'} with scontrol ({error}); export "
+            "MASTER_ADDR with it."
+        ) from None
+    return found[1] if found else first
+
+
+def _scontrol(*arguments: str) -> str:
+    return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def check_num_ranks(world: World, asked: int | None) -> None:
+    """Refuse a world of another size than was asked for.
+
+    Raises:
+        UserError: e.g. because the hostfile could not be read, and DeepSpeed went on with one node.
+    """
+    if asked is not None and world.size != asked:
+        raise UserError(
+            f"--num_ranks {asked}, but {world.launcher} started {world.size}. Check the hostfile, or the tasks "
+            "and nodes of the job; --num_ranks is what the run must have."
+        )

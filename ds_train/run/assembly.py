@@ -1,0 +1,175 @@
+"""From checked inputs to a run. Shared by both phases."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ds_train.checkpoints.full_state import fresh_engine
+from ds_train.checkpoints.manifest import choose_checkpoint, set_aside
+from ds_train.checkpoints.rank_rng import seed_rng
+from ds_train.checkpoints.resume import adapted_state, restored_engine
+from ds_train.checkpoints.save import Checkpoints, read_state
+from ds_train.checkpoints.state import TrainState
+from ds_train.checkpoints.weights import model_with_weights
+from ds_train.model.causal_lm import build_model, load_model, save_description
+from ds_train.model.footprint import training_flops
+from ds_train.ranks.collectives import check_num_nodes, device_of, init_distributed, on_main, take_device
+from ds_train.ranks.signals import ExitCode, StopRequests, StopTraining
+from ds_train.ranks.watchdog import LONG_S, Watchdog, supervision
+from ds_train.run.fingerprints import common_fingerprints, precision, versions
+from ds_train.run.inputs import DEFAULT_MODEL, Inputs
+from ds_train.run.lock import run_lock
+from ds_train.run.record import Settings
+from ds_train.run.summary import startup_summary
+from ds_train.step.engine import Engine
+from ds_train.step.losses import PackedLM
+from ds_train.step.stream import RankBatchBuilder, Stream
+from ds_train.training.loop import Run, train
+from ds_train.training.monitors import join_wandb
+from ds_train.training.phase import PhaseSetup
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked run, nothing of it built.
+
+    Attributes:
+        all_flags: the parsed flag dataclasses, kept in the run directory.
+        sources: of the flags that were given.
+        num_workers: loader processes.
+        make_setup: builds the phase's part; called once the process group exists, before the model does.
+    """
+
+    inputs: Inputs
+    all_flags: Sequence[Any]
+    sources: dict[str, str]
+    num_workers: int
+    make_setup: Callable[[], PhaseSetup]
+
+
+def launch(prepared: Prepared) -> ExitCode:
+    """Join the process group, build the run, restore the newest checkpoint, train."""
+    inputs = prepared.inputs
+    world, flags = inputs.world, inputs.run_flags
+    settings = Settings(prepared.all_flags, prepared.sources, inputs.engine)
+    if flags.print_config:
+        if world.is_main:
+            print(settings.shown())
+        return ExitCode.FINISHED
+    for line in inputs.engine.overrides:
+        logger.info(line)
+    if flags.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    with ExitStack() as stack:
+        stream = stack.enter_context(Stream(prepared.num_workers, take_device(world)))
+        # Its time-out is so long that the watchdog comes first, and explains.
+        init_distributed(world, timeout_s=2 * max(LONG_S, flags.hang_timeout_s))
+        check_num_nodes(world, flags.num_nodes)
+        stop = StopRequests(inputs.run_directory, world.is_main, device_of(world))
+        watchdog = stack.enter_context(supervision(world, flags.hang_timeout_s))
+        on_main(world, lambda: stack.enter_context(run_lock(inputs.run_directory)))
+        run = None
+        try:
+            run = _build_run(inputs, prepared.make_setup(), settings, stream, stop, watchdog)
+            train(run)
+            return ExitCode.FINISHED
+        except StopTraining as stopped:
+            stop.consume()
+            step = run.state.step if run else 0
+            where = f"after step {step:,}, which is saved" if step else "before training began"
+            logger.warning(
+                "stopped %s: %s. Exit code %d; %s goes on", where, stopped, stopped.exit_code, stopped.repeat
+            )
+            return stopped.exit_code
+
+
+def _build_run(
+    inputs: Inputs, setup: PhaseSetup, settings: Settings, stream: Stream, stop: StopRequests, watchdog: Watchdog
+) -> Run:
+    world, layout, flags = inputs.world, inputs.engine.layout, inputs.run_flags
+    directory = inputs.run_directory / "checkpoints"
+    chosen = on_main(world, lambda: choose_checkpoint(directory, flags.resume, flags.resume_from))
+    state = fresh_state(inputs, setup)
+    stop.check()
+    if world.is_main and inputs.engine.deepspeed.get("wandb", {}).get("enabled"):
+        join_wandb(inputs.run_directory, is_resumed=chosen is not None)
+    seed_rng(flags.seed, world.rank)
+    if chosen:
+        engine, state = _restored(inputs, chosen, state)
+        logger.info("resumed from %s at step %d", chosen, state.step)
+    else:
+        engine = fresh_engine(PackedLM(_initial_model(inputs)), inputs.engine.deepspeed)
+    if chosen or flags.resume == "none":
+        on_main(world, lambda: set_aside(inputs.run_directory, state.step if chosen else -1))
+    on_main(world, lambda: settings.record(inputs.run_directory, world, state.step))
+    logger.info("%s", startup_summary(inputs, setup, engine, state, chosen))
+    stream.supply(setup.sampler, RankBatchBuilder(setup.readers, layout, world.rank))
+    return Run(
+        world=world,
+        layout=layout,
+        schedule=inputs.engine.schedule,
+        flops=training_flops(inputs.model_config),
+        cadence=setup.cadence,
+        engine=engine,
+        stream=stream,
+        phase=setup.phase,
+        state=state,
+        checkpoints=Checkpoints(
+            directory,
+            world,
+            describe=lambda target: save_description(target, inputs.model_config, inputs.tokenizer),
+            keep_last=flags.keep_last,
+            keep_every=flags.keep_every,
+            sync=flags.sync_save,
+            committed=state.step,
+        ),
+        directory=inputs.run_directory,
+        stop=stop,
+        watchdog=watchdog,
+        skip_nonfinite=flags.skip_nonfinite,
+    )
+
+
+def _restored(inputs: Inputs, chosen: Path, current: TrainState) -> tuple[Engine, TrainState]:
+    """An engine and state restored from a checkpoint, whatever layout saved it. Refusals come before any change."""
+    world, flags = inputs.world, inputs.run_flags
+    saved = read_state(chosen)
+    state = adapted_state(saved, current, chosen, strict_layout=flags.strict_layout, accepted=flags.accept_change or ())
+    model = PackedLM(build_model(inputs.model_config, flags.seed))  # its weights are about to be replaced
+    return restored_engine(model, inputs.engine.deepspeed, chosen, saved, current, world), state
+
+
+def fresh_state(inputs: Inputs, setup: PhaseSetup) -> TrainState:
+    """The state before the first step; a checkpoint is compared with it."""
+    layout = inputs.engine.layout
+    return TrainState(
+        seed=inputs.run_flags.seed,
+        world_size=layout.world_size,
+        micro_batch=layout.micro_batch,
+        grad_accum=layout.grad_accum,
+        global_batch=layout.global_batch,
+        zero_stage=inputs.engine.deepspeed.get("zero_optimization", {}).get("stage", 0),
+        precision=precision(inputs.engine.deepspeed),
+        stage=setup.first_stage,
+        fingerprints=setup.fingerprints
+        | common_fingerprints(inputs.engine, inputs.model_config, inputs.tokenizer, inputs.model_flags.seq_len),
+        versions=versions(),
+    )
+
+
+def _initial_model(inputs: Inputs) -> PreTrainedModel:
+    if inputs.weights:
+        return model_with_weights(inputs.weights, inputs.model_config)
+    if inputs.model_flags.init == "pretrained":
+        return load_model(inputs.model_flags.model_name or f"EleutherAI/{DEFAULT_MODEL}", inputs.model_config)
+    return build_model(inputs.model_config, inputs.run_flags.seed)

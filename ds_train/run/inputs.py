@@ -1,0 +1,118 @@
+"""What both phases are given: flags, JSON, tokenizer and model configuration, checked before anything is built."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from data_tools.base.errors import Problems, UserError
+from data_tools.base.files import existing_parent
+from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
+from ds_train.checkpoints.weights import Weights
+from ds_train.config.deepspeed_json import EngineConfig, default_json, resolve_engine_config
+from ds_train.config.flags import ModelFlags, OverrideFlags, RunFlags
+from ds_train.model.causal_lm import is_preset, load_model_config, prepare_config
+from ds_train.ranks.world import World, check_num_ranks
+from ds_train.training.monitors import check_monitors, place_monitors
+
+DEFAULT_MODEL = "pythia-160m"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What both phases are given, checked and loaded before any process group or model exists."""
+
+    world: World
+    run_flags: RunFlags
+    model_flags: ModelFlags
+    run_directory: Path
+    engine: EngineConfig
+    tokenizer: TextTokenizer
+    model_config: PretrainedConfig
+    weights: Weights | None  # None: random, or the pretrained ones of model_flags
+
+
+def check_inputs(
+    phase: str,
+    run: RunFlags,
+    model: ModelFlags,
+    overrides: OverrideFlags,
+    problems: Problems,
+    *,
+    world: World,
+    total_steps: int | None,
+    min_lr_ratio: float | None = None,
+    weights: Weights | None = None,
+) -> Inputs | None:
+    """Check and load what both phases share; None when something is wrong (said in ``problems``)."""
+    before = len(problems)
+    directory = Path(run.scratch_dir) / (run.run_name or phase)
+    if directory.name != (run.run_name or phase):
+        problems.add(f"--run_name {run.run_name} is not a plain directory name; runs lie directly under --scratch_dir.")
+    else:
+        with problems.collect():
+            _require_writable(directory)
+    may_be_zero = ("num_workers", "keep_last", "keep_every", "skip_nonfinite")
+    for name in ("log_every", "save_every", "stop_step", *may_be_zero):
+        value, least = getattr(run, name), 0 if name in may_be_zero else 1
+        if value is not None and value < least:
+            problems.add(f"--{name} is {value}, expected at least {least}.")
+    problems.require(model.seq_len >= 2, f"--seq_len is {model.seq_len}, expected at least 2.")
+    problems.require(run.hang_timeout_s > 0, f"--hang_timeout_s is {run.hang_timeout_s}, expected seconds > 0.")
+    with problems.collect():
+        check_num_ranks(world, run.num_ranks)
+    source = overrides.deepspeed_config or str(default_json(phase))
+    engine = resolve_engine_config(
+        source, overrides, problems, world_size=world.size, total_steps=total_steps, min_lr_ratio=min_lr_ratio
+    )
+    if engine is not None:
+        check_monitors(engine.deepspeed, problems)
+        place_monitors(engine.deepspeed, directory)
+    tokenizer = config = None
+    with problems.collect():
+        tokenizer = load_tokenizer(_tokenizer_spec(model, weights))
+    with problems.collect():
+        config = load_model_config(str(weights.description) if weights else model.model_name or DEFAULT_MODEL)
+        if weights and model.model_name is not None:
+            raise UserError(
+                f"--model_name {model.model_name} was given with weights from {weights.path}, which bring their own "
+                "architecture; leave --model_name out."
+            )
+        if tokenizer:
+            prepare_config(
+                config,
+                seq_len=model.seq_len,
+                vocab_size=tokenizer.vocab_size,
+                attn_implementation=model.attn_implementation,
+                keep_dropout=model.keep_dropout,
+                scratch=weights is None and model.init == "scratch",
+            )
+    if len(problems) > before or engine is None or tokenizer is None or config is None:
+        return None
+    return Inputs(world, run, model, directory, engine, tokenizer, config, weights)
+
+
+def _require_writable(directory: Path) -> None:
+    """Try to write where the directory is, or will be: a run that is refused must leave nothing behind."""
+    try:
+        with tempfile.TemporaryFile(dir=existing_parent(directory)):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--scratch_dir: cannot write to {directory} ({error.strerror}); give a writable directory."
+        ) from error
+
+
+def _tokenizer_spec(model: ModelFlags, weights: Weights | None) -> str:
+    if model.tokenizer:
+        return model.tokenizer
+    if weights:
+        return str(weights.description)
+    name = model.model_name or DEFAULT_MODEL
+    if name == "pythia-tiny":  # the only preset that is on no hub
+        raise UserError(
+            "--model_name pythia-tiny has no tokenizer of its own: give --tokenizer "
+            "(python -m data_tools.train_tokenizer makes a small one)."
+        )
+    return f"EleutherAI/{name}" if is_preset(name) else name

@@ -1,0 +1,73 @@
+"""How a run was started: shown before it, and kept in its directory so that it can be repeated."""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_tools.base.files import whole_file, write_json
+from ds_train.config.deepspeed_json import EngineConfig
+from ds_train.config.run_file import RUN_FILE, as_run_file
+from ds_train.model.causal_lm import is_preset
+from ds_train.ranks.world import World
+from ds_train.run.fingerprints import git_state, versions
+
+LAUNCHES = "launches.jsonl"
+_MAY_BE_PATHS = ("scratch_dir", "data_dir", "pack_dir", "tokenizer", "model_name", "pptrain_checkpoint")
+_WORDS = ("latest", "none")  # which pptrain_checkpoint takes for what they mean
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a run was given.
+
+    Attributes:
+        all_flags: the parsed dataclasses.
+        sources: of the flags that were given.
+        engine: the resolved DeepSpeed JSON.
+    """
+
+    all_flags: Sequence[Any]
+    sources: dict[str, str]
+    engine: EngineConfig
+
+    def shown(self) -> str:
+        """A run file with the source of every setting, and the JSON that takes effect as a comment."""
+        effective = json.dumps(self.engine.effective, indent=2).splitlines()
+        parts = [*self.engine.overrides, "The DeepSpeed JSON that takes effect:", *effective]
+        return self._run_file([]).lstrip() + "\n" + "\n".join(f"# {part}" for part in parts)
+
+    def record(self, run_directory: Path, world: World, step: int) -> None:
+        """Write the run file, the effective JSON, and a line for this launch, which begins after ``step``."""
+        launch: dict[str, Any] = {
+            "timestamp": time.time(), "step": step, "ranks": world.size, "launcher": world.launcher,
+            "command": shlex.join(sys.argv), "versions": versions(), "git": git_state(),
+        }  # fmt: skip
+        run_file = (run_directory / RUN_FILE).absolute()
+        remarks = [
+            f"Repeats this run: deepspeed {sys.argv[0]} --config {run_file} --run_name NEW",
+            f"Last started as: {launch['command']}",
+            "with " + ", ".join(f"{name} {version}" for name, version in launch["versions"].items()),
+            f"git: {launch['git'] or 'unknown'}",
+        ]
+        with whole_file(run_file) as file:
+            file.write(self._run_file(remarks).encode())
+        write_json(run_directory / "deepspeed.json", self.engine.effective)
+        with (run_directory / LAUNCHES).open("a") as lines:
+            lines.write(json.dumps(launch) + "\n")
+
+    def _run_file(self, remarks: Sequence[str]) -> str:
+        flags = [_with_absolute_paths(group) for group in self.all_flags]
+        return as_run_file(flags, self.engine.given, self.sources, remarks=remarks)
+
+
+def _with_absolute_paths(flags: Any) -> Any:
+    """The dataclass with the whole path of everything that lies on disk: it means the same from any directory."""
+    given = {name: getattr(flags, name) for name in _MAY_BE_PATHS if getattr(flags, name, None)}
+    paths = {name: Path(value) for name, value in given.items() if value not in _WORDS and not is_preset(value)}
+    found = {name: str(path.absolute()) for name, path in paths.items() if path.exists()}
+    return replace(flags, **found)

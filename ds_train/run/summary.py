@@ -1,0 +1,96 @@
+"""What a run is, on one screen, before it begins."""
+
+from pathlib import Path
+
+import torch
+
+from data_tools.base.text_table import counted
+from ds_train.checkpoints.state import TrainState
+from ds_train.config.deepspeed_json import EngineConfig
+from ds_train.model.attention import describe_attention
+from ds_train.model.footprint import GIB, RUNTIME, ModelShape, RankMemory, model_shape, predict
+from ds_train.run.fingerprints import precision
+from ds_train.run.inputs import DEFAULT_MODEL, Inputs
+from ds_train.step.engine import Engine
+from ds_train.training.phase import PhaseSetup
+
+
+def startup_summary(inputs: Inputs, setup: PhaseSetup, engine: Engine, state: TrainState, chosen: Path | None) -> str:
+    """The run as lines of names and descriptions.
+
+    Args:
+        chosen: the checkpoint that it was resumed from.
+    """
+    layout, schedule = inputs.engine.layout, inputs.engine.schedule
+    shape = model_shape(inputs.model_config)
+    tokens = layout.global_batch * inputs.model_flags.seq_len
+    zero, dtype = _zero_stage(inputs.engine), precision(inputs.engine.deepspeed)
+    rows = {
+        "run": f"{inputs.run_directory}, seed {inputs.run_flags.seed}",
+        "starts": f"after step {state.step:,}, from {chosen}" if chosen else "fresh",
+        "model": f"{_model_name(inputs)}, {shape.num_parameters:,} parameters",
+        "layout": f"{counted(layout.world_size, 'rank')} × {layout.grad_accum} accumulation × "
+        f"micro batch {layout.micro_batch} = global batch {layout.global_batch:,}; ZeRO {zero}, {dtype}",
+        "device": _device(engine.device),
+        "a step": f"at most {tokens:,} tokens, {layout.global_batch:,} × seq_len {inputs.model_flags.seq_len:,}",
+        "learning rate": f"{schedule.base_lr:g} after {schedule.warmup_steps:,} warm-up steps",
+        **setup.summary,
+        "kernels": _kernels(inputs, engine),
+        "memory of a rank": _memory(inputs, shape, engine.device),
+    }
+    width = max(map(len, rows))
+    return "\n".join([setup.phase.name, *(f"  {name:<{width}}  {told}" for name, told in rows.items())])
+
+
+def rank_memory(inputs: Inputs, shape: ModelShape, stage: int) -> RankMemory:
+    """Predicted memory of a rank of this run, were it at a ZeRO stage."""
+    layout = inputs.engine.layout
+    return predict(
+        shape,
+        {**inputs.engine.deepspeed.get("zero_optimization", {}), "stage": stage},
+        half=is_half(inputs.engine),
+        num_ranks=layout.world_size,
+        row_tokens=layout.micro_batch * inputs.model_flags.seq_len,
+        attention=inputs.model_config._attn_implementation,
+    )
+
+
+def is_half(engine: EngineConfig) -> bool:
+    """Whether weights are in bf16 or fp16."""
+    return precision(engine.deepspeed) != "fp32"
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {counted(torch.get_num_threads(), 'thread')} a rank"
+
+
+def _zero_stage(engine: EngineConfig) -> int:
+    return engine.deepspeed.get("zero_optimization", {}).get("stage", 0)
+
+
+def _model_name(inputs: Inputs) -> str:
+    if inputs.weights:
+        return f"weights of {inputs.weights.path}"
+    name = inputs.model_flags.model_name or DEFAULT_MODEL
+    return f"{name}, {'its pretrained' if inputs.model_flags.init == 'pretrained' else 'random'} weights"
+
+
+def _kernels(inputs: Inputs, engine: Engine) -> str:
+    dtype = next(engine.module.parameters()).dtype
+    optimizer = engine.basic_optimizer
+    fused = "fused " if optimizer.defaults.get("fused") else ""
+    return (
+        f"{describe_attention(inputs.model_config, engine.device, dtype)}; cross entropy in chunks; "
+        f"{fused}{type(optimizer).__name__}"
+    )
+
+
+def _memory(inputs: Inputs, shape: ModelShape, device: torch.device) -> str:
+    """Predicted, and what there is on a GPU."""
+    predicted = rank_memory(inputs, shape, _zero_stage(inputs.engine)).device
+    if device.type != "cuda":
+        return f"about {(predicted - RUNTIME) / GIB:,.2g} GiB with rows of full length"
+    there = torch.cuda.get_device_properties(device).total_memory
+    return f"about {predicted / GIB:,.1f} of {there / GIB:,.1f} GiB with rows of full length"

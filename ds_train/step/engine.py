@@ -1,0 +1,180 @@
+"""The only ``deepspeed.initialize``, and the one optimizer step made with it."""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+from deepspeed import DeepSpeedEngine as Engine
+
+from data_tools.samples.samplers import GlobalBatchPlan
+from ds_train.config.layout import Layout
+from ds_train.ranks.collectives import gather_in_rank_order, gather_objects, sum_over_ranks
+from ds_train.step.losses import Flags, PackedLM
+from ds_train.step.micro_batch import C4, SYNTHETIC, MicroBatch
+from ds_train.step.nonfinite import NonFinite
+from ds_train.step.stream import RankBatch
+
+
+def build_engine(model: PackedLM, config: dict[str, Any]) -> Engine:
+    """Wrap the model for the DeepSpeed JSON ``config`` (which holds no scheduler: see `set_learning_rate`)."""
+    asked_for = config.get("memory_breakdown", False)
+    with nullcontext() if asked_for else redirect_stdout(StringIO()):  # its bf16 optimizer prints memory in any case
+        engine, *_ = deepspeed.initialize(
+            model=model, model_parameters=list(model.parameters()), config=config, dist_init_required=False
+        )
+    if is_plain(engine):
+        engine.optimizer.register_step_pre_hook(_drop_nonfinite_gradients)
+    return engine
+
+
+def set_learning_rate(engine: Engine, lr: float) -> None:
+    """The learning rate of the coming step: set, not scheduled, so it depends on the step and nothing else."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an optimizer step did, the same on every rank.
+
+    Attributes:
+        plan: the samples it trained on.
+        loss: sum(w · nll) / sum(w) over the global batch.
+        c4_loss, synthetic_loss: the same over the targets of one source, None where there were none.
+        flags: (global_batch,) accuracy flags (0/1) in global sample order.
+        tokens: (2,) real targets of C4 and of synthetic documents.
+        num_overflows: candidates that were longer than seq_len.
+        grad_norm: global gradient norm before clipping; not finite where `nonfinite` is set.
+        nonfinite: set when the loss or the gradient norm was not finite. Then nothing was updated and flags is empty.
+    """
+
+    plan: GlobalBatchPlan
+    loss: float
+    c4_loss: float | None
+    synthetic_loss: float | None
+    flags: list[int]
+    tokens: np.ndarray
+    num_overflows: int
+    grad_norm: float | None
+    nonfinite: NonFinite | None = None
+
+
+def train_step(engine: Engine, batch: RankBatch, layout: Layout, accuracy: str) -> StepResult:
+    """One optimizer step over a global batch, whatever its layout.
+
+    The loss is normalised by the weight of the whole global batch, which is known before its first backward.
+    DeepSpeed divides by the accumulation steps and averages over ranks; both are multiplied back.
+
+    DeepSpeed leaves out an update whose gradient norm is not finite, on all ranks alike; a loss that is not finite is
+    made to give such a norm (see `_run_micro_batches`). So a bad value on any rank updates nothing anywhere.
+
+    Args:
+        accuracy: which flag the curriculum counts, ``any`` or ``first``.
+    """
+    device = engine.device
+    counts = torch.tensor([*batch.weights, *batch.tokens, len(batch.overflows)], dtype=torch.float64, device=device)
+    weights, tokens, num_overflows = sum_over_ranks(counts).cpu().split([2, 2, 1])
+    scale = layout.grad_accum * layout.world_size / weights.sum().item()
+    sums_by_micro_batch: list[torch.Tensor] = []
+    flags = Flags.none(batch.num_examples, device)
+
+    def take(micro_batch: MicroBatch, source_sums: torch.Tensor, is_right: torch.Tensor) -> None:
+        sums_by_micro_batch.append(source_sums)
+        flags.add(micro_batch, is_right)
+
+    _run_micro_batches(engine, batch, scale, take)
+    grad_norm = engine.get_global_grad_norm()
+    own_sums = torch.stack(sums_by_micro_batch)  # (micro-batch, source)
+    sums = sum_over_ranks(own_sums.sum(0))
+    nonfinite = None
+    if not sums.isfinite().all():
+        nonfinite = NonFinite("loss", gather_objects(_positions(~own_sums.isfinite().all(1))))
+    elif not engine.was_step_applied() and not engine.fp16_enabled():  # in fp16 it is the loss scaler at its work
+        nonfinite = NonFinite("gradient norm", gather_objects(_nonfinite_gradients(engine, batch, scale)))
+    chosen = flags.by_any if accuracy == "any" else flags.by_first
+    c4_sum, synthetic_sum = sums.tolist()
+    return StepResult(
+        plan=batch.plan,
+        loss=(c4_sum + synthetic_sum) / weights.sum().item(),
+        c4_loss=_ratio(c4_sum, weights[C4].item()),
+        synthetic_loss=_ratio(synthetic_sum, weights[SYNTHETIC].item()),
+        flags=[] if nonfinite else gather_in_rank_order(chosen.to(torch.uint8)).tolist(),
+        tokens=tokens.numpy().astype(np.int64),
+        num_overflows=int(num_overflows),
+        grad_norm=None if grad_norm is None else float(grad_norm),
+        nonfinite=nonfinite,
+    )
+
+
+def _run_micro_batches(
+    engine: Engine,
+    batch: RankBatch,
+    scale: float,
+    take: Callable[[MicroBatch, torch.Tensor, torch.Tensor], None],
+) -> None:
+    """Forward, backward and update; ``take`` gets each micro-batch, its per-source loss sums and its flags."""
+    for cpu_batch in batch.micro_batches:
+        micro_batch = cpu_batch.to(engine.device)
+        loss_sum, source_sums, is_right = engine(micro_batch)
+        take(micro_batch, source_sums, is_right)
+        # 0 · sum is 0, but NaN for a sum that is not finite: such a loss could otherwise leave finite gradients.
+        engine.backward(loss_sum * (scale + (0 * source_sums.sum()).float()))
+        if is_plain(engine) and engine.is_gradient_accumulation_boundary():
+            _check_gradients(engine)
+        engine.step()
+
+
+def is_plain(engine: Engine) -> bool:
+    """ZeRO 0 in fp32: the optimizer is torch's own and looks at no gradient norm, unlike all of DeepSpeed's."""
+    return engine.optimizer is engine.basic_optimizer
+
+
+def _check_gradients(engine: Engine) -> None:
+    """Give a plain optimizer the two attributes that the engine reads from DeepSpeed's."""
+    norm = torch.nn.utils.get_total_norm(p.grad for p in engine.module.parameters() if p.grad is not None)
+    engine.optimizer._global_grad_norm = norm
+    engine.optimizer.overflow = not math.isfinite(norm)
+
+
+def _drop_nonfinite_gradients(optimizer: Any, *_: Any) -> None:
+    """Before a plain optimizer's step: without gradients it changes nothing."""
+    if optimizer.overflow:
+        optimizer.zero_grad(set_to_none=True)
+
+
+def _nonfinite_gradients(engine: Engine, batch: RankBatch, scale: float) -> list[int]:
+    """Which of this rank's micro-batches have a gradient of their own that is not finite. Collective.
+
+    After the reduction a bad value of one rank is everywhere, so the step is run once more with hooks that look at
+    the gradients before it. They pass on NaN, so that this pass updates nothing either, whatever it finds.
+    """
+    found = torch.zeros(len(batch.micro_batches), dtype=torch.bool, device=engine.device)
+    number = -1
+
+    def count(*_: Any) -> None:
+        nonlocal number
+        number += 1
+
+    def look(gradient: torch.Tensor) -> torch.Tensor:
+        found[number] |= ~gradient.isfinite().all()
+        return torch.full_like(gradient, math.nan)
+
+    hooks = [parameter.register_hook(look) for parameter in engine.module.parameters() if parameter.requires_grad]
+    _run_micro_batches(engine, batch, scale, count)
+    for hook in hooks:
+        hook.remove()
+    return _positions(found)
+
+
+def _positions(mask: torch.Tensor) -> list[int]:
+    return mask.nonzero().flatten().tolist()
+
+
+def _ratio(total: float, weight: float) -> float | None:
+    return total / weight if weight else None

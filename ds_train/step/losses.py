@@ -1,0 +1,69 @@
+"""The weighted loss and the accuracy flags of a micro-batch, computed inside the engine's forward."""
+
+from dataclasses import dataclass
+
+import torch
+from deepspeed.runtime.chunked_cross_entropy import chunked_cross_entropy
+from torch import nn
+from transformers import PreTrainedModel
+
+from ds_train.model.attention import PACKED
+from ds_train.step.micro_batch import MicroBatch
+
+_BLOCK_ELEMENTS = 1 << 19  # of logits in fp32 at once: 2 MB stay in a CPU's cache; GPUs have a kernel without blocks
+
+
+class PackedLM(nn.Module):
+    """A Hugging Face causal LM with the loss inside, so that ZeRO sees one forward per micro-batch."""
+
+    def __init__(self, causal_lm: PreTrainedModel) -> None:
+        super().__init__()
+        self.causal_lm = causal_lm
+        self._is_packed = causal_lm.config._attn_implementation == PACKED
+
+    def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Sum of w · nll, per source, and which scored documents are right.
+
+        Documents are isolated by packed attention, which is told where they begin; by transformers' others where
+        position ids restart, given neither a cache nor an attention mask.
+        Logits exist in the model's dtype and for the needed positions only; the cross entropy is computed in
+        fp32 from them in blocks.
+
+        Returns:
+            loss_sum: () float32, sum over targets of weight · negative log-likelihood.
+            source_sums: (2,) float64 detached, the same for C4 and for synthetic targets.
+            is_right: (D,) bool, every answer token of the scored document is the argmax (teacher forcing).
+        """
+        keep = 0 if batch.logit_positions is None else batch.logit_positions
+        lengths = {"cu_seq_lens_q": batch.cu_seq_lens, "max_length_q": batch.max_length} if self._is_packed else {}
+        logits = self.causal_lm(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, logits_to_keep=keep, **lengths
+        ).logits.flatten(0, 1)
+        block_rows = max(1, _BLOCK_ELEMENTS // logits.shape[-1])
+        nll = chunked_cross_entropy(logits, batch.targets, reduction="none", block_rows=block_rows)
+        weighted = nll * batch.weights
+        with torch.no_grad():
+            exact = weighted.double()  # the sum of thousands in fp32 would differ by 1e-6 between layouts
+            synthetic = exact[batch.is_synthetic].sum()
+            source_sums = torch.stack([exact.sum() - synthetic, synthetic])
+            predicted = logits[batch.answer_targets].argmax(-1)
+            wrong = (predicted != batch.targets[batch.answer_targets]).long()
+            wrong_targets = torch.zeros_like(batch.document_example).index_add_(0, batch.answer_document, wrong)
+        return weighted.sum(), source_sums.detach(), wrong_targets == 0
+
+
+@dataclass
+class Flags:
+    """Accuracy flags of a rank's samples: right by any scored answer, and right by the first."""
+
+    by_any: torch.Tensor  # (num_examples,) bool
+    by_first: torch.Tensor  # (num_examples,) bool
+
+    @classmethod
+    def none(cls, num_examples: int, device: torch.device) -> "Flags":
+        return cls(*(torch.zeros(num_examples, dtype=torch.bool, device=device) for _ in range(2)))
+
+    def add(self, batch: MicroBatch, is_right: torch.Tensor) -> None:
+        """Take in the scored documents of one micro-batch."""
+        self.by_any[batch.document_example[is_right]] = True
+        self.by_first[batch.document_example[is_right & batch.document_is_first]] = True

@@ -1,0 +1,117 @@
+"""Micro-batches of token documents, without padding."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_tools.samples.documents import Document
+
+C4, SYNTHETIC = 0, 1  # positions in every per-source sum
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Documents laid end to end, and what of them is trained and scored. All CPU tensors until moved.
+
+    N targets need logits (a non-zero weight, or part of a scored answer), A of them belong to scored answers,
+    D documents are scored.
+
+    Attributes:
+        input_ids: (rows, T) int64. One row holding all documents, or one full-length document a row.
+        position_ids: (rows, T) int64, restarting at each document; transformers isolates documents by it.
+        logit_positions: (N,) int64 positions of the only row, or None: all positions of all rows.
+        targets: (N,) int64.
+        weights: (N,) float32.
+        is_synthetic: (N,) bool.
+        answer_targets: (A,) int64 index into the N targets.
+        answer_document: (A,) int64 scored document of each answer target.
+        document_example: (D,) int64 sample of the rank's batch each scored document belongs to.
+        document_is_first: (D,) bool, whether it holds the example's first answer.
+        cu_seq_lens: (documents + 1,) int32, where documents begin in the rows laid end to end, and the end of all.
+        max_length: inputs of the longest document.
+    """
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    logit_positions: torch.Tensor | None
+    targets: torch.Tensor
+    weights: torch.Tensor
+    is_synthetic: torch.Tensor
+    answer_targets: torch.Tensor
+    answer_document: torch.Tensor
+    document_example: torch.Tensor
+    document_is_first: torch.Tensor
+    cu_seq_lens: torch.Tensor
+    max_length: int
+
+    @property
+    def lengths(self) -> list[int]:
+        """Inputs of each document."""
+        return self.cu_seq_lens.diff().tolist()
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "MicroBatch":
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **changed)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes as plain arrays: a tensor would travel as a file descriptor of its own, which is slow."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return _from_arrays, (values | {name: tensor.numpy() for name, tensor in self.tensors().items()},)
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "MicroBatch":
+        """Called by the DataLoader where batches go to a GPU."""
+        return self._map(torch.Tensor.pin_memory)
+
+
+def pack(samples: Sequence[Sequence[Document]], first_example: int = 0) -> MicroBatch:
+    """Lay the documents of some samples into one micro-batch.
+
+    Args:
+        samples: the documents of each sample, in order.
+        first_example: number of the first sample within the rank's batch.
+    """
+    documents = [document for sample in samples for document in sample]
+    targets = np.concatenate([document.tokens[1:] for document in documents])
+    weights = np.concatenate([document.weights for document in documents])
+    lengths = np.array([len(document.weights) for document in documents])
+    ends = np.cumsum(lengths)
+    scored = [n for n, document in enumerate(documents) if document.answer_targets]
+    in_answer = [np.arange(ends[n] - documents[n].answer_targets, ends[n]) for n in scored]
+    answer = np.concatenate(in_answer) if scored else np.empty(0, np.int64)
+    needed = weights != 0
+    needed[answer] = True
+    rows = len(documents) if needed.all() and (lengths == lengths[0]).all() else 1
+    examples = np.repeat(first_example + np.arange(len(samples)), [len(sample) for sample in samples])
+    return MicroBatch(
+        input_ids=_tensor(np.concatenate([document.tokens[:-1] for document in documents])).view(rows, -1),
+        position_ids=_tensor(np.concatenate([np.arange(length) for length in lengths])).view(rows, -1),
+        logit_positions=None if needed.all() else _tensor(np.flatnonzero(needed)),
+        targets=_tensor(targets[needed]),
+        weights=_tensor(weights[needed]),
+        is_synthetic=_tensor(np.repeat([document.is_synthetic for document in documents], lengths)[needed]),
+        answer_targets=_tensor((np.cumsum(needed) - 1)[answer]),
+        answer_document=_tensor(np.repeat(np.arange(len(scored)), [len(part) for part in in_answer]).astype(np.int64)),
+        document_example=_tensor(examples[scored].astype(np.int64)),
+        document_is_first=_tensor(np.array([documents[n].is_first_answer for n in scored], bool)),
+        cu_seq_lens=_tensor(np.append(0, ends).astype(np.int32)),
+        max_length=int(lengths.max()),
+    )
+
+
+def _from_arrays(values: dict[str, Any]) -> MicroBatch:
+    tensors = {name: _tensor(value) for name, value in values.items() if isinstance(value, np.ndarray)}
+    return MicroBatch(**{**values, **tensors})
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))

@@ -1,0 +1,81 @@
+"""An optimizer step whose loss or gradient is not finite: what is said and kept of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_tools.base.files import write_json
+from data_tools.samples.samplers import GlobalBatchPlan, Source
+from ds_train.config.layout import Layout
+
+_RANKS_IN_FULL = 4
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """What was not finite, and where it came from; the same on every rank.
+
+    Attributes:
+        what: ``loss`` or ``gradient norm``.
+        micro_batches: for each rank its micro-batches (from 0) whose own loss or gradient was not finite. None on any
+            rank where finite parts overflowed in their sum.
+    """
+
+    what: str
+    micro_batches: list[list[int]]
+
+    @property
+    def ranks(self) -> list[int]:
+        return [rank for rank, found in enumerate(self.micro_batches) if found]
+
+    def describe(self, plan: GlobalBatchPlan, layout: Layout) -> str:
+        """One sentence: step, ranks, and the samples of the micro-batches in question."""
+        if not self.ranks:
+            return f"the {self.what} of step {plan.step} is not finite, though that of each single micro-batch is"
+        samples = [f"rank {rank}: {_ids(plan, self._suspects(rank, layout))}" for rank in self.ranks[:_RANKS_IN_FULL]]
+        more = len(self.ranks) - len(samples)
+        return (
+            f"the {self.what} of step {plan.step} is not finite on rank{'s' * (len(self.ranks) > 1)} "
+            f"{', '.join(map(str, self.ranks))}, with the samples of {'; '.join(samples)}"
+            f"{f'; and {more} ranks more' if more else ''}"
+        )
+
+    def dump(self, path: Path, plan: GlobalBatchPlan, layout: Layout, values: dict[str, Any]) -> None:
+        """Write ``values`` and the id of every sample of the step as JSON."""
+        samples = [
+            {"rank": rank, **sample, "suspect": position in self._suspects(rank, layout)}
+            for rank in range(layout.world_size)
+            for position, sample in _samples(plan, layout.rank_slice(rank))
+        ]
+        write_json(path, {"step": plan.step, "what": self.what, "ranks": self.ranks, **values, "samples": samples})
+
+    def _suspects(self, rank: int, layout: Layout) -> list[int]:
+        """Positions in the global batch of the rank's samples in question."""
+        first = layout.rank_slice(rank).start
+        return [
+            first + number * layout.micro_batch + offset
+            for number in self.micro_batches[rank]
+            for offset in range(layout.micro_batch)
+        ]
+
+
+def _samples(plan: GlobalBatchPlan, part: slice) -> list[tuple[int, dict[str, Any]]]:
+    """Position and id of each sample of a part of the global batch."""
+    return [
+        (n, {"source": Source(plan.sources[n]).name.lower(), "index": int(plan.indices[n]), "stage": plan.stage})
+        for n in range(part.start, part.stop)
+    ]
+
+
+def _ids(plan: GlobalBatchPlan, positions: list[int]) -> str:
+    """Sample ids in short, e.g. ``stream 24-27, 32 (stage 3)``."""
+    chosen = np.array(positions)
+    parts = []
+    for source in np.unique(plan.sources[chosen]):
+        indices = np.sort(plan.indices[chosen[plan.sources[chosen] == source]])
+        runs = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)
+        listed = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+        parts.append(f"{Source(source).name.lower()} {listed}")
+    return ", ".join(parts) + (f" (stage {plan.stage})" if plan.stage else "")

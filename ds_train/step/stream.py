@@ -1,0 +1,227 @@
+"""The stream of rank batches: plans go to loader workers, tensors come back with the cursor that follows them."""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from tempfile import TemporaryFile
+from typing import cast
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from data_tools.base.errors import UserError
+from data_tools.samples.readers import Overflow, Reader
+from data_tools.samples.samplers import Cursor, GlobalBatchPlan, Sampler, Source
+from ds_train.config.layout import Layout
+from ds_train.step.micro_batch import C4, SYNTHETIC, MicroBatch, pack
+
+_LOOK_FOR_TRAINER_S = 1.0
+_CLOSED = 1 << 62  # a generation that no plan belongs to: nobody wants batches any more
+
+
+@dataclass
+class RankBatch:
+    """What one rank trains in one optimizer step.
+
+    Attributes:
+        plan: the global plan, the same on every rank; ``plan.next_cursor`` follows this batch.
+        micro_batches: this rank's, in order.
+        num_examples: this rank's samples.
+        weights: (2,) float64, sum of loss weights of C4 and of synthetic targets on this rank.
+        tokens: (2,) int64, real targets likewise, of the documents that are trained on.
+        overflows: candidates of this rank's samples that were longer than seq_len.
+    """
+
+    plan: GlobalBatchPlan
+    micro_batches: list[MicroBatch]
+    num_examples: int
+    weights: np.ndarray
+    tokens: np.ndarray
+    overflows: list[Overflow]
+
+    def pin_memory(self) -> "RankBatch":
+        self.micro_batches = [micro_batch.pin_memory() for micro_batch in self.micro_batches]
+        return self
+
+
+class RankBatchBuilder:
+    """Builds one rank's batches from plans: the part of the stream that runs inside workers. Can be pickled."""
+
+    def __init__(self, readers: dict[Source, Reader], layout: Layout, rank: int) -> None:
+        self._readers = readers
+        self._layout = layout
+        self._rank = rank
+
+    def build(self, plan: GlobalBatchPlan) -> RankBatch:
+        part = self._layout.rank_slice(self._rank)
+        sources, indices = plan.sources[part], plan.indices[part]
+        samples: list = [None] * len(indices)
+        for source in map(Source, np.unique(sources)):
+            where = np.flatnonzero(sources == source)
+            for position, sample in zip(
+                where, self._readers[source].read(indices[where].tolist(), plan.stage), strict=True
+            ):
+                samples[position] = sample
+        weights, tokens = np.zeros(2), np.zeros(2, np.int64)
+        for document in (document for sample in samples for document in sample.documents):
+            kind = SYNTHETIC if document.is_synthetic else C4
+            weights[kind] += document.weights.sum(dtype=np.float64)
+            if document.weights.any():  # its prompt is text too where only the answer weighs; a scored copy is none
+                tokens[kind] += len(document.weights)
+        size = self._layout.micro_batch
+        return RankBatch(
+            plan=plan,
+            micro_batches=[
+                pack([sample.documents for sample in samples[first : first + size]], first)
+                for first in range(0, len(samples), size)
+            ],
+            num_examples=len(samples),
+            weights=weights,
+            tokens=tokens,
+            overflows=[overflow for sample in samples for overflow in sample.overflows],
+        )
+
+
+class _PlanSource:
+    """The DataLoader's sampler: endless plans from wherever the stream was last (re)started, none before that."""
+
+    def __init__(self) -> None:
+        self.sampler: Sampler | None = None
+        self.generation, self.cursor, self.step = 0, Cursor(), 0
+
+    def __iter__(self) -> Iterator[tuple[int, GlobalBatchPlan]]:
+        cursor, step = self.cursor, self.step
+        while self.sampler is not None:
+            step += 1
+            plan = self.sampler.plan(cursor, step)
+            yield self.generation, plan
+            cursor = plan.next_cursor
+
+
+class _BatchDataset(Dataset):
+    """The DataLoader's dataset: a batch for a plan. Its workers get the builder through a file that all inherit."""
+
+    def __init__(self) -> None:
+        self._builder: RankBatchBuilder | None = None
+        self._pickled = TemporaryFile()  # noqa: SIM115  open as long as its workers live
+        # Plans of an earlier generation are skipped unread. No lock: a worker that is killed would take it along.
+        self.generation = multiprocessing.Value("q", 0, lock=False)
+
+    @property
+    def is_closed(self) -> bool:
+        return self.generation.value == _CLOSED
+
+    def supply(self, builder: RankBatchBuilder) -> None:
+        self._builder = builder
+        pickle.dump(builder, self._pickled)
+        self._pickled.flush()
+
+    def __getitem__(self, item: tuple[int, GlobalBatchPlan]) -> RankBatch | UserError | None:
+        generation, plan = item
+        if generation < self.generation.value:
+            return None
+        if self._builder is None:  # a worker's first plan; workers share the file's position, so none moves it
+            self._builder = pickle.loads(os.pread(self._pickled.fileno(), os.fstat(self._pickled.fileno()).st_size, 0))
+        try:
+            return self._builder.build(plan)
+        except UserError as error:
+            return error  # raised by the consumer, without the worker's traceback around it
+
+
+class Stream:
+    """Rank batches in order, prefetched by workers; `restart` discards what was prefetched.
+
+    Workers are forked at once. **Construct it before the process has other threads** (process group, engine, watchdog):
+    a fork while one of them holds a lock of the interpreter leaves a worker that waits for it for ever. A worker also
+    keeps a copy of all memory that the trainer had at the fork and changes later.
+
+    Args:
+        num_workers: loader processes; 0 builds batches in this process.
+        device: batches are pinned when it is a GPU; the current one, then.
+    """
+
+    def __init__(self, num_workers: int, device: torch.device) -> None:
+        self._plans = _PlanSource()
+        self._dataset = _BatchDataset()
+        self._loader: DataLoader = DataLoader(
+            self._dataset,
+            sampler=self._plans,
+            batch_size=None,
+            num_workers=num_workers,
+            collate_fn=_unchanged,
+            persistent_workers=num_workers > 0,
+            prefetch_factor=4 if num_workers else None,
+            multiprocessing_context="fork" if num_workers else None,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_init_worker,
+            generator=torch.Generator(),  # of its own: the global one must go on as if nothing had been loaded
+        )
+        self._batches: Iterator | None = iter(self._loader) if num_workers else None
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the workers."""
+        self._dataset.generation.value = _CLOSED  # they skip what they were to build, and end when they are told to
+        self._batches = None
+        vars(self).pop("_loader", None)  # its iterator, which it keeps, ends them when it goes
+
+    def supply(self, sampler: Sampler, builder: RankBatchBuilder) -> None:
+        """What batches are made of; once, before the first `restart`.
+
+        Args:
+            sampler: plans global batches.
+            builder: makes this rank's tensors.
+        """
+        self._plans.sampler = sampler
+        self._dataset.supply(builder)
+
+    def restart(self, cursor: Cursor, step: int) -> None:
+        """Continue with the global batch that follows ``cursor``, for optimizer step ``step`` + 1."""
+        assert self._plans.sampler is not None, "supply() comes first"
+        self._plans.generation += 1
+        self._plans.cursor, self._plans.step = cursor, step
+        self._dataset.generation.value = self._plans.generation
+        self._batches = iter(self._loader)
+
+    def next(self) -> RankBatch:
+        """The next rank batch.
+
+        Raises:
+            UserError: a sample cannot be made.
+        """
+        assert self._batches is not None, "restart() comes first"
+        batch = next(self._batches)
+        if isinstance(batch, UserError):
+            raise batch
+        return batch
+
+
+def _unchanged(item):
+    return item
+
+
+def _init_worker(worker_id: int) -> None:
+    """Signals stop the trainer, which finishes its step first; a worker that died of them would break that step."""
+    for name in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(name, signal.SIG_IGN)
+    info = get_worker_info()
+    assert info is not None
+    dataset = cast(_BatchDataset, info.dataset)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if dataset.is_closed else None)
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_trainer, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_trainer(trainer: int) -> None:
+    """A worker whose trainer was killed would wait for ever for somebody to take its last batch."""
+    while os.getppid() == trainer:
+        time.sleep(_LOOK_FOR_TRAINER_S)
+    os._exit(1)

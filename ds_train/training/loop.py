@@ -1,0 +1,259 @@
+"""The only training loop."""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_tools.base.errors import UserError
+from data_tools.samples.readers import Overflow
+from ds_train.checkpoints.save import Checkpoints
+from ds_train.checkpoints.state import TrainState
+from ds_train.config.layout import Layout
+from ds_train.config.schedule import Schedule
+from ds_train.model.footprint import TrainingFlops, peak_flops
+from ds_train.ranks.signals import ExitCode, StopRequests, StopTraining
+from ds_train.ranks.watchdog import Watchdog
+from ds_train.ranks.world import World
+from ds_train.step.engine import Engine, StepResult, set_learning_rate, train_step
+from ds_train.step.nonfinite import NonFinite
+from ds_train.step.stream import Stream
+from ds_train.training.metrics import JsonlLog, Row, Throughput
+from ds_train.training.monitors import Monitors
+from ds_train.training.phase import Cadence, Phase
+from ds_train.training.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+_OVERFLOWS_IN_FULL = 5
+LOGS = ("train", "eval")
+
+
+@dataclass
+class Run:
+    """Everything a training loop needs, assembled by an entry point."""
+
+    world: World
+    layout: Layout
+    schedule: Schedule
+    flops: TrainingFlops
+    cadence: Cadence
+    engine: Engine
+    stream: Stream
+    phase: Phase
+    state: TrainState
+    checkpoints: Checkpoints
+    directory: Path
+    stop: StopRequests
+    watchdog: Watchdog
+    skip_nonfinite: int = 0  # optimizer steps that may be skipped, over the whole run
+
+
+def train(run: Run) -> None:
+    """Train until the phase is finished; ends with a checkpoint, also where it is told to stop before.
+
+    Raises:
+        StopTraining: on all ranks alike, by a signal, a STOP file or ``stop_step``; the checkpoint is saved.
+        UserError: the last checkpoint could not be saved, or a loss was not finite.
+    """
+    state = run.state
+    progress = Progress(run.phase.name, state.step, run.cadence.max_steps, run.world.is_main)
+    logs = _Logs(run, progress)
+    overflow_report = OverflowReport(state.overflows)
+    try:
+        if state.step == 0 or state.evaluation_pending:
+            _evaluate(run, logs)
+        run.stream.restart(state.cursor, state.step)
+        if _is_over(run):
+            logger.info("nothing to do: %s", _why_over(run))
+        while not _is_over(run):
+            _check_stop(run)
+            _optimizer_step(run, logs, overflow_report)
+    except StopTraining:
+        _save_last(run)
+        raise
+    except UserError:
+        _await_save(run)  # it may take long, and is a good checkpoint
+        raise
+    finally:
+        progress.close()
+        overflow_report.summary(state.overflows)
+    _save_last(run)
+
+
+def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") -> None:
+    """One optimizer step and what follows it, in this order: update, flags, promotion, evaluation, save."""
+    state, phase, cadence = run.state, run.phase, run.cadence
+    run.watchdog.progress(f"step {state.step + 1}")
+    started = time.perf_counter()
+    batch = run.stream.next()
+    logs.throughput.waited(time.perf_counter() - started)
+    overflow_report.seen(batch.overflows)
+
+    lr = run.schedule.lr(batch.plan.step)
+    set_learning_rate(run.engine, lr)
+    result = train_step(run.engine, batch, run.layout, phase.accuracy)
+    _advance(state, result)
+    if result.nonfinite:
+        _skip_or_stop(run, result, result.nonfinite)
+    lengths = (length for micro_batch in batch.micro_batches for length in micro_batch.lengths)
+    logs.throughput.trained(int(result.tokens.sum()), run.flops.of_documents(lengths))
+    logs.progress.stepped()
+
+    phase.record(state, result)
+    if state.step % cadence.log_every == 0:
+        logs.write_train_row(run, result, lr)
+    promoted = phase.promote(state)
+    state.finished |= phase.is_finished(state)
+    if phase.wants_evaluation(state, promoted):
+        _evaluate(run, logs)
+    if state.step % cadence.save_every == 0:
+        _save(run)
+    if promoted and not _is_over(run):
+        run.stream.restart(state.cursor, state.step)
+
+
+def _is_over(run: Run) -> bool:
+    return run.state.finished or run.cadence.is_over(run.state.step)
+
+
+def _why_over(run: Run) -> str:
+    step, max_steps = run.state.step, run.cadence.max_steps
+    if max_steps is not None and step > max_steps:
+        return f"this run is at step {step} already, beyond the {max_steps} steps asked for"
+    return f"step {step} is the end of this run"
+
+
+def _check_stop(run: Run) -> None:
+    run.stop.check()
+    stop_step = run.cadence.stop_step
+    if stop_step is not None and run.state.step >= stop_step:
+        repeat = f"the same command without it, or with one beyond step {run.state.step},"
+        raise StopTraining(ExitCode.STOPPED, f"--stop_step {stop_step}", repeat)
+
+
+def _save(run: Run) -> None:
+    run.watchdog.progress(f"saving step {run.state.step}", is_long=True)
+    run.checkpoints.save(run.engine, run.state)
+
+
+def _save_last(run: Run) -> None:
+    _save(run)
+    is_saved = _await_save(run)
+    run.checkpoints.close()
+    if not is_saved:
+        raise UserError(f"the last checkpoint, of step {run.state.step}, could not be saved (see above).")
+
+
+def _await_save(run: Run) -> bool:
+    run.watchdog.progress("waiting until the last checkpoint is written", is_long=True)
+    return run.checkpoints.wait()
+
+
+def _advance(state: TrainState, result: StepResult) -> None:
+    """The state after an optimizer step, before its accuracy flags are looked at."""
+    state.step = result.plan.step
+    state.move_to(result.plan.next_cursor)
+    state.ledger = result.plan.extended_ledger(state.ledger)
+    state.tokens += int(result.tokens.sum())
+    state.mixin_tokens += int(result.tokens[1])
+    state.overflows += result.num_overflows
+
+
+def _skip_or_stop(run: Run, result: StepResult, nonfinite: NonFinite) -> None:
+    """Count a step that updated nothing, and keep what it was made of; one too many ends the run on every rank."""
+    state = run.state
+    state.skipped_steps += 1
+    said = nonfinite.describe(result.plan, run.layout)
+    path = run.directory / f"nonfinite_step_{state.step:08d}.json"
+    if run.world.is_main:
+        values = {"loss": str(result.loss), "grad_norm": str(result.grad_norm)}  # JSON knows no nan
+        try:
+            nonfinite.dump(path, result.plan, run.layout, values)
+        except OSError as error:  # must not keep the other ranks waiting
+            logger.error("cannot write %s: %s", path, error.strerror)
+    if state.skipped_steps > run.skip_nonfinite:
+        raise UserError(
+            f"{said}. Stopped before the update; older checkpoints are as good as they were. {path} lists all samples "
+            f"of the step. Look at them, lower --lr, or resume with --skip_nonfinite {state.skipped_steps} to go on "
+            "without this step."
+        )
+    if run.world.is_main:
+        logger.warning(
+            "%s. No update (skipped steps: %d of %d); see %s", said, state.skipped_steps, run.skip_nonfinite, path
+        )
+
+
+def _evaluate(run: Run, logs: "_Logs") -> None:
+    """Evaluate and log; one that is cut short stays pending in the state."""
+
+    def pulse() -> None:
+        run.watchdog.progress(f"evaluation at step {run.state.step}")
+        run.stop.check()
+
+    run.state.evaluation_pending = True
+    run.engine.eval()
+    row = {"step": run.state.step, **run.phase.evaluate(run.engine, run.state, pulse), "timestamp": time.time()}
+    run.engine.train()
+    run.state.evaluation_pending = False
+    logs.write_evaluation(run, row)
+
+
+class _Logs:
+    """The two logs of a run, and its monitors, without rows from beyond its checkpoint."""
+
+    def __init__(self, run: Run, progress: Progress) -> None:
+        self.progress = progress
+        self._files = {name: JsonlLog(run.directory / "logs" / f"{name}.jsonl", run.world.is_main) for name in LOGS}
+        self.throughput = Throughput(peak_flops(run.engine.device))
+        state = run.state
+        evaluates_again = state.step == 0 or state.evaluation_pending
+        kept = {"train": state.step, "eval": state.step - 1 if evaluates_again else state.step}
+        for name, file in self._files.items():
+            file.rewind(kept[name])
+        self._monitors = Monitors(run.engine.monitor, run.phase.name)
+        self._monitors.rewind(kept)
+
+    def write_train_row(self, run: Run, result: StepResult, lr: float) -> None:
+        state = run.state
+        columns = run.phase.train_columns(state, result)
+        row = {"step": state.step, "loss": result.loss, "lr": lr, **columns, "timestamp": time.time()}
+        row |= {
+            "tokens": state.tokens,
+            "grad_norm": result.grad_norm,
+            "skipped_steps": state.skipped_steps,
+            "ledger": state.ledger,
+            **self.throughput.report(),
+        }
+        self.progress.row(row, run.phase.status(row))
+        self._write(run, "train", row)
+
+    def write_evaluation(self, run: Run, row: Row) -> None:
+        self.progress.evaluation(row)
+        self._write(run, "eval", row)
+
+    def _write(self, run: Run, kind: str, row: Row) -> None:
+        self._files[kind].append(row)
+        self._monitors.send(kind, row)
+
+
+class OverflowReport:
+    """Warns about candidates longer than seq_len: the first few in full, then a count."""
+
+    def __init__(self, before: int) -> None:
+        self._before = before
+        self._num_shown = 0
+
+    def seen(self, overflows: list[Overflow]) -> None:
+        for overflow in overflows[: _OVERFLOWS_IN_FULL - self._num_shown]:
+            self._num_shown += 1
+            logger.warning(
+                "sample %d attempt %d has %d tokens, more than seq_len; the next attempt takes its place",
+                overflow.index, overflow.attempt, overflow.num_tokens,
+            )  # fmt: skip
+
+    def summary(self, total: int) -> None:
+        if total > self._before:
+            logger.warning(
+                "%d candidates were longer than seq_len and were replaced (%d in all)", total - self._before, total
+            )

@@ -1,0 +1,90 @@
+"""DeepSpeed's monitors (the JSON's tensorboard, wandb, csv_monitor, comet): in the run directory, resumed with the run.
+
+DeepSpeed opens them where the program was started, with a new curve for each launch.
+"""
+
+import csv
+import os
+import uuid
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from data_tools.base.errors import Problems
+from data_tools.base.files import whole_file
+from ds_train.training.metrics import Row
+
+_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}
+_WANDB_ID = "wandb_run_id"
+
+
+def check_monitors(config: Mapping[str, Any], problems: Problems) -> None:
+    """What the JSON enables must be installed: DeepSpeed would find out after the model is built."""
+    for block, package in _PACKAGES.items():
+        if config.get(block, {}).get("enabled") and find_spec(package) is None:
+            problems.add(f"{block}.enabled needs the package {package}, which is not installed: pip install {package}.")
+
+
+def place_monitors(config: dict[str, Any], run_directory: Path) -> None:
+    """Fill in where files go: into the run directory, or a directory of its name where the JSON gives a place."""
+    for block in ("tensorboard", "csv_monitor"):
+        if config.get(block, {}).get("enabled"):
+            is_placed = config[block].get("output_path")
+            config[block].setdefault("job_name", run_directory.name if is_placed else block)
+            config[block]["output_path"] = is_placed or str(run_directory)
+
+
+def join_wandb(run_directory: Path, is_resumed: bool) -> None:
+    """Make W&B go on with the run that this directory is, unless the environment says otherwise. On rank 0."""
+    path = run_directory / _WANDB_ID
+    if not (is_resumed and path.exists()):
+        with whole_file(path) as file:
+            file.write(uuid.uuid4().hex.encode())
+    chosen = {"RUN_ID": path.read_text(), "RESUME": "allow", "NAME": run_directory.name, "DIR": str(run_directory)}
+    for name, value in chosen.items():
+        os.environ.setdefault(f"WANDB_{name}", value)
+
+
+class Monitors:
+    """What an engine's monitors get: the rows of our logs, and nothing by DeepSpeed itself, which counts samples.
+
+    Args:
+        monitor: the engine's.
+        phase: begins the names of curves: ``pptrain/train/loss``.
+    """
+
+    def __init__(self, monitor: Any, phase: str) -> None:
+        self._monitor, self._phase = monitor, phase
+        self._is_enabled, monitor.enabled = monitor.enabled, False
+
+    def rewind(self, kept: Mapping[str, int]) -> None:
+        """Drop rows after a step, given for each log, as in the logs themselves."""
+        if self._is_enabled and self._monitor.csv_monitor:
+            for kind, step in kept.items():
+                self._rewind_csv(self._monitor.csv_monitor, kind, step)
+        if self._is_enabled and self._monitor.tb_monitor and max(kept.values()) > 0:
+            _begin_session(self._monitor.tb_monitor.summary_writer, max(kept.values()))
+
+    def send(self, kind: str, row: Row) -> None:
+        """A row's numbers."""
+        if self._is_enabled:
+            numbers = {key: value for key, value in row.items() if isinstance(value, int | float) and key != "step"}
+            events = [(f"{self._phase}/{kind}/{key}", value, row["step"]) for key, value in numbers.items()]
+            self._monitor.write_events(events)
+
+    def _rewind_csv(self, monitor: Any, kind: str, step: int) -> None:
+        for path in Path(monitor.log_dir).glob(f"{self._phase}_{kind}_*.csv"):
+            with path.open(newline="") as file:
+                head, *rows = list(csv.reader(file)) or [["step", path.stem]]
+            with whole_file(path) as out:
+                kept = [head, *(row for row in rows if len(row) == 2 and row[0].isdecimal() and int(row[0]) <= step)]
+                out.write("".join(f"{','.join(row)}\r\n" for row in kept).encode())
+            monitor.filenames.append(path.stem)  # it has its head
+
+
+def _begin_session(writer: Any, step: int) -> None:
+    """Tell TensorBoard that what it has from beyond ``step`` is void, as ``SummaryWriter(purge_step=…)`` would."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    writer.file_writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step=step + 1)
