@@ -9,7 +9,7 @@ import pytest
 
 from data_tools.base.errors import UserError
 from data_tools.fetch_assets import GPT_NEOX_TOKENIZER, cached_file
-from tests.ds_train import tiny
+from tests.support import tiny
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ import torch
 
 from data_tools import build_data_splits, build_pretrain, fetch_assets
 from data_tools.base.errors import UserError
-from tests.ds_train.launching import REPOSITORY, environment, read_log
+from tests.support.launching import REPOSITORY, environment, read_log
 
 NUM_CORES = len(os.sched_getaffinity(0))
 Row = dict[str, Any]

@@ -29,7 +29,7 @@ from tests.benchmarks.measure import (
     run_python,
     scratch_directory,
 )
-from tests.ds_train.launching import launch, read_log
+from tests.support.launching import launch, read_log
 
 GIB = 2**30
 

@@ -28,7 +28,7 @@ from ds_train.checkpoints import save as checkpoint
 from ds_train.checkpoints.manifest import FileEntry, file_entry
 from ds_train.phases import pretrain
 from tests.benchmarks.measure import build_pack, build_splits, scratch_directory
-from tests.ds_train.launching import REPOSITORY, environment
+from tests.support.launching import REPOSITORY, environment
 
 SAVE_EVERY = 200  # the shipped cadence, which the share of training time is given for
 LABELS = {

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from data_tools.base.errors import run_command
 from tests.benchmarks.measure import parser, print_table, rounds_table
-from tests.ds_train import tiny
-from tests.ds_train.launching import launch, read_log
+from tests.support import tiny
+from tests.support.launching import launch, read_log
 
 STEPS = 2  # of each launch
 

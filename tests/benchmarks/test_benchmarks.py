@@ -10,8 +10,8 @@ import pytest
 from data_tools.base.errors import UserError
 from tests.benchmarks import sampler_plan
 from tests.benchmarks.measure import Row, compare_rows, run_reference
-from tests.ds_train import tiny
-from tests.ds_train.launching import REPOSITORY, environment, read_log, run_all
+from tests.support import tiny
+from tests.support.launching import REPOSITORY, environment, read_log, run_all
 
 STEPS = "6"
 PHASE_FLAGS = {

@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,15 +12,14 @@ from data_tools import build_data_splits
 from data_tools.base.errors import UserError
 from data_tools.search.generator import BUILTIN_VERSION, ExampleSource
 from data_tools.search.splits import SPLIT_NAMES, Splits, find_data_dir
+from tests.support.paths import REPOSITORY, SUPPORT
 
-TESTS = Path(__file__).resolve().parents[1]
-REPOSITORY = TESTS.parent
 SIZES = {"eval": 20, "test": 30, "mixin": 130}
 
 
 @pytest.fixture(autouse=True)
 def importable_stand_ins(monkeypatch):
-    monkeypatch.syspath_prepend(str(TESTS))
+    monkeypatch.syspath_prepend(str(SUPPORT))
 
 
 def arguments(scratch_dir, **flags):
@@ -115,7 +113,7 @@ def test_external_generator(tmp_path):
     assert contents(one) == contents(two)
     splits = Splits(one)
     assert splits.meta.external_generator == name
-    assert splits.meta.generator_version == hashlib.sha256((TESTS / "external_generator.py").read_bytes()).hexdigest()
+    assert splits.meta.generator_version == hashlib.sha256((SUPPORT / "external_generator.py").read_bytes()).hexdigest()
     assert any(len(row["output_texts"]) > 1 for row in splits.rows("mixin"))
 
 

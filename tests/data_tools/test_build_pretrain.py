@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import packing
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -20,8 +19,8 @@ from data_tools.corpus.shards import PackedBlocks
 from data_tools.corpus.text_source import FileSource, shuffled_documents
 from data_tools.corpus.token_stream import TokenCursor, TokenStream
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support import packing
+from tests.support.paths import REPOSITORY
 
 
 @pytest.fixture(scope="module")

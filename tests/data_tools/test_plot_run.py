@@ -10,7 +10,7 @@ from data_tools import plot_run
 from data_tools.base.errors import UserError
 from data_tools.runs.logs import AXES
 from data_tools.runs.pictures import COLOURS
-from tests.data_tools.runs import pptrain_rows, pretrain_rows, report, stage_rows, write_run
+from tests.support.runs import pptrain_rows, pretrain_rows, report, stage_rows, write_run
 
 
 @pytest.fixture

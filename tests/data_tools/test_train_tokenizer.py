@@ -6,14 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import packing
 import pytest
 
 from data_tools.base.errors import UserError
 from data_tools.corpus.tokenizer import load_tokenizer
 from data_tools.train_tokenizer import main, train_bpe
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support import packing
+from tests.support.paths import REPOSITORY
 
 
 def test_same_bytes_whatever_the_number_of_threads(tmp_path: Path) -> None:

@@ -16,19 +16,19 @@ import pytest
 
 from data_tools.base.errors import UserError
 from data_tools.fetch_assets import GPT_NEOX_TOKENIZER, MOVIE_REVIEWS, cached_file
-from tests.docs.markdown import Code, Command, commands, pages, tables
-from tests.docs.programs import Programs
-from tests.docs.world import World
-from tests.ds_train.launching import REPOSITORY, environment
+from tests.support.documented_world import World
+from tests.support.launching import REPOSITORY, environment
+from tests.support.markdown import Code, Command, commands, pages, tables
+from tests.support.programs import Programs
 
 # Commands that begin so → the test that executes them.
 COVERED = {
     ".venv/bin/pre-commit": "tests/docs/test_hooks.py::test_hooks_stop_a_bad_commit",
-    "squeue": "tests/launch/test_slurm.py::test_commands_of_the_readme",
-    "tail": "tests/launch/test_slurm.py::test_commands_of_the_readme",
-    "scontrol": "tests/launch/test_slurm.py::test_commands_of_the_readme",
-    "scancel": "tests/launch/test_slurm.py::test_commands_of_the_readme",
-    "salloc": "tests/launch/test_slurm.py::test_commands_of_the_readme",
+    "squeue": "tests/system/test_slurm.py::test_commands_of_the_readme",
+    "tail": "tests/system/test_slurm.py::test_commands_of_the_readme",
+    "scontrol": "tests/system/test_slurm.py::test_commands_of_the_readme",
+    "scancel": "tests/system/test_slurm.py::test_commands_of_the_readme",
+    "salloc": "tests/system/test_slurm.py::test_commands_of_the_readme",
 }
 OF_THE_EARLIER_TOOL = ("accelerate launch", "python scripts/")
 NOT_STARTED_AGAIN = {"pip", "ruff", "mypy", "python -m pytest"}  # what tests/run.sh calls; it is running just now
@@ -151,7 +151,7 @@ def _run_jobs(found: dict[str, Outcome], before: list[dict[str, Any]], directory
     jobs, results = directory / "jobs.json", directory / "results.json"
     jobs.write_text(json.dumps([*before, *(job for outcome in found.values() for job in outcome.jobs)]))
     done = subprocess.run(
-        [sys.executable, "tests/docs/one_process.py", jobs, results], cwd=REPOSITORY, env=environment(), text=True,
+        [sys.executable, "tests/support/one_process.py", jobs, results], cwd=REPOSITORY, env=environment(), text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from tests.docs.markdown import Command, commands
-from tests.ds_train.launching import REPOSITORY
+from tests.support.launching import REPOSITORY
+from tests.support.markdown import Command, commands
 
 _HOOKS = ".pre-commit-config.yaml"
 _BAD = {"unused.py": "import os\n", "unformatted.py": "x = [1,\n2]\n", "untyped.py": 'x: int = "a"\n'}

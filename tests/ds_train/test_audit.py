@@ -10,7 +10,7 @@ import pytest
 
 from data_tools.base.errors import UserError
 from ds_train import audit
-from tests.ds_train.launching import REPOSITORY
+from tests.support.launching import REPOSITORY
 
 
 def _rows(count: int = 10, every: int = 1) -> list[dict[str, Any]]:

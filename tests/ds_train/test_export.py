@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from data_tools.base.errors import UserError
 from data_tools.corpus.tokenizer import load_tokenizer
 from ds_train import export
-from tests.ds_train import tiny
-from tests.ds_train.launched_export import IDS
-from tests.ds_train.launching import launch, read_log
+from tests.support import tiny
+from tests.support.launching import launch, read_log
+from tests.system.launched_export import IDS
 
 DTYPES = {"no": ("fp32", torch.float32), "bf16": ("bf16", torch.bfloat16)}
 TOLERANCE = {"no": 1e-5, "bf16": 0.01}  # kernels may add up in another order; bf16 logits near 1 lie 0.008 apart
@@ -86,7 +86,7 @@ def _uses(scratch: Path, trained: Trained) -> list[dict[str, Any]]:
 def _launch(directory: Path, commands: list[dict[str, Any]], ranks: int) -> None:
     path = directory / f"commands_{ranks}.json"
     path.write_text(json.dumps(commands))
-    done = launch("tests/ds_train/launched_export.py", str(path), num_ranks=ranks)
+    done = launch("tests/system/launched_export.py", str(path), num_ranks=ranks)
     assert done.returncode == 0, done.stdout[-5000:]
 
 

@@ -19,8 +19,8 @@ from ds_train.checkpoints.weights import find_weights, model_with_weights, saved
 from ds_train.model.causal_lm import load_model_config, prepare_config
 from ds_train.step.losses import PackedLM
 from ds_train.step.micro_batch import pack
-from tests.ds_train import tiny
-from tests.ds_train.launching import REPOSITORY, launch
+from tests.support import tiny
+from tests.support.launching import REPOSITORY, launch
 
 RUN = "exported_use"
 pytestmark = pytest.mark.launch

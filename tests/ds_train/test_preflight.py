@@ -22,10 +22,10 @@ from ds_train.phases import pretrain
 from ds_train.ranks.world import World
 from ds_train.step.losses import PackedLM
 from ds_train.step.micro_batch import pack
-from tests.ds_train import tiny
-from tests.ds_train.helpers import tiny_config
-from tests.ds_train.launched_memory import model_config
-from tests.ds_train.launching import launch
+from tests.support import tiny
+from tests.support.launching import launch
+from tests.support.tiny_models import tiny_config
+from tests.system.launched_memory import model_config
 
 BATCH = "--global_batch 8 --micro_batch 2".split()
 FRESH = ["--pptrain_checkpoint", "none"]
@@ -151,7 +151,7 @@ def test_engines_hold_what_is_predicted(num_ranks, tmp_path):
         cases = cases[::2]
     path = tmp_path / "cases.json"
     path.write_text(json.dumps(cases))
-    done = launch("tests/ds_train/launched_memory.py", str(path), num_ranks=num_ranks)
+    done = launch("tests/system/launched_memory.py", str(path), num_ranks=num_ranks)
     assert done.returncode == 0, done.stdout[-3000:]
     room = 2 * 512 * 128 * 4  # temporary copies of the largest parameter; less than a byte for each of all parameters
     for case, measured in zip(cases, json.loads((tmp_path / "cases.json.out").read_text()), strict=True):

@@ -1,0 +1,121 @@
+"""What a person sees when a command goes wrong: one message; a traceback if asked for, or for a fault of ours."""
+
+import subprocess
+import sys
+from dataclasses import fields
+from importlib import import_module
+
+import pytest
+
+from data_tools.base.command_line import CommandParser, HelpFormatter, did_you_mean, positive
+from data_tools.base.errors import UserError, explained, run_command
+from ds_train.config.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags
+from ds_train.phases import pptrain
+from tests.support.paths import REPOSITORY
+
+COMMANDS = """data_tools.build_data_splits data_tools.build_pretrain data_tools.fetch_assets data_tools.inspect.__main__
+    data_tools.summarize_run data_tools.train_tokenizer ds_train.audit ds_train.evaluate ds_train.export
+    ds_train.preflight""".split()
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def _ends(error: BaseException) -> int | str | None:
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: _raise(error))
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("no such thing; give another."), 1, "error: no such thing; give another.\n"),
+        (FileNotFoundError(2, "No such file or directory", "/a/b"), 1, "error: /a/b: No such file or directory\n"),
+        (OSError(28, "No space left on device"), 1, "error: No space left on device\n"),
+        (ModuleNotFoundError("No module named 'x'", name="x"), 1, "error: the package x is not installed; "),
+        (KeyboardInterrupt(), 130, "error: interrupted.\n"),
+    ],
+)
+def test_one_message(error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture) -> None:
+    assert _ends(error) == code
+    shown = capsys.readouterr().err
+    assert shown.startswith(said) and shown.count("\n") == 1
+
+
+def test_debug_adds_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["command", "--debug"])
+    assert _ends(UserError("bad")) == 1
+    shown = capsys.readouterr().err
+    assert "in _raise" in shown and shown.endswith("error: bad\n")
+
+
+def test_a_fault_of_the_program_is_not_hidden() -> None:
+    assert explained(KeyError("x")) is None
+    with pytest.raises(KeyError):
+        run_command(lambda: _raise(KeyError("x")))
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    code = "from data_tools.base.errors import run_command\nrun_command(lambda: [print(n) for n in range(10**6)] and 0)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout and process.stderr
+    assert process.stdout.readline() == "0\n"
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 141
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_tells_defaults_and_mends_typos(
+    name: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = import_module(name).main
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert "--debug" in text
+    if name == "ds_train.preflight":
+        return  # what it does not know is the trainer's
+    with pytest.raises(UserError, match=r"unknown flag --debgu; did you mean --debug\?"):
+        main(["--debgu"])
+
+
+def test_flags_of_a_command_within_a_command() -> None:
+    parser = CommandParser()
+    inner = parser.add_subparsers(dest="what", required=True).add_parser("inner")
+    inner.add_argument("--number", type=positive, default=3, help="how many")
+    assert parser.parse_args(["inner"]).number == 3 and "(default: 3)" in inner.format_help()
+    assert isinstance(inner, CommandParser) and inner.formatter_class is HelpFormatter
+    with pytest.raises(UserError, match="unknown flag --numbre; did you mean --number"):
+        parser.parse_args(["inner", "--numbre", "4"])
+    with pytest.raises(UserError, match="expected a whole number from 1, got '0'"):
+        parser.parse_args(["inner", "--number", "0"])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("--learning_rate", "; did you mean --lr?"),
+        ("--per_device_train_batch_size", "; did you mean --micro_batch?"),
+        ("--output_dir", "; nothing like it."),  # it stands for a flag that this command does not have
+        ("--seet", "; did you mean --seed?"),
+    ],
+)
+def test_suggestions_know_what_other_trainers_call_it(name: str, said: str) -> None:
+    assert did_you_mean(name, ["--lr", "--micro_batch", "--seed"], "; nothing like it.") == said
+
+
+def test_help_names_each_flag_once(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        pptrain.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    flags = [line.split()[0] for line in lines if line.startswith("  --")]
+    names = [item.name for group in (RunFlags, ModelFlags, DataFlags, OverrideFlags) for item in fields(group)]
+    assert {f"--{name}" for name in names} <= set(flags) and len(flags) == len(set(flags))
+    assert not any("-" in flag[2:] for flag in flags)
+    assert "  --sync_save                       write each checkpoint before training goes" in "\n".join(lines)
+    assert lines[0].startswith("usage: deepspeed ds_train/") and len(lines) < 130

@@ -1,0 +1,336 @@
+"""What ``data_tools.inspect`` shows is what the trainers train on: the same samples, tokens and loss weights."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_tools import build_data_splits
+from data_tools.base.errors import UserError
+from data_tools.base.files import sha256_of_file
+from data_tools.corpus.shards import PackedBlocks
+from data_tools.corpus.tokenizer import load_tokenizer
+from data_tools.inspect import __main__ as inspect_command
+from data_tools.inspect.lengths import spread_stages
+from data_tools.inspect.samples import DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKAHEAD
+from data_tools.runs.settings import DEFAULT_TOKENIZER
+from data_tools.samples.documents import Document, encode_examples, example_documents
+from data_tools.samples.readers import c4_document, training_source
+from data_tools.samples.samplers import Cursor, Source
+from data_tools.search.splits import Splits, find_data_dir, row_line
+from ds_train.config.deepspeed_json import default_json
+from ds_train.config.flags import DataFlags, ModelFlags, RunFlags
+from ds_train.phases import pptrain, pretrain
+from ds_train.phases.evaluation import heldout_examples
+from ds_train.ranks.world import World
+from ds_train.run import inputs
+from tests.support import tiny
+from tests.support.tiny_models import tiny_tokenizer
+
+TOKEN_LINE = re.compile(r"^ *(no target|weight \S+)? │(.*)│$")
+Token = tuple[str, float | None]  # its text, and its weight as a target
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_scratch: Path):
+    return load_tokenizer(str(tiny_scratch / "tokenizer"))
+
+
+@pytest.fixture
+def shown(capsys, monkeypatch):
+    """Runs the command and gives its output."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments: object) -> str:
+        inspect_command.main([str(argument) for argument in arguments])
+        return capsys.readouterr().out
+
+    return run
+
+
+def tokens_in(output: str) -> list[Token]:
+    """Every token that is shown, in order."""
+    tokens: list[Token] = []
+    weight: float | None = None
+    for line in filter(None, map(TOKEN_LINE.match, output.splitlines())):
+        if line[1]:
+            weight = None if line[1] == "no target" else float(line[1].removeprefix("weight "))
+        tokens += [(text, weight) for text in line[2].split("│")]
+    return tokens
+
+
+def sections(output: str) -> Iterator[str]:
+    """What is shown under each heading, with the heading."""
+    return iter(re.split(r"(?m)^── ", output)[1:])
+
+
+def assert_shows(output: str, tokenizer, documents: Sequence[Document]) -> None:
+    """All tokens of documents that are trained, and the answers of those that are only scored."""
+    expected: list[Token] = []
+    for document in sorted(documents, key=lambda document: not document.weights.any()):
+        weights = [None, *document.weights.tolist()]
+        all_tokens = list(zip(tokenizer.pieces(document.tokens.tolist()), weights, strict=True))
+        expected += all_tokens if document.weights.any() else all_tokens[-document.answer_targets :]
+    found = tokens_in(output)
+    assert [text for text, _ in found] == [text for text, _ in expected]
+    assert [w for _, w in found] == [w if w is None else pytest.approx(w, rel=1e-5) for _, w in expected]
+
+
+def trained_by(phase, scratch: Path, *flags: object):
+    """Sampler and readers of a run with these flags, built by the trainer itself."""
+    given = [*tiny.flags(scratch), "--global_batch", "4", "--micro_batch", "4", *map(str, flags)]
+    return phase.prepare(given, World(0, 0, 1)).make_setup()
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--seed", 5, "--train_answer", "random"], ["--seq_len", 130, "--accuracy", "first"]], ids=str
+)
+def test_stream_is_what_pptrain_reads(tiny_scratch, tokenizer, shown, flags):
+    reader = trained_by(pptrain, tiny_scratch, *flags).readers[Source.STREAM]
+    where = ["--scratch_dir", tiny_scratch, "--tokenizer", tiny_scratch / "tokenizer", "--seq_len", tiny.SEQ_LEN]
+    num_documents, num_overflows, trained_first = [], 0, []
+    for stage in (1, 4, 8):
+        indices = range(100, 130)
+        output = shown("stream", *where, *flags, "--stage", stage, "--index", 100, "--count", 30, "--show", "tokens")
+        for index, part, sample in zip(indices, sections(output), reader.read(indices, stage), strict=True):
+            assert part.startswith(f"stream {index} at stage {stage} of 8 ")
+            assert_shows(part, tokenizer, sample.documents)
+            assert ("attempt 0\n" in part) == (not sample.overflows)
+            num_documents.append(len(sample.documents))
+            num_overflows += len(sample.overflows)
+            trained_first += [d.is_first_answer for d in sample.documents if d.weights.any()]
+    assert (max(num_documents) > 1) == ("--accuracy" not in flags)  # several right answers, all scored
+    assert (num_overflows > 0) == (130 in flags)
+    assert all(trained_first) == ("random" not in flags)
+
+
+def test_reserved_prompts_are_passed_over_as_in_training(tiny_scratch, tmp_path, tokenizer, shown):
+    """An eval row that happens to be sample 3 of the run's stream."""
+    directory = Path(shutil.copytree(find_data_dir(tiny_scratch), tmp_path / "splits"))
+    example = training_source(None, max_input_size=48, max_lookahead=8, seed=1337).example(3, 8)
+    path, meta = directory / "eval.jsonl", json.loads((directory / "meta.json").read_text())
+    rows = [row_line(example, alpha=1.0, stage=8, seed=12345), *path.read_bytes().splitlines(keepends=True)[1:]]
+    path.write_bytes(b"".join(rows))
+    meta["files"]["eval.jsonl"] |= {"num_bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+    (directory / "meta.json").write_text(json.dumps(meta))
+    reader = trained_by(pptrain, tiny_scratch, "--data_dir", directory).readers[Source.STREAM]
+    output = shown("stream", "--data_dir", directory, "--tokenizer", tiny_scratch / "tokenizer", "--stage", 8,
+                   "--index", 3, "--show", "tokens")  # fmt: skip
+    assert "attempt 1 (0 were longer than seq_len, 1 reserved)" in " ".join(output.split())
+    assert_shows(output, tokenizer, reader.read([3], 8)[0].documents)
+
+
+def test_stream_without_splits_is_the_same_stream(tiny_scratch, shown):
+    pick = ["--tokenizer", tiny_scratch / "tokenizer", "--seq_len", tiny.SEQ_LEN, "--stage", 5, "--index", 12]
+    of_run = shown("stream", *pick, "--scratch_dir", tiny_scratch)
+    alone = shown("stream", *pick, "--max_input_size", 48, "--max_lookahead", 8)
+    assert alone.endswith(of_run) and "not passed over" in " ".join(alone[: -len(of_run)].split())
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--mixin_percent", 0.3],
+        ["--mixin_percent", 0.1, "--mixin_schedule", "linear", "--mixin_end", 0.9, "--mixin_loss", "answer"],
+        ["--mixin_percent", 0.5, "--mixin_pack", "single", "--mixin_loss", "weighted", "--seed", 3],
+    ],
+    ids=["constant", "linear", "single"],
+)
+def test_mixture_is_what_pretrain_reads(tiny_scratch, tokenizer, shown, flags):
+    run = ["--total_steps", 6, *flags]
+    setup = trained_by(pretrain, tiny_scratch, "--pptrain_checkpoint", "none", *run)
+    cursor, planned = Cursor(), []
+    for step in range(1, 7):
+        plan = setup.sampler.plan(cursor, step)
+        planned += [(step, Source(s), int(n)) for s, n in zip(plan.sources, plan.indices, strict=True)]
+        cursor = plan.next_cursor
+    assert {source for _, source, _ in planned} == {Source.C4, Source.MIXIN}
+
+    pick = ["--global_batch", 4, "--index", 3, "--count", 99, "--show", "tokens"]
+    parts = sections(shown("mixture", "--scratch_dir", tiny_scratch, *run, *pick))
+    for number, (step, source, index) in enumerate(planned[3:], 3):
+        (sample,) = setup.readers[source].read([index], 0)
+        for document in sample.documents:
+            part = next(parts)
+            kind = "c4" if source == Source.C4 else "mixin"
+            assert re.match(rf"sample {number} of the run \(step {step}\): {kind} block {index}\b", part)
+            assert_shows(part, tokenizer, [document])
+    assert next(parts, None) is None
+
+
+def test_synthetic_blocks_by_their_own_number(tiny_scratch, tokenizer, shown):
+    setup = trained_by(pretrain, tiny_scratch, "--pptrain_checkpoint", "none", "--total_steps", 6)
+    parts = sections(
+        shown("mixture", "--scratch_dir", tiny_scratch, "--blocks", "--index", 2, "--count", 3, "--show", "tokens")
+    )
+    for block, sample in zip((2, 3, 4), setup.readers[Source.MIXIN].read([2, 3, 4], 0), strict=True):
+        for number, document in enumerate(sample.documents, 1):
+            part = next(parts)
+            assert re.match(rf"mixin block {block}, example {number} of {len(sample.documents)}\b", part)
+            assert_shows(part, tokenizer, [document])
+    assert next(parts, None) is None
+
+
+@pytest.mark.parametrize("name", ["eval", "test"])
+def test_splits_are_as_they_are_evaluated(tiny_scratch, tokenizer, shown, name):
+    rows = Splits(find_data_dir(tiny_scratch)).rows(name)
+    heldout = heldout_examples(rows, tokenizer, seq_len=10_000, subset_size=None, seed=0)
+    output = shown("split", "--scratch_dir", tiny_scratch, "--tokenizer", tiny_scratch / "tokenizer", "--split", name,
+                   "--count", 100, "--seq_len", 100, "--show", "tokens")  # fmt: skip
+    parts = list(sections(output))
+    assert any(len(documents) > 1 for documents in heldout.samples)
+    for number, (part, documents) in enumerate(zip(parts, heldout.samples, strict=True)):
+        assert part.startswith(f"{name} {number} of {len(rows)} (stage 8, alpha 1, seed 12345)")
+        assert_shows(part, tokenizer, documents)
+        is_left_out = max(len(document.tokens) for document in documents) > 100
+        assert ("longer than seq_len 100" in part) == is_left_out
+    assert 0 < sum("longer than seq_len" in part for part in parts) < len(parts)
+
+
+@pytest.mark.parametrize("loss", ["lm", "answer", "weighted"])
+def test_rows_of_mixin_are_as_pretraining_reads_them(tiny_scratch, tokenizer, shown, loss):
+    rows = Splits(find_data_dir(tiny_scratch)).rows("mixin")
+    output = shown("split", "--scratch_dir", tiny_scratch, "--tokenizer", tiny_scratch / "tokenizer", "--split",
+                   "mixin", "--index", 145, "--count", 9, "--mixin_loss", loss, "--show", "tokens")  # fmt: skip
+    for number, part in zip(range(145, 150), sections(output), strict=True):
+        row = rows[number]
+        (encoded,) = encode_examples(tokenizer, [row["input_text"]], [row["output_texts"][:1]])
+        assert_shows(part, tokenizer, example_documents(encoded, loss=loss))
+
+
+def test_blocks_with_the_ends_of_documents(tiny_scratch, tokenizer, shown):
+    blocks = PackedBlocks(tiny_scratch / "data" / "c4_packed")
+    seen = set()
+    for flags, read, end in (([], blocks.block, 20), (["--validation"], blocks.validation_block, 6)):
+        output = shown("shards", "--scratch_dir", tiny_scratch, *flags, "--index", 2, "--count", end - 2)
+        for index, part in zip(range(2, end), sections(output), strict=True):
+            block = read(index)
+            assert part.startswith(f"{'validation' if flags else 'c4'} block {index} of {6 if flags else 200} ")
+            assert_shows(part, tokenizer, [c4_document(block)])
+            ends = np.flatnonzero(block == tokenizer.eos_id).tolist()
+            told = re.findall(r"(?m)^document \d+: tokens (\d+) … (\d+)(.*)", part)
+            assert [int(end) for _, end, rest in told if not rest] == ends
+            assert [int(start) for start, _, _ in told] == [0, *(end + 1 for end in ends if end < len(block) - 1)]
+            assert int(told[-1][1]) == len(block) - 1
+            seen.add(len(ends))
+    assert len(seen) > 1
+
+
+def test_lengths_are_what_the_trainer_would_pass_over(tiny_scratch, tokenizer, shown):
+    limit, stages = 130, (4, 8)
+    flags = ["--max_input_size", 48, "--max_lookahead", 8, "--tokenizer", tiny_scratch / "tokenizer", "--stages", 8, 4]
+    output = shown("lengths", *flags, "--num_problems", 150, "--seq_len", 100, limit)
+    reader = trained_by(pptrain, tiny_scratch, "--seq_len", limit).readers[Source.STREAM]
+    table = [line.replace(",", "").replace("%", "").split() for line in output.splitlines()]
+    rows = {int(row[0]): [float(cell) for cell in row[1:]] for row in table if len(row) == 13 and row[0].isdigit()}
+    for stage in stages:
+        samples = reader.read(range(150), stage)
+        num_longer = sum(bool(sample.overflows) and sample.overflows[0].attempt == 0 for sample in samples)
+        examples = [reader.source.example(index, stage) for index in range(150)]
+        texts = [f"{e.input_text} {max(e.output_texts, key=len)}" for e in examples]
+        tokens = sorted(len(tokenizer.encode(text)) + 1 for text in texts)
+        edges = sorted(example.num_edges for example in examples)
+        assert rows[stage] == [
+            stage / 8, edges[74], edges[-1], sorted(map(len, texts))[74], max(map(len, texts)),
+            tokens[1], tokens[74], tokens[142], tokens[148], tokens[-1],
+            pytest.approx(100 * np.mean([n > 100 for n in tokens]), abs=0.05),
+            pytest.approx(100 * num_longer / 150, abs=0.05),
+        ]  # fmt: skip
+    assert 0 < rows[8][-1] < rows[8][-2] and rows[4][-1] == 0
+    assert output == shown("lengths", *flags, "--num_problems", 150, "--seq_len", 100, limit)
+    assert output != shown("lengths", *flags, "--num_problems", 150, "--seq_len", 100, limit, "--seed", 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "lookahead", "expected"),
+    [(384, 64, [1, 16, 32, 48, 64]), (48, 64, [5, 16, 32, 48, 64]), (8, 2, [2, 2, 2, 2, 2])],
+)
+def test_stages_are_spread_from_the_first_that_allows_an_edge(size, lookahead, expected):
+    assert spread_stages(size, lookahead) == expected
+    source = training_source(None, max_input_size=size, max_lookahead=lookahead, seed=0)
+    assert source.example(0, expected[0]).num_edges == 1 or expected[0] > 1
+    if expected[0] > 1:
+        with pytest.raises(UserError, match="allows no edge"):
+            source.example(0, expected[0] - 1)
+
+
+def test_the_tokenizer_is_that_of_the_runs(tiny_scratch, tmp_path, shown):
+    splits = ["--data_dir", find_data_dir(tiny_scratch, None), "--scratch_dir", tmp_path, "--seq_len", "512"]
+    for run, given in (("a", "tokenizer: T"), ("b", "model_name: pythia-410m"), ("c", "tokenizer:  # default")):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "run.yaml").write_text(given.replace("T", str(tiny_scratch / "tokenizer")))
+    told = shown("stream", *splits)
+    assert told == shown("stream", *splits, "--tokenizer", tiny_scratch / "tokenizer") != ""
+    assert shown("split", *splits).count("eval 0 of") == 1
+    (tmp_path / "b" / "run.yaml").write_text("tokenizer: another")
+    with pytest.raises(UserError, match=r"tokenizers of their own \(a .*, b another\); choose with --tokenizer"):
+        shown("stream", *splits)
+
+
+def test_defaults_are_the_trainers():
+    parse = inspect_command._parse
+    trainers = {f.name: f.default for group in (RunFlags, ModelFlags, DataFlags, pptrain.PPTrainFlags,
+                                               pretrain.PretrainFlags) for f in fields(group)}  # fmt: skip
+    of_commands = {
+        "split": {"mixin_loss", "seq_len"},
+        "stream": {"seed", "seq_len", "train_answer", "accuracy", "generator"},
+        "mixture": {"seed", "total_steps", "mixin_percent", "mixin_schedule", "mixin_end", "mixin_pack", "mixin_loss"},
+        "lengths": {"seed", "generator"},
+    }
+    for command, names in of_commands.items():
+        args = vars(parse([command, *(["--scratch_dir", "x"] if command == "mixture" else [])]))
+        assert {name: args[name] for name in names} == {name: trainers[name] for name in names}
+        if "global_batch" in args:
+            assert args["global_batch"] == json.loads(default_json("pretrain").read_text())["train_batch_size"]
+    assert f"EleutherAI/{inputs.DEFAULT_MODEL}" == DEFAULT_TOKENIZER
+    assert vars(parse(["stream"]))["stage"] == trainers["start_stage"]
+    assert vars(parse(["lengths"]))["seq_len"] == [trainers["seq_len"]]
+    built = build_data_splits._parse(["--scratch_dir", "x"])
+    assert (built.max_input_size, built.max_lookahead) == (DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKAHEAD)
+
+
+BAD = {
+    "index": (["split", "--index", 40], r"--index is 40, but there are 40 rows of eval\.jsonl: expected 0 … 39"),
+    "negative index": (["stream", "--index", -1], r"--index is -1, expected at least 0"),
+    "count": (["shards", "--count", 0], r"--count is 0, expected at least 1"),
+    "one of several seq_lens": (["lengths", "--seq_len", 2048, 1], r"--seq_len is 1, expected at least 2"),
+    "size": (["lengths", "--max_input_size", 0], r"--max_input_size is 0, expected at least 1"),
+    "no synthetic blocks": (["mixture", "--mixin_percent", 0, "--blocks"], r"there are no synthetic blocks"),
+    "block": (["shards", "--index", 200], r"there are 200 blocks"),
+    "validation block": (["shards", "--validation", "--index", 6], r"there are 6 validation blocks"),
+    "sample after the run": (["mixture", "--total_steps", 2, "--index", 64], r"there are 64 samples of the run"),
+    "stage": (["stream", "--stage", 9, "--tokenizer", "/nowhere/x.json"], r"stage is 9: expected 1 … 8"),
+    "stage of lengths": (["lengths", "--stages", 1, 65], r"stage is 65: expected 1 … 64"),
+    "another size": (["stream", "--max_input_size", 384], r"--max_input_size 384 contradicts .*built with 48"),
+    "no share": (["mixture", "--mixin_percent", 2], r"--mixin_percent is 2\.0.*\[0, 1\]"),
+    "no tokenizer": (["stream", "--tokenizer", "/nowhere/tokenizer.json"], r"tokenizer '/nowhere.*no such file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_clear_message(tiny_scratch, name):
+    flags, message = BAD[name]
+    given = list(map(str, flags))
+    if flags[0] != "lengths":
+        given += ["--scratch_dir", str(tiny_scratch)]
+    if "--tokenizer" not in given:
+        given += ["--tokenizer", str(tiny_scratch / "tokenizer")]
+    with pytest.raises(UserError, match=message):
+        inspect_command.main(given)
+
+
+@pytest.mark.parametrize(("command", "message"), [("split", "which splits"), ("shards", "which packed blocks")])
+def test_what_to_look_at_must_be_said(command, message):
+    with pytest.raises(UserError, match=message):
+        inspect_command.main([command])
+
+
+def test_another_tokenizer_than_the_packs_is_refused(tiny_scratch, tmp_path):
+    tiny_tokenizer().save(tmp_path)
+    with pytest.raises(UserError, match="is not the one"):
+        inspect_command.main(["shards", "--scratch_dir", str(tiny_scratch), "--tokenizer", str(tmp_path)])

@@ -1,0 +1,198 @@
+"""What is read of a run is what it wrote: columns, positions on axes, launches, settings."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_tools.base.errors import UserError
+from data_tools.runs.logs import RunLogs, checkpoint_name, distinct_names, read_evaluation, read_logs
+from data_tools.runs.settings import differing, read_settings
+from tests.support.runs import pptrain_rows, pretrain_rows, read_run, report, stage_rows, write_run
+
+
+def test_a_column_holds_the_numbers_of_its_rows_and_nothing_else(tmp_path):
+    run = read_run(tmp_path, train=pretrain_rows([4.0, 3.0, 2.0]))
+    steps, losses = run.column("mixin_loss", "step")
+    assert steps.tolist() == [10, 30] and losses.tolist() == [2.0, 1.0]
+    assert [len(run.column(name, "step")[0]) for name in ("ledger", "heldout_acc", "no_such")] == [0, 0, 0]
+
+
+def test_nan_is_no_value(tmp_path):
+    run = read_run(tmp_path, train=pptrain_rows([4.0, float("nan"), 2.0]))
+    assert run.column("loss", "step")[0].tolist() == [10, 30]
+
+
+def test_train_rows_come_before_evaluations_where_both_have_a_column(tmp_path):
+    run = read_run(tmp_path, train=pptrain_rows([4.0, 3.0]), evaluations=stage_rows([0, 10], [1, 2]))
+    assert run.column("stage", "step")[1].tolist() == [1, 1]
+    assert run.column("heldout_acc", "step")[0].tolist() == [0, 10]
+
+
+def test_axes_count_from_the_start_and_between_rows_in_proportion(tmp_path):
+    run = read_run(tmp_path, train=pptrain_rows([4.0, 3.0, 2.0]))
+    steps = np.array([0.0, 5, 10, 25])
+    assert run.positions(steps, "step").tolist() == [0, 5, 10, 25]
+    assert run.positions(steps, "tokens").tolist() == [0, 500, 1000, 2500]
+    assert run.positions(steps, "time").tolist() == [0, 5, 10, 25]
+    assert (run.reached("tokens"), run.reached("time"), run.last_step) == (3000, 30, 30)
+
+
+def test_training_time_leaves_out_pauses(tmp_path):
+    rows = pptrain_rows([4.0, 3.0, 2.0])
+    rows[2] |= {"timestamp": rows[2]["timestamp"] + 1e6, "tokens_per_second": 50.0}
+    assert read_run(tmp_path, train=rows).positions(np.array([10.0, 20, 30]), "time").tolist() == [10, 20, 40]
+
+
+def test_a_row_without_tokens_lies_between_the_others(tmp_path):
+    rows = pptrain_rows([4.0, 3.0, 2.0])
+    rows[1]["tokens"] = None
+    run = read_run(tmp_path / "a", train=rows)
+    assert [run.positions(run.train["step"], axis).tolist() for axis in ("tokens", "time")] == [
+        [1000, 2000, 3000], [10, 20, 30],
+    ]  # fmt: skip
+    for row in rows:
+        row["tokens"] = None
+    run = read_run(tmp_path / "b", train=rows)
+    assert np.isnan([run.reached(axis) for axis in ("tokens", "time")]).all()
+
+
+def test_a_row_without_speed_takes_the_usual_one_and_a_run_without_has_no_time(tmp_path):
+    rows = pptrain_rows([4.0, 3.0, 2.0])
+    rows[1]["tokens_per_second"] = None
+    assert read_run(tmp_path / "a", train=rows).reached("time") == 30
+    for row in rows:
+        del row["tokens_per_second"]
+    run = read_run(tmp_path / "b", train=rows)
+    assert np.isnan(run.reached("time")) and run.reached("tokens") == 3000
+    assert len(run.column("loss", "time")[0]) == 0 and len(run.column("loss", "tokens")[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("launches", "resumed"),
+    [
+        ([0], []),
+        ([0, 10, 20], [10, 20]),
+        ([0, 20, 10], [10]),  # resumed further back: what followed 20 is gone
+        ([0, 10, 10], [10]),  # killed before its first checkpoint
+        ([0, 10, 0, 20], [20]),  # started anew
+        ([0, 30], [30]),
+        ([0, 40], []),  # no row since
+        ([], []),
+    ],
+)
+def test_resumes(tmp_path, launches, resumed):
+    run = read_run(tmp_path, train=pptrain_rows([4.0, 3.0, 2.0]), launches=launches)
+    assert run.resumed_at.tolist() == resumed
+
+
+def test_launches_count_from_the_last_start(tmp_path):
+    assert len(read_run(tmp_path, train=pptrain_rows([4.0]), launches=[0, 10, 0, 20]).launches) == 2
+
+
+def test_stages_are_mastered_where_pptrain_evaluates_the_last_one_too(tmp_path):
+    rows = pptrain_rows([4.0, 3.0, 2.0])
+    run = read_run(tmp_path / "a", train=rows, evaluations=stage_rows([0, 10, 30], [1, 2, 2]))
+    assert run.mastered_at.tolist() == [10, 30]
+    evaluations = [{"step": step, "heldout_acc": 0.5} for step in (0, 20)]
+    assert len(read_run(tmp_path / "b", train=pretrain_rows([4.0]), evaluations=evaluations).mastered_at) == 0
+
+
+@pytest.mark.parametrize("evaluations", [None, []])
+def test_a_run_without_evaluations_yet(tmp_path, evaluations):
+    run = read_run(tmp_path, train=pptrain_rows([4.0]), evaluations=evaluations)
+    assert len(run.mastered_at) == 0 and run.last_step == 10
+
+
+def test_a_line_that_is_being_written_is_left_out(tmp_path):
+    write_run(tmp_path, pptrain_rows([4.0, 3.0]))
+    with (tmp_path / "logs" / "train.jsonl").open("ab") as file:
+        file.write('{"step": 30, "note": "é'.encode()[:-1])
+    assert RunLogs.read(tmp_path, "run").last_step == 20
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read"), ("", "no rows yet"), ('{"step": 10', "no rows yet"),
+        ('{"step": 1}\nno json\n', "line 2: not JSON"),
+        ("[1]\n", "line 1"), ('{"step": 1}\n{"loss": 1}\n', "line 2"), ('{"step": "x"}\n', "line 1"),
+    ],
+)  # fmt: skip
+def test_a_directory_that_is_no_run_is_an_error(tmp_path, content, message):
+    (tmp_path / "logs").mkdir()
+    if content is not None:
+        (tmp_path / "logs" / "train.jsonl").write_text(content)
+    with pytest.raises(UserError, match=rf"train\.jsonl.*{message}"):
+        read_logs(tmp_path)
+
+
+def test_runs_below_the_directory_that_is_no_run_are_named(tmp_path):
+    for name in ("b", "a"):
+        write_run(tmp_path / name, pptrain_rows([4.0]))
+    with pytest.raises(UserError, match=rf"give the directory of a run, here {tmp_path}/a or {tmp_path}/b\."):
+        read_logs(tmp_path)
+
+
+def test_names_tell_directories_apart():
+    assert distinct_names([Path("/a/x/pptrain"), Path("/b/x/pptrain"), Path("/a/x/pretrain")]) == [
+        "a/x/pptrain", "b/x/pptrain", "pretrain",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"/a/run is given twice"):
+        distinct_names([Path("/a/run"), Path("/b"), Path("/a/x/../run")])
+
+
+def test_checkpoints_are_named_by_run_and_step():
+    assert checkpoint_name("/scratch/pptrain/checkpoints/step_00000750") == "pptrain/step_00000750"
+    assert checkpoint_name("exported/") == "exported"
+
+
+def test_evaluation_files(tmp_path):
+    path = tmp_path / "e.json"
+    for content in ("no json", "[]", '{"checkpoint": "a"}'):
+        path.write_text(content)
+        with pytest.raises(UserError, match=r"--evaluation .*e\.json"):
+            read_evaluation(path)
+    path.write_text(json.dumps(report("a", [1.0])))
+    assert read_evaluation(path)["by_lookahead"][0]["accuracy_any"] == 1.0
+    with pytest.raises(UserError, match=r"missing\.json"):
+        read_evaluation(tmp_path / "missing.json")
+
+
+def test_settings_that_differ_are_those_of_the_run_files_the_json_and_the_last_launch(tmp_path):
+    settings = []
+    for name, lr, ranks, more in (("a", 5e-4, 8, ""), ("b", 1e-3, 16, "lr: 0.001\nmixin_percent: 0.02\n")):
+        run = write_run(tmp_path / name, pptrain_rows([1.0]), settings=f"seed: 1\nrun_name: {name}\nlr:\n{more}")
+        (run / "deepspeed.json").write_text(json.dumps({"optimizer": {"params": {"lr": lr, "betas": [0.9, 0.999]}}}))
+        git = "" if name == "a" else "0123456789abcdef with uncommitted changes"
+        launch = {"ranks": ranks, "git": git, "versions": {"torch": "2.13"}}
+        settings.append(read_settings(run, [{"ranks": 1}, launch]))
+    assert differing(settings) == {
+        "lr": ["not given", "0.001"],
+        "deepspeed.optimizer.params.lr": ["0.0005", "0.001"],
+        "ranks": ["8", "16"],
+    }
+    assert settings[1]["git"] == "0123456789 with uncommitted changes"
+
+
+def test_a_flag_of_another_phase_is_no_difference_but_a_missing_block_of_the_json_is():
+    pptrain, pretrain = {"seed": "1", "curr_window": "200"}, {"seed": "1", "total_steps": "100"}
+    assert differing([pptrain, pretrain, {**pretrain, "total_steps": "200"}]) == {"total_steps": ["–", "100", "200"]}
+    offload = {"seed": "1", "deepspeed.zero.offload": "cpu", "deepspeed.zero.stage": "2"}
+    assert differing([offload, {"seed": "1", "deepspeed.zero.stage": "2"}]) == {"deepspeed.zero.offload": ["cpu", "–"]}
+    assert differing([offload, {}]) == {}
+
+
+def test_a_run_without_a_run_file_has_no_settings(tmp_path):
+    assert read_settings(tmp_path, []) == {}
+    (tmp_path / "run.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match=r"run\.yaml"):
+        read_settings(tmp_path, [])
+
+
+def test_logs_are_read_without_matplotlib_or_torch():
+    code = "import data_tools.runs.logs, sys; sys.exit(bool({'matplotlib', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,121 @@
+"""A rank that dies, hangs or fails ends the job on all ranks, with a message that names it."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.launching import REPOSITORY, environment
+
+TIMEOUT_S = 3
+
+
+def _run(fault: str, broken: int, num_ranks: int = 2) -> tuple[list[int], list[str]]:
+    """Start ranks as a launcher would, that looks on; returns their exit codes and what each said."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    ranks = []
+    for rank in range(num_ranks):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_PORT": port}
+        variables = {**environment(), "MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}}
+        command = [sys.executable, "tests/system/watched_rank.py", fault, str(broken), str(TIMEOUT_S)]
+        ranks.append(
+            subprocess.Popen(
+                command, cwd=REPOSITORY, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    said = [""] * num_ranks
+    try:
+        for rank in sorted(range(num_ranks), key=lambda rank: rank == broken):
+            if rank == broken:
+                ranks[rank].kill()  # a frozen or stuck one goes on for ever
+            said[rank] = ranks[rank].communicate(timeout=90)[0]
+    finally:
+        for process in ranks:
+            process.kill()
+    return [process.returncode for process in ranks], said
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize(("fault", "broken"), [("killed", 1), ("killed", 0), ("frozen", 1), ("frozen", 0)])
+def test_a_rank_that_is_gone_is_named(fault: str, broken: int) -> None:
+    codes, said = _run(fault, broken)
+    other = 1 - broken
+    assert codes[other] == 87, said
+    host = os.uname().nodename
+    expected = f"rank 1 ({host}) gives no sign of life" if broken == 1 else "rank 0 "  # rank 0 holds the store
+    assert expected in said[other] and "Finished checkpoints are whole" in said[other], said
+
+
+@pytest.mark.launch
+def test_a_rank_that_is_stuck_is_named_with_its_place() -> None:
+    codes, said = _run("stuck", 1)
+    assert codes[0] == 87, said
+    assert "rank 1" in said[0] and "does not arrive: step 6, at ds_train/watched_rank.py" in said[0], said
+
+
+@pytest.mark.launch
+def test_four_ranks_name_the_one() -> None:
+    codes, said = _run("frozen", 2, num_ranks=4)
+    for rank in (0, 1, 3):
+        assert codes[rank] == 87 and "rank 2 (" in said[rank] and "rank 3 (" not in said[rank], said
+
+
+@pytest.mark.launch
+def test_announced_long_work_is_waited_for() -> None:
+    # The broken rank is only slow; it must not be killed by the test before the other has ended well.
+    codes, said = _run("slow", 1)
+    assert codes[0] == 0, said
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize(("fault", "words"), [("error", "a mistake of this rank"), ("refused", "disk is full")])
+@pytest.mark.parametrize("broken", [0, 1])
+def test_an_error_of_one_rank_ends_all_with_code_1(fault: str, words: str, broken: int, tmp_path: Path) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    command = ["deepspeed", "-q", "--num_gpus", "2", "--master_port", str(port), "tests/system/watched_rank.py"]
+    done = subprocess.run(
+        [*command, fault, str(broken), str(TIMEOUT_S)], cwd=REPOSITORY, env=environment(2), text=True, timeout=90,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout
+    assert done.stdout.count(words) == 1 or fault == "error", done.stdout
+    assert "sign of life" not in done.stdout and "not reachable" not in done.stdout, done.stdout
+
+
+_MANY_THREADS = """
+import gc, itertools, os, threading, time
+from ds_train.ranks.watchdog import _position_of_main_thread
+
+class Cycle:
+    def __init__(self):
+        self.me = self
+    def __del__(self):
+        time.sleep(0)  # gives up the GIL, as any finalizer may
+
+def look():
+    for threshold in itertools.cycle(range(2, 20)):  # the collection has to fall into the call
+        gc.set_threshold(threshold)
+        for _ in range(500):
+            Cycle()
+            _position_of_main_thread()
+
+threading.Thread(target=look, daemon=True).start()
+for _ in range(20_000):
+    thread = threading.Thread(target=int)
+    thread.start()
+    thread.join()
+os._exit(0)  # the other thread makes garbage faster than the interpreter's exit collects it
+"""
+
+
+def test_looking_at_the_main_thread_does_not_stop_the_process() -> None:
+    """Without care it does, within seconds, where the interpreter collects garbage meanwhile."""
+    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, "-c", _MANY_THREADS], cwd=REPOSITORY, env=variables, check=True, timeout=60)

@@ -1,0 +1,61 @@
+"""Many short runs inside one launched process group: a launch costs seconds, a tiny run less than two.
+
+    deepspeed --num_gpus 2 tests/system/launched.py RUNS.json
+
+RUNS.json holds a list of {"phase": "pptrain" | "pretrain", "argv": […]}; each is one call of the phase's ``main``.
+Optional: "code", its expected result; "error", words of the UserError it must end with; "file_bytes", the largest file
+that the last rank may write, as on a full disk.
+"""
+
+import gc
+import json
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_tools.base.errors import UserError
+from ds_train.phases import pptrain, pretrain
+from ds_train.ranks.entry import run_entry
+from ds_train.ranks.world import world_from_env
+
+MAINS = {"pptrain": pptrain.main, "pretrain": pretrain.main}
+
+
+def main() -> int:
+    runs_file = next(argument for argument in sys.argv[1:] if not argument.startswith("--"))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails instead of killing
+    for run in json.loads(Path(runs_file).read_text()):
+        with file_size_limit(run.get("file_bytes")):
+            outcome = call(run)
+        expected = run.get("error") or run.get("code", 0)
+        if outcome != expected and not (isinstance(expected, str) and expected in str(outcome)):
+            print(f"{run['argv']} ended with {outcome}, expected {expected}", file=sys.stderr)
+            return 1
+        gc.collect()  # engines hold cycles
+    return 0
+
+
+def call(run: dict[str, Any]) -> int | str:
+    try:
+        return MAINS[run["phase"]](run["argv"])
+    except UserError as error:
+        return str(error)
+
+
+@contextmanager
+def file_size_limit(num_bytes: int | None) -> Iterator[None]:
+    """Let the last rank write no file larger than this inside the block."""
+    world = world_from_env()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if num_bytes is not None and world.rank == world.size - 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+if __name__ == "__main__":
+    run_entry(main)

@@ -1,0 +1,195 @@
+"""A run goes on in another layout: same samples, same losses, in one command."""
+
+import logging
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ds_train.checkpoints.resume import _change, adapted_state
+from ds_train.checkpoints.state import TrainState
+from tests.support import tiny
+from tests.support.launching import launch, read_log, run_all
+
+STEPS, STOP = 12, 6
+FLAGS = f"--max_steps {STEPS} --curr_window 24 --curr_threshold 0.4 --curr_check_every 2 --global_batch 12"
+LEARNING_RATE = {"no": "2e-3", "bf16": "5e-4"}  # the tolerance of bf16 is stated for the shipped rate
+LOSS_TOLERANCE = {"no": 1e-5, "bf16": 1e-3}
+
+
+@dataclass(frozen=True)
+class Saved:
+    """How a run was trained until it was stopped; several changes go on from one."""
+
+    precision: str
+    ranks: int
+    zero: int
+
+    @property
+    def name(self) -> str:
+        return f"elastic_{self.precision}_{self.ranks}ranks_zero{self.zero}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A stopped run, and the ranks and ZeRO stage that it goes on with."""
+
+    saved: Saved
+    ranks: int
+    zero: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.saved.name}_to_{self.ranks}ranks_zero{self.zero}"
+
+
+def _changes(precision: str, saved: tuple[int, int], *new: tuple[int, int]) -> list[Change]:
+    return [Change(Saved(precision, *saved), *ranks_and_zero) for ranks_and_zero in new]
+
+
+# (ranks, ZeRO stage) before, and after. Some CPUs emulate bf16: it is here for each kind of file that DeepSpeed writes.
+CHANGES = [
+    *_changes("bf16", (2, 1), (1, 1), (1, 2), (2, 3)),
+    *_changes("bf16", (2, 2), (1, 1)),
+    *_changes("bf16", (1, 3), (2, 3), (2, 2)),
+    *_changes("no", (2, 1), (4, 1), (2, 2)),
+    *_changes("no", (4, 1), (3, 1)),
+    *_changes("no", (2, 2), (1, 1), (1, 0)),
+    *_changes("no", (1, 1), (3, 2)),
+    *_changes("no", (1, 3), (2, 3)),
+    *_changes("no", (2, 0), (1, 0), (3, 3)),
+    *_changes("no", (1, 0), (2, 1)),
+    *_changes("no", (3, 3), (2, 0)),
+    *_changes("no", (3, 1), (2, 3)),
+]
+STRAIGHT = {precision: Saved(precision, 1, 1) for precision in LOSS_TOLERANCE}
+
+
+def _arguments(scratch: Path, name: str, precision: str, ranks: int, zero: int, *more: str) -> list[str]:
+    micro_batch = 3 if ranks == 4 else 2  # another micro batch, too
+    return [
+        *tiny.flags(scratch), *FLAGS.split(), "--run_name", name, "--mixed_precision", precision,
+        "--zero_stage", str(zero), "--micro_batch", str(micro_batch), "--lr", LEARNING_RATE[precision], *more,
+    ]  # fmt: skip
+
+
+def _in_one_launch_a_size(runs: list[tuple[int, dict[str, Any]]], directory: Path) -> None:
+    for size in sorted({ranks for ranks, _ in runs}):
+        run_all([run for ranks, run in runs if ranks == size], directory, size)
+
+
+@pytest.fixture(scope="module")
+def scratch(tiny_scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every run trained until STOP, copied for each of its changes, and trained on."""
+    directory = tmp_path_factory.mktemp("elastic")
+    before: list[tuple[int, dict[str, Any]]] = []
+    for saved in dict.fromkeys(change.saved for change in CHANGES):
+        argv = _arguments(tiny_scratch, saved.name, saved.precision, saved.ranks, saved.zero, "--stop_step", str(STOP))
+        before.append((saved.ranks, {"phase": "pptrain", "argv": argv, "code": 86}))
+    for straight in STRAIGHT.values():
+        argv = _arguments(tiny_scratch, f"{straight.name}_straight", straight.precision, 1, 1)
+        before.append((1, {"phase": "pptrain", "argv": argv}))
+    _in_one_launch_a_size(before, directory)
+
+    after: list[tuple[int, dict[str, Any]]] = []
+    for change in CHANGES:
+        shutil.copytree(tiny_scratch / change.saved.name, tiny_scratch / change.name)
+        argv = _arguments(tiny_scratch, change.name, change.saved.precision, change.ranks, change.zero)
+        after.append((change.ranks, {"phase": "pptrain", "argv": argv}))
+    _in_one_launch_a_size(after, directory)
+    return tiny_scratch
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.name.removeprefix("elastic_"))
+def test_goes_on_as_if_nothing_had_changed(scratch: Path, change: Change) -> None:
+    rows = read_log(scratch / change.name)
+    precision = change.saved.precision
+    straight = read_log(scratch / f"{STRAIGHT[precision].name}_straight")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert [row["ledger"] for row in rows] == [row["ledger"] for row in straight]
+    assert [row["stage"] for row in rows] == [row["stage"] for row in straight]
+    assert [row["lr"] for row in rows] == [row["lr"] for row in straight]
+    assert max(abs(a["loss"] - b["loss"]) for a, b in zip(rows, straight, strict=True)) <= LOSS_TOLERANCE[precision]
+    assert not list((scratch / change.name / "checkpoints").glob("*/*universal*"))
+
+
+@pytest.mark.parametrize(("ranks", "precision", "notices"), [(2, "bf16", 1), (2, "fp32", 0), (1, "bf16", 0)])
+def test_a_run_from_before_gradient_sums_in_fp32_goes_on_with_one_notice(
+    ranks: int, precision: str, notices: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = TrainState(1, ranks, 2, 1, 2 * ranks, zero_stage=1, precision=precision, step=7, fingerprints={})
+    current = replace(saved, step=0, fingerprints={"gradient_sums": "fp32"})
+    with caplog.at_level(logging.WARNING):
+        state = adapted_state(saved, current, Path("step_00000007"), strict_layout=True, accepted=())
+        again = replace(state, step=8)
+        adapted_state(again, current, Path("step_00000008"), strict_layout=True, accepted=())
+    said = ["gradients were summed over ranks in bf16 until step 7, and now are in fp32"]
+    assert caplog.messages == said * notices
+
+
+def test_hashes_are_shown_in_short() -> None:
+    assert _change("a" * 64, "b" * 64) == f"saved another one, with hash {'a' * 12} …, now {'b' * 12} …"
+
+
+@pytest.mark.launch
+class TestRefusals:
+    def _stopped_run(self, scratch: Path, name: str) -> list[str]:
+        arguments = _arguments(scratch, name, "no", 1, 1)
+        done = launch("ds_train/pptrain.py", *arguments, "--stop_step", "2", num_ranks=1)
+        assert done.returncode == 86, done.stdout[-3000:]
+        told = "stopped after step 2, which is saved: --stop_step 2. Exit code 86; the same command without it, or with"
+        assert told in done.stdout
+        return arguments
+
+    def test_what_cannot_be_made_right_is_refused_before_anything_is_touched(
+        self, tiny_scratch: Path, tmp_path: Path
+    ) -> None:
+        arguments = self._stopped_run(tiny_scratch, "refused")
+        run = tiny_scratch / "refused"
+        before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+        refusals = {
+            ("--zero_stage", "2", "--strict_layout"): "zero_stage 1 → 2",
+            ("--seed", "7"): "seed: saved 1337, now 7",
+            ("--global_batch", "24"): "global_batch: saved 12, now 24",
+            ("--seq_len", "200"): "seq_len: saved 256, now 200",
+            ("--lr", "1e-2"): "optimizer: lr saved 0.002, now 0.01; schedule: base_lr saved 0.002, now 0.01",
+            ("--warmup_steps", "9", "--grad_clip", "0.5"): "saved 1.0, now 0.5; schedule: warmup_steps saved 4, now 9",
+            ("--curr_threshold", "0.9"): "curr_threshold: saved 0.4, now 0.9",
+            ("--mixed_precision", "bf16"): "precision: saved fp32, now bf16",
+            ("--seed", "7", "--accept_change", "sead"): "--accept_change sead: no such setting",
+        }
+        runs = [
+            {"phase": "pptrain", "argv": [*arguments, *flags], "error": message} for flags, message in refusals.items()
+        ]
+        run_all(runs, tmp_path, 1)
+        after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+        assert after == before
+
+    def test_accepted_change_goes_on(self, tiny_scratch: Path) -> None:
+        arguments = self._stopped_run(tiny_scratch, "accepted")
+        flags = ["--global_batch", "6", "--max_steps", "4", "--accept_change", "global_batch"]
+        done = launch("ds_train/pptrain.py", *arguments, *flags, num_ranks=1)
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert "--accept_change global_batch: saved 12, now 6" in done.stdout
+        assert [row["step"] for row in read_log(tiny_scratch / "accepted")] == [1, 2, 3, 4]
+
+    def test_checkpoint_of_another_run_is_refused(self, tiny_scratch: Path, tmp_path: Path) -> None:
+        own = _arguments(tiny_scratch, "own", "no", 1, 1)
+        other = _arguments(tiny_scratch, "other", "no", 1, 1, "--seed", "7")
+        stops = [{"phase": "pptrain", "argv": [*argv, "--stop_step", step], "code": 86}
+                 for argv, step in ((own, "2"), (other, "3"))]  # fmt: skip
+        run_all(stops, tmp_path, 1)
+        foreign = tiny_scratch / "own/checkpoints/step_00000003"
+        shutil.copytree(tiny_scratch / "other/checkpoints/step_00000003", foreign)
+        refused = {
+            "phase": "pptrain",
+            "argv": own,
+            "error": f"{foreign} belongs to another trajectory (seed: saved 7, now 1337)",
+        }
+        run_all([refused], tmp_path, 1)
+        shutil.rmtree(foreign)
+        run_all([{"phase": "pptrain", "argv": [*own, "--max_steps", "3"]}], tmp_path, 1)
+        assert [row["step"] for row in read_log(tiny_scratch / "own")] == [1, 2, 3]

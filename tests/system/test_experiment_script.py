@@ -1,0 +1,82 @@
+"""The whole experiment in miniature, interrupted twice: it goes on, and comes out as if it had never stopped."""
+
+import json
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ds_train.experiment.conditions import CONDITIONS, PPTRAIN, evaluation_file
+from tests.support.launching import read_log
+from tests.support.running import finish, running, script, steps_logged, wait_for_step
+
+A, B, C = (condition.run for condition in CONDITIONS)
+PPTRAIN_STEPS, PRETRAIN_STEPS = 60, 40
+
+pytestmark = [pytest.mark.launch, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def config(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the tiny scratch directory its tokenizer, model and documents are used, not its data."""
+    sections: dict[str, Any] = {
+        "splits": {
+            "max_input_size": 48, "max_lookahead": 8, "seed": 12345, "workers": 1, "eval_size": 40, "test_size": 60,
+            "mixin_size": 150,
+        },
+        "tokenizer": str(scratch / "tokenizer"),
+        "pack": {"source": str(scratch / "documents.jsonl"), "val_blocks": 4, "workers": 1},
+        "training": {
+            "model_name": str(scratch / "model"), "seq_len": 256, "mixed_precision": "no", "lr": 5e-3,
+            "warmup_steps": 4, "eval_subset_size": 8, "log_every": 1, "num_workers": 0,
+        },
+        "pptrain": {"max_steps": PPTRAIN_STEPS, "global_batch": 8, "micro_batch": 8},
+        "pretrain": {"total_steps": PRETRAIN_STEPS, "global_batch": 4, "micro_batch": 4, "mixin_percent": 0.3},
+    }  # fmt: skip
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(sections))
+    return path
+
+
+@pytest.fixture(scope="module")
+def launcher() -> dict[str, str]:
+    """One rank without a launcher, the fastest to start."""
+    return {"LAUNCHER": "python ds_train/{}.py", "OMP_NUM_THREADS": "1"}
+
+
+def results(scratch: Path) -> dict[str, Any]:
+    """Everything that a stop could have changed: losses of all steps, evaluations; not their times and paths."""
+    found: dict[str, Any] = {}
+    for run in (PPTRAIN, A, B, C):
+        found[run] = [(row["step"], row["loss"], row["ledger"]) for row in read_log(scratch / run)]
+        report = json.loads(evaluation_file(scratch, run).read_text())
+        found[f"{run} evaluated"] = {name: report[name] for name in ("loss", "c4_loss", "accuracy_any")}
+    return found
+
+
+def test_interrupted_twice_it_comes_out_the_same(config: Path, launcher: dict[str, str], tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    output = finish([*script("experiment"), str(config), str(whole)], tmp_path / "whole.log", **launcher)
+    assert re.search(rf"^B fresh.* {PRETRAIN_STEPS} ", output, re.MULTILINE)
+    assert re.search(rf"^A pre-pretrained.* {PPTRAIN_STEPS} \+ {PRETRAIN_STEPS} ", output, re.MULTILINE)
+    assert (whole / "report" / "report.html").exists()
+
+    command, log = [*script("experiment"), str(config), str(stopped)], tmp_path / "stopped.log"
+    for number, run in ((signal.SIGINT, PPTRAIN), (signal.SIGUSR1, B)):
+        with running(command, log, **launcher) as process:
+            wait_for_step(stopped / run, 10, process)
+            process.send_signal(number)
+            assert process.wait(120) == 85, log.read_text()[-3000:]
+        assert "stopping after the present optimizer step" in log.read_text()
+        assert not (stopped / run / "STOP").exists()
+    assert 10 <= max(steps_logged(stopped / B)) < PRETRAIN_STEPS and not (stopped / C / "logs").exists()
+    output = finish(command, log, **launcher)
+    assert "done before: pretrain A" in output and "done before: pretrain B" not in output
+    assert results(stopped) == results(whole)
+
+    output = finish(command, log, **launcher)
+    assert output.count("== done before") == 10, "all but the report"
+    assert "B fresh, C4 only" in output

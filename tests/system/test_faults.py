@@ -1,0 +1,112 @@
+"""Kills, full disks, read-only directories, two trainers at once: nothing is lost, nothing is repeated."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ds_train.checkpoints.manifest import step_directories
+from ds_train.run.lock import run_lock
+from tests.support import tiny
+from tests.support.launching import REPOSITORY, environment, launch, read_log, run_all
+
+FLAGS = "--max_steps 8 --curr_window 16 --curr_threshold 0.4 --curr_check_every 2 --global_batch 8 --lr 2e-3"
+
+
+def _arguments(scratch: Path, name: str, *more: str) -> list[str]:
+    flags = [*FLAGS.split(), "--micro_batch", "2", "--save_every", "2", "--run_name", name]
+    return [*tiny.flags(scratch), *flags, *more]
+
+
+def _campaign(*arguments: str) -> dict[str, dict[str, int]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.system.fault_campaign", *arguments],
+        cwd=REPOSITORY, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+    return json.loads(done.stdout[done.stdout.rindex("\n{\n") :])
+
+
+@pytest.mark.launch
+def test_killed_inside_saves_and_at_random_instants() -> None:
+    results = _campaign("--operations", "4", "--kills", "4")
+    for phase in ("pptrain", "pretrain"):
+        assert results[f"{phase} operations"] == {"killed, equal": 4}
+        assert results[f"{phase} kills"]["kill"] >= 2
+        assert results[f"{phase} kills"]["run equal"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.launch
+def test_killed_at_every_file_operation() -> None:
+    results = _campaign("--operations", "all", "--kills", "40")
+    assert all(set(counts) <= {"killed, equal", "kill", "run equal"} for counts in results.values())
+
+
+@pytest.mark.launch
+def test_failed_write_on_one_rank_costs_only_that_checkpoint(tiny_scratch: Path, tmp_path: Path) -> None:
+    runs = [
+        {"phase": "pptrain", "argv": _arguments(tiny_scratch, "enough_disk")},
+        {"phase": "pptrain", "argv": _arguments(tiny_scratch, "full_disk", "--stop_step", "2"), "code": 86},
+        {"phase": "pptrain", "argv": _arguments(tiny_scratch, "full_disk"), "file_bytes": 50_000,
+         "error": "the last checkpoint, of step 8, could not be saved"},
+    ]  # fmt: skip
+    output = run_all(runs, tmp_path, 2)
+    checkpoints = tiny_scratch / "full_disk" / "checkpoints"
+    for step in (4, 6, 8):
+        assert f"no checkpoint of step {step}: " in output
+    assert "writing stopped short, is the disk full?" in output or "File too large" in output
+    assert [path.name for path in step_directories(checkpoints)] == ["step_00000002"]
+    assert not list(checkpoints.glob(".saving*"))
+
+    output = run_all([{"phase": "pptrain", "argv": _arguments(tiny_scratch, "full_disk")}], tmp_path, 2)
+    assert "at step 2" in output
+    losses = [[row["loss"] for row in read_log(tiny_scratch / name)] for name in ("full_disk", "enough_disk")]
+    assert losses[0] == losses[1] and len(losses[0]) == 8
+
+
+@contextmanager
+def _tmpfs(directory: Path, options: str) -> Iterator[None]:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    directory.mkdir(parents=True, exist_ok=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+@pytest.mark.launch
+def test_full_and_read_only_file_systems(tiny_scratch: Path, tmp_path: Path) -> None:
+    checkpoints = tiny_scratch / "small_disk" / "checkpoints"
+    run = {"phase": "pptrain", "argv": _arguments(tiny_scratch, "small_disk")}
+    with _tmpfs(checkpoints, "size=600k"):
+        output = run_all([{**run, "error": "the last checkpoint, of step 8"}], tmp_path, 1)
+        assert "GiB are needed" in output
+        assert [path.name for path in step_directories(checkpoints)] == ["step_00000002"]
+        subprocess.run(["mount", "-o", "remount,ro,size=10m", str(checkpoints)], check=True)
+        output = run_all([{**run, "error": "the last checkpoint, of step 8"}], tmp_path, 1)
+        assert "Read-only file system" in output
+        subprocess.run(["mount", "-o", "remount,rw", str(checkpoints)], check=True)
+        run_all([run], tmp_path, 1)
+        assert step_directories(checkpoints)[0].name == "step_00000008"
+    assert [row["step"] for row in read_log(tiny_scratch / "small_disk")] == list(range(1, 9))
+
+
+@pytest.mark.launch
+def test_second_trainer_on_a_run_directory_is_refused(tiny_scratch: Path) -> None:
+    run = tiny_scratch / "locked"
+    run.mkdir()
+    with run_lock(run):
+        done = launch("ds_train/pptrain.py", *_arguments(tiny_scratch, "locked"), num_ranks=2)
+    assert done.returncode == 1
+    assert done.stdout.count(f"is in use by process {os.getpid()}") == 1
+    assert not (run / "logs").exists()

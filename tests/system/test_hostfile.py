@@ -1,0 +1,96 @@
+"""Two hosts through `deepspeed --hostfile`, OpenSSH and pdsh: equal to one node, and whole after losing a host."""
+
+from pathlib import Path
+
+import pytest
+
+from ds_train import audit
+from tests.support.hosts import NAMES, Hosts
+from tests.support.running import (
+    finish,
+    newest_checkpoint,
+    running,
+    script,
+    steps_logged,
+    trainer_flags,
+    wait_for_step,
+)
+from tests.support.waiting import wait_until
+from tests.system.conftest import ONE_NODE_STEPS
+
+_LOST = NAMES[1]
+
+
+def _command(hosts: Hosts, scratch: Path, run_name: str, **flags: object) -> list[str]:
+    """Start the script on the first host; a shell there takes the variables, which nsenter keeps."""
+    return hosts.command(NAMES[0], [*script("pptrain_hostfile"), *trainer_flags(scratch, run_name, **flags)])
+
+
+@pytest.mark.launch
+def test_two_nodes_equal_one(hosts: Hosts, scratch: Path, one_node: Path, tmp_path: Path) -> None:
+    command = _command(hosts, scratch, "two_nodes", max_steps=ONE_NODE_STEPS)
+    said = finish(command, tmp_path / "output", HOSTFILE=str(hosts.hostfile))
+    assert all(f"{name}: " in said for name in NAMES), "not both hosts spoke"
+    assert audit.main([str(one_node), str(scratch / "two_nodes")]) == 0
+    assert steps_logged(scratch / "two_nodes") == list(range(1, ONE_NODE_STEPS + 1))
+
+
+@pytest.mark.launch
+def test_lost_node_ends_the_other_and_comes_back(hosts: Hosts, scratch: Path, one_node: Path, tmp_path: Path) -> None:
+    run, log = scratch / "lost_node", tmp_path / "output"
+    command = _command(hosts, scratch, run.name, max_steps=ONE_NODE_STEPS, save_every=20)
+    try:
+        with running(command, log, HOSTFILE=str(hosts.hostfile)) as process:
+            wait_for_step(run, 25, process)
+            hosts.kill_one(_LOST)
+            code = process.wait(90)
+        assert code not in (0, 85, 86), log.read_text()[-3000:]
+        assert f"error: rank 0: rank 1 ({_LOST}) gives no sign of life" in log.read_text()
+        assert hosts.run(NAMES[0], ["pgrep", "-f", "pptrain.py"]) != 0, "the other rank still runs"
+    finally:
+        hosts.start_one(_LOST)
+    checkpoint = newest_checkpoint(run)
+    assert 20 <= checkpoint < ONE_NODE_STEPS
+    said = finish(command, log, HOSTFILE=str(hosts.hostfile))
+    assert f"resumed from {run}/checkpoints/step_{checkpoint:08d} at step {checkpoint}" in said
+    assert audit.main([str(one_node), str(run)]) == 0
+    assert steps_logged(run) == list(range(1, ONE_NODE_STEPS + 1))
+
+
+@pytest.mark.launch
+def test_stop_file_reaches_all_nodes(hosts: Hosts, scratch: Path, tmp_path: Path) -> None:
+    run, log = scratch / "stopped", tmp_path / "output"
+    with running(_command(hosts, scratch, run.name, max_steps=100_000), log, HOSTFILE=str(hosts.hostfile)) as process:
+        wait_for_step(run, 5, process)
+        (run / "STOP").touch()
+        assert process.wait(60) == 86, log.read_text()[-3000:]
+    assert newest_checkpoint(run) == max(steps_logged(run)), "optimizer steps were lost"
+    assert not (run / "STOP").exists()
+
+
+@pytest.mark.launch
+@pytest.mark.slow
+def test_silent_node_ends_the_other(hosts: Hosts, scratch: Path, tmp_path: Path) -> None:
+    """A host that vanishes without closing its connections: only the watchdog can tell."""
+    run, log = scratch / "silent_node", tmp_path / "output"
+    command = _command(hosts, scratch, run.name, max_steps=100_000, save_every=20, hang_timeout_s=15)
+    try:
+        with running(command, log, HOSTFILE=str(hosts.hostfile)) as process:
+            wait_for_step(run, 25, process)
+            hosts.cut_off(_LOST)
+            wait_until(
+                lambda: f"rank 1 ({_LOST}) gives no sign of life" in log.read_text(), "the watchdog's message", 90
+            )
+            assert process.wait(200) not in (0, 85, 86)  # ssh to the lost host gives up after two minutes
+    finally:
+        hosts.kill_one(_LOST)
+        hosts.start_one(_LOST)
+    assert newest_checkpoint(run) >= 20
+
+
+def test_one_node_hostfile_runs_on_that_node(hosts: Hosts, scratch: Path, tmp_path: Path) -> None:
+    """DeepSpeed alone would train on the launching node."""
+    (tmp_path / "hostfile").write_text(f"{_LOST} slots=1\n")
+    command = _command(hosts, scratch, "other_node", max_steps=1, micro_batch=8)
+    said = finish(command, tmp_path / "output", HOSTFILE=str(tmp_path / "hostfile"))
+    assert f"{_LOST}: " in said and f"{NAMES[0]}: " not in said

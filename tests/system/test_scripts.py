@@ -1,0 +1,186 @@
+"""What the scripts of launch/ hand on, and what they refuse, without starting a trainer."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from deepspeed.launcher.runner import fetch_hostfile
+
+from tests.support.launching import REPOSITORY
+from tests.support.packages import require_programs
+from tests.support.running import script, variables
+
+_SCRIPTS = sorted((REPOSITORY / "launch").glob("*.sh"))
+_PHASES = ("pptrain", "pretrain")
+_LAUNCHED = (*_PHASES, "evaluate")
+
+
+@pytest.mark.parametrize("path", _SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(path: Path) -> None:
+    require_programs({"shellcheck": "shellcheck"})
+    done = subprocess.run(["shellcheck", "-x", path], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def stub_environment(tmp_path: Path) -> dict[str, str]:
+    """An installation whose programs only say how they were called."""
+    programs = tmp_path / "stubs" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("deepspeed", "srun", "pdsh"):
+        (programs / name).write_text(
+            f'#!/bin/bash\nprintf "%s\\n" {name} "$@" --\n'
+            '[[ ! -e "$DS_ENV_FILE" ]] || cat "$DS_ENV_FILE" "$DS_ENV_FILE"\n'
+        )
+        (programs / name).chmod(0o755)
+    return variables(DS_TRAIN_VENV=str(programs.parent), HOME=str(tmp_path / "home"))
+
+
+def _call(name: str, *arguments: str, env: dict[str, str], cwd: Path = REPOSITORY) -> subprocess.CompletedProcess:
+    return subprocess.run([*script(name), *arguments], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def _handed_on(done: subprocess.CompletedProcess) -> list[str]:
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\n--\n")[0].split("\n")
+
+
+@pytest.mark.parametrize("phase", _LAUNCHED)
+def test_hostfile_gives_the_trainer_what_was_asked_for(phase: str, stub_environment: dict[str, str]) -> None:
+    hostfile = REPOSITORY / "launch" / "hostfile.example"
+    nodes = fetch_hostfile(str(hostfile))
+    stub_environment["HOSTFILE"] = str(hostfile)
+    handed_on = _handed_on(_call(f"{phase}_hostfile", "--run_name", "two words", env=stub_environment))
+    trainer = handed_on.index(str(REPOSITORY / "ds_train" / f"{phase}.py"))
+    assert handed_on[trainer + 1 :] == [
+        "--num_ranks", str(sum(nodes.values())), "--num_nodes", str(len(nodes)), "--run_name", "two words",
+    ]  # fmt: skip
+    assert handed_on[handed_on.index("--hostfile") + 1] == str(hostfile)
+    assert "--force_multi" in handed_on[:trainer]
+
+
+@pytest.mark.parametrize("script_name", ["pptrain_hostfile", "pptrain_srun"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("NUM_RANKS", "0"), ("NUM_RANKS", "-1"), ("NUM_RANKS", "two"), ("MASTER_PORT", "0"), ("MASTER_PORT", "65536"),
+     ("MASTER_PORT", "1e3"), ("DS_ENV_FILE", "/no/such/file")],
+)  # fmt: skip
+def test_bad_variable_is_one_error(script_name: str, name: str, value: str, stub_environment: dict[str, str]) -> None:
+    done = _call(script_name, env={**stub_environment, name: value})
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"error: {name} is '{value}', ") and done.stderr.count("\n") == 1
+
+
+def test_hostfile_accepts_comments_blanks_and_a_last_line_without_end(
+    tmp_path: Path, stub_environment: dict[str, str]
+) -> None:
+    (tmp_path / "hostfile").write_text("# mine\n\n  a.b-c\tslots=3   # big\nd slots=10")
+    stub_environment["HOSTFILE"] = str(tmp_path / "hostfile")
+    handed_on = _handed_on(_call("pptrain_hostfile", env=stub_environment))
+    assert handed_on[-4:] == ["--num_ranks", "13", "--num_nodes", "2"]
+    assert sum(fetch_hostfile(str(tmp_path / "hostfile")).values()) == 13
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "not a readable file"),
+        ("", "names no node"),
+        ("# worker-0 slots=8\n\n", "names no node"),
+        ("worker-0\n", "line 1 is 'worker-0', expected"),
+        ("worker-0 slots=8\nworker-1 slots=\n", "line 2 is 'worker-1 slots=', expected"),
+        ("worker-0 slots=0\n", "line 1"),
+        ("worker-0 slots=8 slots=4\n", "line 1"),
+        ("worker-0 slots=4\nworker-0 slots=4\n", "line 2 names worker-0 again"),
+    ],
+)
+def test_bad_hostfile_is_one_error(
+    text: str | None, said: str, tmp_path: Path, stub_environment: dict[str, str]
+) -> None:
+    if text is not None:
+        (tmp_path / "hostfile").write_text(text)
+    stub_environment["HOSTFILE"] = str(tmp_path / "hostfile")
+    done = _call("pptrain_hostfile", env=stub_environment)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ") and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_empty_hostfile_variable_is_not_one_node(stub_environment: dict[str, str]) -> None:
+    done = _call("pptrain_hostfile", env={**stub_environment, "HOSTFILE": ""})
+    assert done.returncode == 1 and "HOSTFILE is ''" in done.stderr
+
+
+def test_nodes_get_the_variables_that_training_needs(tmp_path: Path, stub_environment: dict[str, str]) -> None:
+    for directory, text in (("home", "# own\n\nIN_HOME=1\n"), ("here", "NCCL_DEBUG=WARN\n")):
+        (tmp_path / directory).mkdir()
+        (tmp_path / directory / ".deepspeed_env").write_text(text)
+    more = {"NCCL_DEBUG": "INFO", "GLOO_SOCKET_IFNAME": "eth 0", "WANDB_MODE": "offline", "EDITOR": "vi"}
+    secrets = {"WANDB_API_KEY": "hidden", "HF_TOKEN": "hidden"}
+    hostfile = {"HOSTFILE": str(REPOSITORY / "launch" / "hostfile.example")}
+    done = _call("pptrain_hostfile", env={**stub_environment, **more, **secrets, **hostfile}, cwd=tmp_path / "here")
+    lines = done.stdout.split("\n--\n")[1].splitlines()
+    lines = lines[: len(lines) // 2]  # DeepSpeed reads the file twice: from home and from here
+    assert not any(line in ("", "#") or "=" not in line for line in lines), "DeepSpeed fails at such a line"
+    values = {name: shlex.split(value) for name, value in (line.split("=", 1) for line in lines)}
+    assert values["GLOO_SOCKET_IFNAME"] == ["eth 0"]
+    assert values["WANDB_MODE"] == ["offline"] and values["DS_ACCELERATOR"] == ["cpu"]
+    assert values["NCCL_DEBUG"] == ["WARN"] and values["IN_HOME"] == ["1"], "the user's own file comes last"
+    assert "PATH" in values and "EDITOR" not in values and "CUDA_VISIBLE_DEVICES" not in values
+    assert "hidden" not in done.stdout
+
+
+def test_one_node_uses_the_devices_it_was_given(stub_environment: dict[str, str]) -> None:
+    stub_environment["NUM_RANKS"] = "2"
+    handed_on = _handed_on(_call("pretrain_hostfile", env=stub_environment))
+    assert handed_on[handed_on.index("--num_gpus") + 1] == "2"
+    assert handed_on[-4:] == ["--num_ranks", "2", "--num_nodes", "1"]
+    handed_on = _handed_on(_call("pretrain_hostfile", env={**stub_environment, "CUDA_VISIBLE_DEVICES": "3,5,7"}))
+    assert handed_on[handed_on.index("--include") + 1] == "localhost:3,5"
+
+
+@pytest.mark.parametrize("phase", _LAUNCHED)
+def test_srun_script(phase: str, stub_environment: dict[str, str]) -> None:
+    more = {"SRUN_OPTIONS": "-N 2  --gres=gpu:8", "NUM_RANKS": "16"}
+    handed_on = _handed_on(_call(f"{phase}_srun", "--run_name", "two words", env={**stub_environment, **more}))
+    assert handed_on == [
+        "srun", "--kill-on-bad-exit=0", "--wait=60", "-N", "2", "--gres=gpu:8", "python",
+        str(REPOSITORY / "ds_train" / f"{phase}.py"), "--num_ranks", "16", "--run_name", "two words",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("phase", _PHASES)
+def test_job_script(phase: str, stub_environment: dict[str, str]) -> None:
+    options = set(re.findall(r"^#SBATCH (\S+)$", (REPOSITORY / "launch" / f"{phase}_job.sh").read_text(), re.MULTILINE))
+    assert options >= {
+        "--signal=USR1@180", "--requeue", "--open-mode=append", f"--output=slurm/%j_{phase}.out",
+        "--mail-type=BEGIN,END,FAIL,REQUEUE",
+    }  # fmt: skip
+    done = _call(f"{phase}_job", env=stub_environment)
+    assert done.returncode != 0 and "submit this file with sbatch" in done.stderr
+    done = _call(f"{phase}_job", env={**stub_environment, "SLURM_SUBMIT_DIR": "/"})
+    assert done.returncode == 1 and "error: submit in the repository" in done.stderr
+
+
+def test_experiment_script(tmp_path: Path, stub_environment: dict[str, str]) -> None:
+    """Paths count from where it is called, the small config is the default, and $LAUNCHER is handed on."""
+    python = tmp_path / "stubs" / "bin" / "python"
+    python.write_text(
+        '#!/bin/bash\n[[ "$1" != -m ]] || { printf "%s\\n" "$@" "NUM_RANKS ${NUM_RANKS:-}" --; exit; }\necho 0\n'
+    )
+    python.chmod(0o755)
+    small = str(REPOSITORY / "ds_configs" / "experiments" / "small.yaml")
+    prefix = ["-m", "ds_train.experiment.plan"]
+    found = _handed_on(_call("experiment", env=stub_environment, cwd=tmp_path))
+    scratch = str(REPOSITORY / "runs" / "experiment_small")
+    assert found[:-1] == [*prefix, small, scratch, "--launcher", "bash launch/{}_hostfile.sh"]
+    assert found[-1] in ("NUM_RANKS 1", "NUM_RANKS 2", "NUM_RANKS 4", "NUM_RANKS 8")
+    more = {"LAUNCHER": "bash launch/{}_srun.sh"}
+    found = _handed_on(
+        _call("experiment", "a b.yaml", "out", "--dry_run", env={**stub_environment, **more}, cwd=tmp_path)
+    )
+    expected = [str(tmp_path / "a b.yaml"), str(tmp_path / "out"), "--launcher", "bash launch/{}_srun.sh", "--dry_run"]
+    assert found == [*prefix, *expected, "NUM_RANKS "]
