@@ -31,12 +31,16 @@ FOREIGN = {
 
 
 def _modules(room: str) -> set[str]:
-    return {path.name for path in (REPOSITORY / room).glob("*.py")} - {"__init__.py"}
+    """Paths below the room, without the suffix."""
+    paths = {path.relative_to(REPOSITORY / room) for path in (REPOSITORY / room).rglob("*.py")}
+    return {str(path.with_suffix("")) for path in paths if path.name != "__init__.py"}
 
 
 def _commands() -> Iterator[str]:
     """Every module that is a command, or holds one's flags."""
-    for path in sorted(REPOSITORY.glob("*/*.py")) + sorted(REPOSITORY.glob("tests/benchmarks/*.py")):
+    for path in sorted(
+        path for room in ("data_tools", "ds_train", "tests/benchmarks") for path in (REPOSITORY / room).rglob("*.py")
+    ):
         if re.search(r"^def main\(", path.read_text(), re.MULTILINE):
             yield ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
 
@@ -102,12 +106,13 @@ def test_readme_has_two_commands_to_set_up() -> None:
 
 @EVERY_ROOM
 def test_every_module_has_its_place_in_the_rooms_table(room: str) -> None:
-    told = {
-        name
-        for row in tables(REPOSITORY / room / "README.md")[-1]
-        for name in re.findall(r"`(\w+\.py)`", " ".join(row))
-    }
-    assert told == _modules(room)
+    """Each row of the table is a folder, then its modules, each named once."""
+    named = [
+        f"{folder.strip('`')}{module}".removeprefix("./")
+        for folder, words in tables(REPOSITORY / room / "README.md")[-1][1:]
+        for module in re.findall(r"`(\w+)`", words)
+    ]
+    assert sorted(named) == sorted(_modules(room))
 
 
 @pytest.mark.parametrize("module", sorted({*COMMANDS} - {"tests.benchmarks.reference"}))  # which others start
@@ -193,7 +198,8 @@ def test_variables_of_the_scripts_are_those_told() -> None:
     scripts = "".join(path.read_text() for path in (REPOSITORY / "launch").glob("*.sh"))
     read = set(re.findall(r"\$\{([A-Z_]+)(?=[:+-])", scripts))
     of_others = {"BASH_SOURCE", "SLURM_CPUS_PER_TASK", "SLURM_NTASKS", "SLURM_RESTART_COUNT", "SLURM_SUBMIT_DIR",
-                 "SRUN_CPUS_PER_TASK", "PYTHONWARNINGS", "TOKENIZERS_PARALLELISM"}  # fmt: skip
+                 "SRUN_CPUS_PER_TASK", "PYTHONWARNINGS", "TOKENIZERS_PARALLELISM", "MALLOC_MMAP_MAX_",
+                 "MALLOC_TRIM_THRESHOLD_"}  # fmt: skip
     assert read - of_others == told
 
 
@@ -203,6 +209,6 @@ def test_trainers_take_what_the_users_earlier_tool_took() -> None:
         table for table in tables(REPOSITORY / "ds_train" / "FROM_ACCELERATE.md") if table[0][0].endswith("before")
     ]
     before = {flag for table in of_flags for row in table[1:] for flag in re.findall(r"`(--\w+)`", row[0])}
-    trainers = [parser_of(f"ds_train.{phase}") for phase in ("pptrain", "pretrain")]
+    trainers = [parser_of(f"ds_train.phases.{phase}") for phase in ("pptrain", "pretrain")]
     now = {flag for parser in trainers for action in _actions(parser) for flag in action.option_strings}
     assert len(before) > 15 and before <= now

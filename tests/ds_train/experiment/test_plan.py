@@ -14,7 +14,7 @@ from data_tools.runs.intervals import wilson_interval
 from ds_train import evaluate
 from ds_train.checkpoints.state import TrainState
 from ds_train.config.flags import parse_flags
-from ds_train.experiment import conditions
+from ds_train.experiment import __main__, conditions
 from ds_train.experiment import plan as experiment
 from ds_train.experiment.conditions import CONDITIONS, PPTRAIN, evaluation_file, result_table
 from ds_train.experiment.plan import Experiment
@@ -138,7 +138,7 @@ def test_mistakes_are_named(tmp_path: Path, changed: dict[str, Any], said: str) 
 
 def test_a_launcher_without_a_place_for_the_phase(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--launcher 'deepspeed' does not say with \{\}"):
-        experiment.main([str(write(tmp_path)), str(tmp_path / "scratch"), "--launcher", "deepspeed"])
+        __main__.main([str(write(tmp_path)), str(tmp_path / "scratch"), "--launcher", "deepspeed"])
     assert not (tmp_path / "scratch").exists()
 
 
