@@ -9,7 +9,7 @@ their ids), curriculum stage, learning rate, loss. Exit code 0 when they agree, 
 import json
 import math
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,12 @@ from data_tools.base.errors import UserError, run_command
 from data_tools.base.text_table import counted
 from data_tools.runs.logs import Row, read_logs
 from data_tools.runs.settings import flat
+from ds_train.config.flags import role_of
 from ds_train.config.run_file import RUN_FILE
+from ds_train.config.trainer_flags import GROUPS
 
 _NAMES = {"ledger": "samples", "stage": "stage", "lr": "learning rate", "loss": "loss"}
-# Settings that may differ between equal trajectories. Overrides are left out because deepspeed.json has their effect.
-_NEUTRAL_FLAGS = frozenset(
-    """scratch_dir run_name log_every save_every keep_last keep_every stop_step resume resume_from strict_layout
-    num_workers num_ranks num_nodes hang_timeout_s deterministic local_rank skip_nonfinite deepspeed_config global_batch
-    micro_batch grad_accum lr warmup_steps weight_decay grad_clip mixed_precision zero_stage min_lr_ratio config
-    print_config""".split()
-)
+# Blocks and keys of the DeepSpeed JSON that may differ between equal trajectories.
 _NEUTRAL_BLOCKS = frozenset(
     """train_micro_batch_size_per_gpu gradient_accumulation_steps zero_optimization checkpoint activation_checkpointing
     aio compile comms_logger flops_profiler tensorboard wandb csv_monitor comet steps_per_print wall_clock_breakdown
@@ -158,13 +154,19 @@ def _layout(settings: dict[str, Any]) -> str:
     return f"; {counted(ranks, 'rank')} × {accumulation} accumulation × micro batch {micro}, ZeRO {zero}"
 
 
+def _is_neutral(flag: Field) -> bool:
+    """Whether equal trajectories may differ in it; flags that override the JSON are compared in its effective form."""
+    return role_of(flag) != "trajectory" or bool(flag.metadata["json_key"]) or flag.name == "deepspeed_config"
+
+
 def _differing(settings: dict[str, Any], others: dict[str, Any]) -> list[str]:
     """Settings with other values in the two runs, but for those that may not change a trajectory."""
     if not settings or not others:
         return ["unknown, a run has neither deepspeed.json nor run.yaml"]
-    names = [
-        name for name in settings | others if name not in _NEUTRAL_FLAGS and name.split(".")[0] not in _NEUTRAL_BLOCKS
-    ]
+    neutral = {
+        item.name for groups in GROUPS.values() for group in groups for item in fields(group) if _is_neutral(item)
+    }
+    names = [name for name in settings | others if name not in neutral and name.split(".")[0] not in _NEUTRAL_BLOCKS]
     pairs = [(name, settings.get(name), others.get(name)) for name in names]
     return [f"{name} {json.dumps(a)} | {json.dumps(b)}" for name, a, b in pairs if a != b]
 

@@ -9,11 +9,20 @@ from pathlib import Path
 if __package__ in (None, ""):  # launched as a file: import the project, not the modules beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from ds_train.config.flags import parse_flags
+from ds_train.config.trainer_flags import GROUPS
+from ds_train.ranks.entry import run_entry
 from ds_train.ranks.signals import install_handlers
 
-if __name__ == "__main__":
-    install_handlers()  # before the imports, which take seconds in which a signal would kill
-    from ds_train.phases.pretrain import main
-    from ds_train.ranks.entry import run_entry
 
+def main(argv: list[str] | None = None) -> int:
+    """Train; help and mistakes are answered before the imports, which take seconds."""
+    parse_flags(*GROUPS["pretrain"], description=__doc__ or "", argv=argv)
+    from ds_train.phases import pretrain
+
+    return pretrain.main(argv)
+
+
+if __name__ == "__main__":
+    install_handlers()  # a signal during the imports would kill
     run_entry(main)

@@ -40,7 +40,7 @@ ARROWS = {
     "ds_train.ranks": set(),
     "ds_train.model": {*TEXT},  # the tokenizer that is saved beside a model
     "ds_train.step": {"ds_train.model", "ds_train.ranks", "ds_train.config", *SAMPLES},
-    "ds_train.checkpoints": {"ds_train.step", "ds_train.model", "ds_train.ranks", *SAMPLES},
+    "ds_train.checkpoints": {"ds_train.step", "ds_train.model", "ds_train.ranks", *TEXT, *SAMPLES},
     "ds_train.training": {
         "ds_train.step", "ds_train.checkpoints", "ds_train.config", "ds_train.model", "ds_train.ranks", *SAMPLES,
     },
@@ -49,13 +49,10 @@ ARROWS = {
         "ds_train.config", *TEXT,
     },
     "ds_train.phases": {
-        "ds_train.run", "ds_train.training", "ds_train.checkpoints", "ds_train.step", "ds_train.ranks",
-        "ds_train.config", "data_tools.search", *TEXT, *SAMPLES,
+        "ds_train.run", "ds_train.training", "ds_train.checkpoints", "ds_train.step", "ds_train.model",
+        "ds_train.ranks", "ds_train.config", "data_tools.search", "data_tools.runs", *TEXT, *SAMPLES,
     },
-    "ds_train": {
-        "ds_train.phases", "ds_train.run", "ds_train.training", "ds_train.checkpoints", "ds_train.step",
-        "ds_train.model", "ds_train.ranks", "ds_train.config", "data_tools.search", "data_tools.runs", *TEXT, *SAMPLES,
-    },
+    "ds_train": {"ds_train.phases", "ds_train.checkpoints", "ds_train.ranks", "ds_train.config", "data_tools.runs"},
     "ds_train.experiment": {
         "ds_train", "ds_train.phases", "ds_train.checkpoints", "ds_train.ranks", "ds_train.config",
         "data_tools.search",

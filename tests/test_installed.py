@@ -45,8 +45,18 @@ def _python(site: Path, tmp_path: Path, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("module", COMMANDS)
-def test_commands_answer(module: str, site: Path, tmp_path: Path) -> None:
-    assert "usage:" in _python(site, tmp_path, "-m", module, "--help")
+def test_commands_answer_without_loading_what_takes_seconds(module: str, site: Path, tmp_path: Path) -> None:
+    code = f"""
+import runpy, sys
+sys.argv[1:] = ["--help"]
+try:
+    runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+except SystemExit as exit:
+    assert not exit.code, exit.code
+heavy = {{"torch", "transformers", "deepspeed", "datasets"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    assert "usage:" in _python(site, tmp_path, "-c", code)
 
 
 def test_presets_and_json_are_there(site: Path, tmp_path: Path) -> None:

@@ -3,24 +3,21 @@
 import copy
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from data_tools.base.errors import Problems, UserError
-from ds_train.config.flags import OverrideFlags
 from ds_train.config.json_checks import check_blocks, check_precision, drop_non_objects, is_number
 from ds_train.config.layout import Layout
 from ds_train.config.schedule import Schedule, schedule_from_block
+from ds_train.config.trainer_flags import OverrideFlags
 
 logger = logging.getLogger(__name__)
 
-_BATCH_KEYS = {
-    "global_batch": "train_batch_size",
-    "micro_batch": "train_micro_batch_size_per_gpu",
-    "grad_accum": "gradient_accumulation_steps",
-}
+_JSON_KEYS: dict[str, str] = {item.name: item.metadata["json_key"] for item in fields(OverrideFlags)}
+_BATCH_KEYS = {name: _JSON_KEYS[name] for name in ("global_batch", "micro_batch", "grad_accum")}
 
 
 @dataclass(frozen=True)
@@ -135,34 +132,34 @@ def _apply_overrides(
     """Write the given flags into the JSON; returns one line for each that changed something."""
     overrides: list[str] = []
 
-    def put(flag: str, value: Any, *path: str, given: str | None = None) -> None:
+    def put(flag: str, value: Any, json_key: str | None = None, given: str | None = None) -> None:
         if value is None:
             return
+        json_key = json_key or _JSON_KEYS[flag]
+        *parents, key = json_key.split(".")
         block = config
-        for key in path[:-1]:
-            block = block.setdefault(key, {})
-        old = block.get(path[-1])
+        for parent in parents:
+            block = block.setdefault(parent, {})
+        old = block.get(key)
         if old != value and (old or value):  # an absent switch is off
-            overrides.append(f"--{flag} {given or value} overrides {'.'.join(path)} {old!r}")
-        block[path[-1]] = value
+            overrides.append(f"--{flag} {given or value} overrides {json_key} {old!r}")
+        block[key] = value
 
-    put("lr", flags.lr, "optimizer", "params", "lr")
-    put("weight_decay", flags.weight_decay, "optimizer", "params", "weight_decay")
-    put("grad_clip", flags.grad_clip, "gradient_clipping")
-    put("zero_stage", flags.zero_stage, "zero_optimization", "stage")
+    for name in ("lr", "weight_decay", "grad_clip", "zero_stage"):
+        put(name, getattr(flags, name))
     if precision := flags.mixed_precision:
-        put("mixed_precision", precision == "bf16", "bf16", "enabled", given=precision)
-        put("mixed_precision", precision == "fp16", "fp16", "enabled", given=precision)
+        for name in ("bf16", "fp16"):
+            put("mixed_precision", precision == name, f"{name}.enabled", given=precision)
     if "scheduler" in config:
         params = config["scheduler"].setdefault("params", {})
-        put("warmup_steps", flags.warmup_steps, "scheduler", "params", "warmup_num_steps")
+        put("warmup_steps", flags.warmup_steps)
         if flags.lr is not None and params.get("warmup_max_lr", "auto") != "auto":
-            put("lr", flags.lr, "scheduler", "params", "warmup_max_lr")
+            put("lr", flags.lr, "scheduler.params.warmup_max_lr")
     elif flags.warmup_steps is not None:
         problems.add("--warmup_steps was given but the JSON has no scheduler block; add one (WarmupLR).")
     kind = config.get("scheduler", {}).get("type")
     if kind == "WarmupCosineLR":
-        put("min_lr_ratio", min_lr_ratio, "scheduler", "params", "cos_min_ratio")
+        put("min_lr_ratio", min_lr_ratio, "scheduler.params.cos_min_ratio")
     elif min_lr_ratio is not None:
         problems.add(f"--min_lr_ratio is the floor of WarmupCosineLR, but scheduler.type is {kind!r}; leave it out.")
     return overrides

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from data_tools.base.errors import Problems, UserError
 from ds_train.config.json_checks import KNOWN_KEYS
 
 RUN_FILE = "run.yaml"  # in the run directory
-OF_ONE_LAUNCH = frozenset("config print_config debug local_rank resume resume_from accept_change stop_step".split())
 _DEEPSPEED_CONFIG = "deepspeed_config"
 
 
@@ -150,10 +149,11 @@ def as_run_file(
     lines = [f"# {remark}" for remark in remarks]
     for group in all_flags:
         lines.append(f"\n# {type(group)._argument_group_name}")
-        for name, value in asdict(group).items():
-            if name not in OF_ONE_LAUNCH and name != _DEEPSPEED_CONFIG:
+        for item in fields(group):
+            if item.metadata["role"] != "launch" and item.name != _DEEPSPEED_CONFIG:
+                value = getattr(group, item.name)
                 text = "" if value is None else f" {_in_yaml(value)}"
-                lines.append(f"{name}:{text}  # {sources.get(name, 'default')}")
+                lines.append(f"{item.name}:{text}  # {sources.get(item.name, 'default')}")
     lines.append(f"\n# {sources.get(_DEEPSPEED_CONFIG, 'default')}; flags above win")
     lines.append(_in_yaml({_DEEPSPEED_CONFIG: deepspeed}))
     return "\n".join(lines) + "\n"

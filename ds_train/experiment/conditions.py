@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.base.text_table import aligned
-from ds_train.checkpoints.save import read_state
 from ds_train.checkpoints.state import TrainState
 
 PPTRAIN = "pptrain"  # run directory of the pre-pretraining
@@ -64,6 +63,8 @@ def result_table(scratch: Path) -> str:
 def _outcome(scratch: Path, run: str) -> tuple[dict[str, Any], TrainState]:
     """The evaluation of a run, and the state in the checkpoint that was evaluated."""
     report = json.loads(evaluation_file(scratch, run).read_text(encoding="utf-8"))
+    from ds_train.checkpoints.save import read_state  # takes seconds
+
     return report, read_state(Path(report["checkpoint"]))
 
 

@@ -11,22 +11,20 @@ from data_tools.base.command_line import did_you_mean
 from data_tools.base.errors import UserError
 from data_tools.search.splits import split_directory, split_file_name
 from ds_train import evaluate
-from ds_train.config.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags, flags_known_to, parse_flags
+from ds_train.config.flags import flags_known_to, names_with_role, parse_flags
 from ds_train.config.run_file import flags_of, read_mapping
+from ds_train.config.trainer_flags import GROUPS
 from ds_train.experiment.conditions import CONDITIONS, PPTRAIN, Condition, evaluation_file
 from ds_train.experiment.steps import Step
-from ds_train.phases import pptrain, pretrain
 from ds_train.ranks.world import World
 
 _SECTIONS = ("splits", "corpus", "tokenizer", "pack", "training", "pptrain", "pretrain", "evaluate")
-_GROUPS: dict[str, tuple[type, ...]] = {
-    "pptrain": (RunFlags, pptrain.PPTrainFlags, ModelFlags, DataFlags, OverrideFlags),
-    "pretrain": (RunFlags, pretrain.PretrainFlags, ModelFlags, DataFlags, OverrideFlags),
+_SET_HERE = {
+    *names_with_role(GROUPS["pretrain"], "launch"),
+    *("scratch_dir", "run_name", "pptrain_checkpoint", "pptrain_run", "data_dir", "pack_dir", "tokenizer"),
+    *("num_ranks", "num_nodes", "num_blocks", "total_blocks", "effective_batch", "corpus", "extra", "out"),
+    *("split", "output"),
 }
-_SET_HERE = frozenset(
-    """scratch_dir run_name pptrain_checkpoint pptrain_run data_dir pack_dir tokenizer num_blocks total_blocks
-    effective_batch corpus extra out split output config print_config resume resume_from num_ranks num_nodes""".split()
-)
 
 
 class Experiment:
@@ -74,7 +72,7 @@ class Experiment:
         trainers = [("pptrain", self._pptrain_flags()), *(("pretrain", self._pretrain_flags(c)) for c in CONDITIONS)]
         for phase, flags in trainers:
             try:
-                groups, _ = parse_flags(*_GROUPS[phase], description="", argv=flags)
+                groups, _ = parse_flags(*GROUPS[phase], description="", argv=flags)
             except UserError as error:
                 raise UserError(f"{self._config}: {phase}: {error}") from None
             parsed = {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
@@ -120,6 +118,8 @@ class Experiment:
 
     def _check_training(self) -> None:
         """What the trainers themselves would refuse, before the first of them has taken its hours."""
+        from ds_train.phases import pptrain, pretrain  # takes seconds
+
         world = World(0, 0, 1)
         pptrain.prepare(self._pptrain_flags(), world)
         for condition in CONDITIONS:
@@ -162,7 +162,7 @@ class Experiment:
 
     def _trainer_flags(self, phase: str, run: str, without: Sequence[str]) -> list[str]:
         own = ["--scratch_dir", str(self.scratch), "--run_name", run, "--tokenizer", self._tokenizer]
-        known = flags_known_to(_GROUPS[phase])
+        known = flags_known_to(GROUPS[phase])
         alike = self._flags("training", without, known=known)
         return [*own, *alike, *self._flags(phase, without, known=known)]
 

@@ -1,12 +1,9 @@
-"""Pre-pretrain a causal LM on an endless graph-search stream whose difficulty rises with its accuracy.
-
-deepspeed ds_train/pptrain.py --scratch_dir DIR --max_steps 100000
-"""
+"""The phase: pre-pretrain a causal LM on an endless graph-search stream whose difficulty rises with its accuracy."""
 
 import logging
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from data_tools.base.errors import Problems, UserError
 from data_tools.samples.readers import StreamReader, training_source
@@ -14,7 +11,8 @@ from data_tools.samples.samplers import CurriculumSampler, Source
 from data_tools.search.generator import ExampleSource
 from data_tools.search.splits import Splits, find_data_dir
 from ds_train.checkpoints.state import TrainState
-from ds_train.config.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags, flag, parse_flags
+from ds_train.config.flags import compared_values, parse_flags
+from ds_train.config.trainer_flags import GROUPS, DataFlags, PPTrainFlags
 from ds_train.phases.curriculum import Curriculum
 from ds_train.phases.evaluation import HeldOut, Pulse, evaluate_heldout, heldout_examples
 from ds_train.ranks.entry import set_up_logging
@@ -26,25 +24,6 @@ from ds_train.training.metrics import Row
 from ds_train.training.phase import Cadence, PhaseSetup
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PPTrainFlags:
-    """The curriculum and its stream."""
-
-    _argument_group_name = "curriculum"
-
-    max_steps: int | None = flag(None, "optimizer steps at most (default: until the curriculum is finished)")
-    generator: str | None = flag(None, "external generator, package.module:ClassName (default: the splits' generator)")
-    max_input_size: int | None = flag(None, "size budget of examples (default: the splits')")
-    max_lookahead: int | None = flag(None, "lookahead at the last stage, and number of stages (default: the splits')")
-    train_answer: Literal["first", "random"] = flag("first", "which valid answer is trained on")
-    accuracy: Literal["any", "first"] = flag("any", "right by any valid answer, or by the first only")
-    curr_window: int = flag(200, "latest accuracy flags that the promotion rule looks at")
-    curr_threshold: float = flag(0.98, "accuracy over the window that advances the stage")
-    curr_check_every: int = flag(10, "optimizer steps between applications of the promotion rule")
-    start_stage: int = flag(1, "first stage; alpha = stage / max_lookahead")
-    stage_step: int = flag(1, "stages gained by a promotion")
 
 
 @dataclass
@@ -110,12 +89,11 @@ def _check_data(flags: PPTrainFlags, splits: Splits) -> None:
 
 
 def _fingerprints(flags: PPTrainFlags, curriculum: Curriculum, splits: Splits, source: ExampleSource) -> dict[str, str]:
-    settings = ("train_answer", "accuracy", "curr_window", "curr_threshold", "curr_check_every", "stage_step")
     return {
         "splits": splits.fingerprint,
         "generator": f"{source.name} {source.version}",
         "max_stage": str(curriculum.max_stage),
-        **{name: str(getattr(flags, name)) for name in settings},
+        **compared_values(flags),
     }
 
 
@@ -135,8 +113,7 @@ def _check_overflow(heldout: HeldOut, seq_len: int) -> None:
 
 def prepare(argv: list[str] | None, world: World) -> Prepared:
     """Parse and check everything; a ``UserError`` tells all problems. Nothing is built, no process group joined."""
-    groups = (RunFlags, PPTrainFlags, ModelFlags, DataFlags, OverrideFlags)
-    all_flags, sources = parse_flags(*groups, description=__doc__ or "", argv=argv)
+    all_flags, sources = parse_flags(*GROUPS["pptrain"], description="", argv=argv)
     run, flags, model, data, overrides = all_flags
     problems = Problems()
     splits = curriculum = source = None

@@ -1,13 +1,10 @@
-"""Pretrain on packed C4 with a share of synthetic graph-search blocks mixed in.
-
-deepspeed ds_train/pretrain.py --scratch_dir DIR --pptrain_checkpoint latest --total_steps 10000
-"""
+"""The phase: pretrain on packed C4 with a share of synthetic graph-search blocks mixed in."""
 
 import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from data_tools.base.errors import Problems, UserError
 from data_tools.corpus.shards import PackedBlocks
@@ -19,7 +16,8 @@ from ds_train.checkpoints.manifest import step_directories
 from ds_train.checkpoints.save import DESCRIPTION
 from ds_train.checkpoints.state import TrainState
 from ds_train.checkpoints.weights import Weights, find_weights
-from ds_train.config.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags, flag, parse_flags
+from ds_train.config.flags import compared_values, parse_flags
+from ds_train.config.trainer_flags import GROUPS, DataFlags, PretrainFlags, RunFlags
 from ds_train.phases.evaluation import HeldOut, Pulse, evaluate_c4, evaluate_heldout, heldout_examples
 from ds_train.ranks.collectives import on_main
 from ds_train.ranks.entry import set_up_logging
@@ -31,28 +29,6 @@ from ds_train.training.metrics import Row
 from ds_train.training.phase import Cadence, PhaseSetup
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PretrainFlags:
-    """Length, initial weights, mixture."""
-
-    _argument_group_name = "pretraining"
-
-    total_steps: int = flag(10_000, "optimizer steps of the run")
-    eval_every: int = flag(500, "optimizer steps between held-out evaluations")
-    min_lr_ratio: float | None = flag(None, "floor of the cosine as a fraction of lr (default: the JSON's, 0.1)")
-    pptrain_checkpoint: str = flag(
-        "latest", "weights to start from: latest, a step, run or Hugging Face directory, none"
-    )
-    pptrain_run: str = flag("pptrain", "run that --pptrain_checkpoint latest looks at")
-    pack_dir: str | None = flag(None, "packed blocks (default: scratch_dir/data/c4_packed)")
-    allow_repeat: bool = flag(False, "read a pack that is too small for the run more than once")
-    mixin_percent: float = flag(0.02, "share of real tokens that is synthetic, as a fraction in [0, 1]")
-    mixin_schedule: Literal["constant", "linear", "cosine"] = flag("constant", "how the share moves to mixin_end")
-    mixin_end: float | None = flag(None, "share at the last step (linear and cosine schedules)")
-    mixin_pack: Literal["packed", "single"] = flag("packed", "whole examples packed to seq_len, or one a block")
-    mixin_loss: Literal["lm", "answer", "weighted"] = flag("lm", "loss weights of synthetic targets")
 
 
 @dataclass
@@ -139,18 +115,16 @@ def _check_pack(blocks: PackedBlocks, inputs: Inputs, problems: Problems) -> Non
 
 
 def _fingerprints(flags: PretrainFlags, splits: Splits, blocks: PackedBlocks) -> dict[str, str]:
-    settings = ("total_steps", "mixin_percent", "mixin_schedule", "mixin_end", "mixin_pack", "mixin_loss")
     return {
         "splits": splits.fingerprint,
         "pack": blocks.meta.fingerprint,
-        **{name: str(getattr(flags, name)) for name in settings},
+        **compared_values(flags),
     }
 
 
 def prepare(argv: list[str] | None, world: World) -> Prepared:
     """Parse and check everything; a ``UserError`` tells all problems. Nothing is built, no process group joined."""
-    groups = (RunFlags, PretrainFlags, ModelFlags, DataFlags, OverrideFlags)
-    all_flags, sources = parse_flags(*groups, description=__doc__ or "", argv=argv)
+    all_flags, sources = parse_flags(*GROUPS["pretrain"], description="", argv=argv)
     run, flags, model, data, overrides = all_flags
     problems = Problems()
     splits = blocks = share = inputs = None

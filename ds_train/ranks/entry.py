@@ -1,13 +1,13 @@
-"""How an entry point begins and ends on a rank: logging, exit codes, and one message for an expected error."""
+"""How an entry point begins and ends on a rank: logging, exit codes, and one message for an expected error.
+
+Loads no torch: a mistake on the command line is answered before that takes its seconds.
+"""
 
 import logging
 import sys
 import time
 import warnings
 from collections.abc import Callable
-
-import torch
-import torch.distributed as dist
 
 from data_tools.base.errors import UserError, explained, report
 from ds_train.ranks.signals import end_on_signal, ignore_signals
@@ -32,6 +32,15 @@ def _is_main() -> bool:
         return True
 
 
+def _leave_together() -> None:
+    """All ranks meet before they exit, if there ever was a process group."""
+    dist = sys.modules.get("torch.distributed")
+    if dist and dist.is_initialized():
+        ignore_signals()  # launchers send them as soon as the first rank has left with a code that is not 0
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def run_entry(main: Callable[[], int]) -> None:
     """Run an entry point on this rank and exit with its code; what can be `explained` is one message and exit code 1.
 
@@ -40,13 +49,10 @@ def run_entry(main: Callable[[], int]) -> None:
     """
     try:
         code = main()
-        if dist.is_initialized():
-            ignore_signals()  # launchers send them as soon as the first rank has left with a code that is not 0
-            dist.barrier()
-            dist.destroy_process_group()
+        _leave_together()
     except Exception as error:
         message = explained(error)
-        if isinstance(error, torch.OutOfMemoryError):
+        if type(error).__name__ == "OutOfMemoryError":  # torch's
             message = (
                 f"{str(error).splitlines()[0]} Lower --micro_batch or raise --zero_stage; ds_train.preflight helps."
             )

@@ -11,7 +11,7 @@ from data_tools.base.files import existing_parent
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from ds_train.checkpoints.weights import Weights
 from ds_train.config.deepspeed_json import EngineConfig, default_json, resolve_engine_config
-from ds_train.config.flags import ModelFlags, OverrideFlags, RunFlags
+from ds_train.config.trainer_flags import ModelFlags, OverrideFlags, RunFlags
 from ds_train.model.causal_lm import is_preset, load_model_config, prepare_config
 from ds_train.ranks.world import World, check_num_ranks
 from ds_train.training.monitors import check_monitors, place_monitors

@@ -5,7 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from ds_train.ranks.world import World
 from ds_train.run.fingerprints import git_state, versions
 
 LAUNCHES = "launches.jsonl"
-_MAY_BE_PATHS = ("scratch_dir", "data_dir", "pack_dir", "tokenizer", "model_name", "pptrain_checkpoint")
 _WORDS = ("latest", "none")  # which pptrain_checkpoint takes for what they mean
 
 
@@ -67,7 +66,8 @@ class Settings:
 
 def _with_absolute_paths(flags: Any) -> Any:
     """The dataclass with the whole path of everything that lies on disk: it means the same from any directory."""
-    given = {name: getattr(flags, name) for name in _MAY_BE_PATHS if getattr(flags, name, None)}
+    names = [item.name for item in fields(flags) if item.metadata["is_path"]]
+    given = {name: getattr(flags, name) for name in names if getattr(flags, name)}
     paths = {name: Path(value) for name, value in given.items() if value not in _WORDS and not is_preset(value)}
     found = {name: str(path.absolute()) for name, path in paths.items() if path.exists()}
     return replace(flags, **found)

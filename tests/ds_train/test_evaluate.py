@@ -8,6 +8,7 @@ import pytest
 from data_tools.base.errors import UserError
 from data_tools.runs.intervals import wilson_interval
 from ds_train import evaluate
+from ds_train.phases import scores
 from ds_train.phases.evaluation import HeldOut, HeldOutResult
 
 LOOKAHEAD = np.array([0, 2, 0, 2, 2, 5])
@@ -16,7 +17,7 @@ RESULT = HeldOutResult(1.5, np.array([1, 1, 1, 0, 0, 0], bool), np.array([1, 0, 
 
 @pytest.fixture
 def report() -> dict:
-    return evaluate.summarize(RESULT, HeldOut([[]] * 6, LOOKAHEAD, 3))
+    return scores.summarize(RESULT, HeldOut([[]] * 6, LOOKAHEAD, 3))
 
 
 def intervals(row: dict) -> dict[str, tuple[float, float]]:
@@ -37,7 +38,7 @@ def test_by_lookahead(report: dict) -> None:
 
 
 def test_table(report: dict) -> None:
-    lines = evaluate.as_table(
+    lines = scores.as_table(
         {"checkpoint": "run", "split": "test", "seq_len": 64, "c4_loss": 4.0, **report}
     ).splitlines()
     low, high = wilson_interval(1, 3)

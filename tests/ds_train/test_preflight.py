@@ -15,15 +15,17 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 from data_tools.base.errors import UserError
 from data_tools.samples.documents import Document
 from ds_train import preflight
+from ds_train.checkpoints.manifest import choose_checkpoint
 from ds_train.model import footprint as memory
 from ds_train.model.causal_lm import build_model, load_model_config
 from ds_train.model.footprint import GIB, activations, checkpoint_bytes, model_shape, predict
-from ds_train.phases import pretrain
+from ds_train.phases import launch_check, pretrain
 from ds_train.ranks.world import World
 from ds_train.step.losses import PackedLM
 from ds_train.step.micro_batch import pack
 from tests.support import tiny
 from tests.support.launching import launch
+from tests.support.paths import REPOSITORY
 from tests.support.tiny_models import tiny_config
 from tests.system.launched_memory import model_config
 
@@ -96,13 +98,13 @@ def test_it_refuses_in_the_trainers_own_words(scratch, capsys, flags):
     with pytest.raises(UserError) as refused:
         prepared = pretrain.prepare(given, World(0, 0, 2))
         prepared.make_setup()
-        preflight.choose_checkpoint(scratch / "pretrain" / "checkpoints", prepared.inputs.run_flags.resume)
+        choose_checkpoint(scratch / "pretrain" / "checkpoints", prepared.inputs.run_flags.resume)
     code, output = run(capsys, "pretrain", *given, "--gpus_per_node", "2")
     assert code == 1 and str(refused.value) in output
 
 
 def test_several_json_files_are_columns(scratch, capsys):
-    configs = [str(Path(preflight.__file__).parents[1] / "ds_configs" / f"pptrain{n}.json") for n in ("", "_zero3")]
+    configs = [str(REPOSITORY / "ds_configs" / f"pptrain{n}.json") for n in ("", "_zero3")]
     code, output = run(
         capsys, "pptrain", *tiny.flags(scratch), *BATCH, "--gpus_per_node", "2", "--deepspeed_config", *configs
     )
@@ -113,7 +115,7 @@ def test_several_json_files_are_columns(scratch, capsys):
 
 def test_too_little_disk_and_too_little_memory_are_problems(scratch, capsys, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage(2, 1, 1))
+    monkeypatch.setattr(launch_check.shutil, "disk_usage", lambda _: usage(2, 1, 1))
     flags = [*tiny.flags(scratch), *BATCH, "--gpus_per_node", "1", "--gpu_memory_gb", "0.1"]
     code, output = run(capsys, "pptrain", *flags)
     assert code == 1

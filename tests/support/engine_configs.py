@@ -8,7 +8,7 @@ from typing import Any
 
 from data_tools.base.errors import Problems
 from ds_train.config.deepspeed_json import EngineConfig, resolve_engine_config
-from ds_train.config.flags import OverrideFlags
+from ds_train.config.trainer_flags import OverrideFlags
 
 BASE: dict[str, Any] = {
     "train_batch_size": 32,

@@ -9,7 +9,7 @@ import pytest
 
 from data_tools.base.command_line import CommandParser, HelpFormatter, did_you_mean, positive
 from data_tools.base.errors import UserError, explained, run_command
-from ds_train.config.flags import DataFlags, ModelFlags, OverrideFlags, RunFlags
+from ds_train.config.trainer_flags import DataFlags, ModelFlags, OverrideFlags, RunFlags
 from ds_train.phases import pptrain
 from tests.support.paths import REPOSITORY
 

@@ -24,7 +24,7 @@ from data_tools.samples.readers import c4_document, training_source
 from data_tools.samples.samplers import Cursor, Source
 from data_tools.search.splits import Splits, find_data_dir, row_line
 from ds_train.config.deepspeed_json import default_json
-from ds_train.config.flags import DataFlags, ModelFlags, RunFlags
+from ds_train.config.trainer_flags import DataFlags, ModelFlags, RunFlags
 from ds_train.phases import pptrain, pretrain
 from ds_train.phases.evaluation import heldout_examples
 from ds_train.ranks.world import World

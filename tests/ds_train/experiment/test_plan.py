@@ -14,8 +14,8 @@ from data_tools.runs.intervals import wilson_interval
 from ds_train import evaluate
 from ds_train.checkpoints.state import TrainState
 from ds_train.config.flags import parse_flags
-from ds_train.experiment import __main__, conditions
-from ds_train.experiment import plan as experiment
+from ds_train.config.trainer_flags import GROUPS
+from ds_train.experiment import __main__
 from ds_train.experiment.conditions import CONDITIONS, PPTRAIN, evaluation_file, result_table
 from ds_train.experiment.plan import Experiment
 from ds_train.experiment.steps import Step
@@ -51,7 +51,7 @@ def steps(config: Path, launcher: str = "start {}") -> dict[str, Step]:
 def flags(step: Step) -> dict[str, Any]:
     """All flags that a trainer's step gives it, and the defaults of the others."""
     phase = step.command[1]
-    parsed, _ = parse_flags(*experiment._GROUPS[phase], description="", argv=list(step.command[2:]))
+    parsed, _ = parse_flags(*GROUPS[phase], description="", argv=list(step.command[2:]))
     return {item.name: getattr(group, item.name) for group in parsed for item in fields(group)}
 
 
@@ -159,7 +159,7 @@ def test_result_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_outcome(tmp_path, PPTRAIN, states, 100, step=1200, tokens=5000, mixin_tokens=5000, stage=7)
     for number, run in enumerate((A, B, C)):
         write_outcome(tmp_path, run, states, 40 * number, step=50, tokens=1000, mixin_tokens=20 * number)
-    monkeypatch.setattr(conditions, "read_state", states.__getitem__)
+    monkeypatch.setattr("ds_train.checkpoints.save.read_state", states.__getitem__)
     lines = result_table(tmp_path).splitlines()
     assert [line.split()[0] for line in lines[1:5]] == ["A", "B", "C", "A"]
     assert lines[1].split("mix")[1].split() == "4.2500 0.0000 0.0000 … 0.0188 1,200 + 50 5,000 + 1,000 0.0%".split()

@@ -9,7 +9,8 @@ import pytest
 import torch.distributed as dist
 
 from data_tools.base.errors import UserError
-from ds_train.config.flags import ModelFlags, RunFlags, parse_flags
+from ds_train.config.flags import parse_flags
+from ds_train.config.trainer_flags import ModelFlags, RunFlags
 from ds_train.phases import pptrain, pretrain
 from tests.support import tiny
 from tests.support.launching import launch

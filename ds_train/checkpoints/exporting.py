@@ -1,0 +1,93 @@
+"""A checkpoint as a Hugging Face directory."""
+
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from data_tools.base.errors import UserError
+from data_tools.base.files import sync_directory
+from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
+from ds_train.checkpoints.weights import checkpoint_weights, find_weights, saved_seq_len
+from ds_train.model.causal_lm import load_model_config
+from ds_train.ranks.entry import set_up_logging
+from ds_train.ranks.world import world_from_env
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def export(checkpoint: str, out: Path, dtype: str) -> None:
+    """Write a step or run directory's weights, configuration and tokenizer into ``out``, whole or not at all.
+
+    Args:
+        dtype: fp32 or bf16.
+    """
+    set_up_logging(world_from_env())
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # transformers' own
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty directory; nothing is overwritten. Give another name.")
+    weights = find_weights(checkpoint)
+    if not weights.is_checkpoint:
+        raise UserError(f"{weights.path} is a Hugging Face directory already; there is nothing to export.")
+    config = load_model_config(str(weights.description))
+    tokenizer = load_tokenizer(str(weights.description))
+    seq_len = saved_seq_len(weights)
+    assert seq_len, "every checkpoint tells it"
+    _settle_config(config, tokenizer.eos_id, seq_len)
+    model, state = _model_and_state(weights.path, config, _DTYPES[dtype])
+    _write(out, model, state, tokenizer, seq_len)
+    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    logger.info("exported %s (%.1f M parameters, %s) to %s", weights.path, parameters, dtype, out)
+
+
+def _settle_config(config: PretrainedConfig, eos_id: int, seq_len: int) -> None:
+    """What generation and evaluation elsewhere need to know."""
+    config.use_cache = True  # training sets it off, generation wants it
+    config.eos_token_id = eos_id
+    # Harnesses give a model as many tokens as its config has positions, but those beyond seq_len were never trained.
+    # Plain rotary positions are computed from nothing that this changes; a table of learned ones has its size.
+    if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "default":
+        config.max_position_embeddings = seq_len
+
+
+def _model_and_state(
+    checkpoint: Path, config: PretrainedConfig, dtype: torch.dtype
+) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
+    """A model without storage, which knows how its kind is saved, and the weights to save."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    state = checkpoint_weights(checkpoint)
+    if differing := sorted(set(state) ^ set(model.state_dict())):
+        raise UserError(f"{checkpoint}: its weights do not fit its own config.json (differing: {differing[:4]} …).")
+    # Tied weights are recognised by their common storage, which a conversion one by one would part.
+    converted = {t.data_ptr(): t.to(dtype) for t in state.values() if t.is_floating_point()}
+    return model, {name: converted.get(tensor.data_ptr(), tensor) for name, tensor in state.items()}
+
+
+def _write(
+    out: Path, model: PreTrainedModel, state: dict[str, torch.Tensor], tokenizer: TextTokenizer, seq_len: int
+) -> None:
+    """Write everything into ``out``, whole or not at all."""
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial, state_dict=state)
+        tokenizer.save(partial, max_length=seq_len)
+        for path in partial.iterdir():
+            path.chmod(partial.stat().st_mode & 0o666)  # safetensors makes its files private
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        partial.replace(out)  # an empty directory gives way
+        sync_directory(out.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

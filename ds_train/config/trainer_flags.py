@@ -1,0 +1,220 @@
+"""All flags of the trainers, one dataclass a topic."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ds_train.config.flags import AT_START, flag, required
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """Where the run lives, and its cadences in optimizer steps."""
+
+    _argument_group_name = "run"
+
+    scratch_dir: str = required("directory of all data and runs (layout: README)", "record", is_path=True)
+    run_name: str | None = flag(None, "directory of this run under scratch_dir (default: the phase's name)", "record")
+    seed: int = flag(1337, "seed of the initial weights and of all data order", "trajectory", through="seed")
+    log_every: int = flag(10, "steps between rows of train.jsonl", "record")
+    save_every: int | None = flag(
+        None, "steps between checkpoints (default: 200 for pptrain, 500 for pretrain)", "record"
+    )
+    sync_save: bool = flag(False, "write each checkpoint before training goes on, not behind it", "speed")
+    keep_last: int = flag(3, "newest checkpoints kept; 0 keeps all", "record")
+    keep_every: int = flag(0, "checkpoints at multiples of this are kept for good; 0: none", "record")
+    stop_step: int | None = flag(None, "end this launch cleanly at this step with a checkpoint, exit code 86", "launch")
+    resume: str = flag(
+        "auto", "auto (newest complete checkpoint, else a fresh start), none, or a step directory", "launch"
+    )
+    resume_from: str | None = flag(None, "step directory to resume from; the same as --resume PATH", "launch")
+    num_ranks: int | None = flag(None, "ranks that this launch must have; another number is an error", "speed")
+    num_nodes: int | None = flag(None, "nodes that this launch must have; another number is an error", "speed")
+    hang_timeout_s: float = flag(
+        600.0, "seconds without progress on a rank after which the job ends, exit code 87", "speed"
+    )
+    strict_layout: bool = flag(False, "refuse to resume in another layout (ranks, ZeRO stage, micro batch)", "speed")
+    accept_change: list[str] | None = flag(
+        None, "settings of the trajectory that a resumed run may change, by name", "launch"
+    )
+    num_workers: int = flag(1, "loader processes per rank; 0 builds batches in the trainer", "speed")
+    skip_nonfinite: int = flag(
+        0, "steps with a non-finite loss or gradient that the run skips before it stops", "speed"
+    )
+    deterministic: bool = flag(False, "ask torch for deterministic kernels (bitwise resume on a GPU)", "speed")
+    config: str | None = flag(None, "YAML file of flags; those of the command line win", "launch")
+    print_config: bool = flag(False, "show every setting and where it comes from, as a run file, and end", "launch")
+    debug: bool = flag(False, "show where an error arose (traceback)", "launch")
+    local_rank: int = flag(-1, "set by the deepspeed launcher", "launch")
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """Model, tokenizer, sequence length."""
+
+    _argument_group_name = "model"
+
+    model_name: str | None = flag(
+        None,
+        "preset of ds_configs/models, local directory or hub id (default: pythia-160m)",
+        "trajectory",
+        through="model",
+        is_path=True,
+    )
+    init: Literal["scratch", "pretrained"] = flag(
+        "scratch", "random weights, or the model's own", "trajectory", through=AT_START
+    )
+    tokenizer: str | None = flag(
+        None,
+        "hub id, directory or tokenizer.json (default: the model's)",
+        "trajectory",
+        through="tokenizer",
+        is_path=True,
+    )
+    seq_len: int = flag(2048, "longest document, in tokens", "trajectory", through="seq_len")
+    attn_implementation: str = flag(
+        "auto",
+        "packed (each document by itself, no mask) or transformers' sdpa, eager …; auto: packed where the model can",
+        "speed",
+    )
+    keep_dropout: bool = flag(
+        False, "leave dropout on; the trajectory then depends on the layout", "trajectory", through="model"
+    )
+
+
+@dataclass(frozen=True)
+class DataFlags:
+    """Synthetic data."""
+
+    _argument_group_name = "data"
+
+    data_dir: str | None = flag(
+        None,
+        "directory of the splits (default: the only one under scratch_dir)",
+        "trajectory",
+        through="splits",
+        is_path=True,
+    )
+    eval_subset_size: int = flag(500, "examples of eval.jsonl in each held-out evaluation, a seeded subset", "record")
+
+
+@dataclass(frozen=True)
+class OverrideFlags:
+    """DeepSpeed JSON, and hyper-parameters that win over it."""
+
+    _argument_group_name = "DeepSpeed JSON and overrides"
+
+    deepspeed_config: str | None = flag(
+        None, "DeepSpeed JSON file (default: the phase's, from ds_configs)", "trajectory", through="optimizer"
+    )
+    global_batch: int | None = flag(
+        None, "samples per optimizer step over all ranks (train_batch_size)", "trajectory", json_key="train_batch_size"
+    )
+    micro_batch: int | None = flag(
+        None,
+        "samples per rank and forward (train_micro_batch_size_per_gpu)",
+        "speed",
+        json_key="train_micro_batch_size_per_gpu",
+    )
+    grad_accum: int | None = flag(
+        None,
+        "micro-batches per optimizer step (gradient_accumulation_steps)",
+        "speed",
+        json_key="gradient_accumulation_steps",
+    )
+    lr: float | None = flag(
+        None, "base learning rate (optimizer.params.lr)", "trajectory", json_key="optimizer.params.lr"
+    )
+    warmup_steps: int | None = flag(
+        None,
+        "warm-up steps (scheduler.params.warmup_num_steps)",
+        "trajectory",
+        json_key="scheduler.params.warmup_num_steps",
+    )
+    weight_decay: float | None = flag(
+        None, "weight decay (optimizer.params.weight_decay)", "trajectory", json_key="optimizer.params.weight_decay"
+    )
+    grad_clip: float | None = flag(
+        None, "largest global gradient norm (gradient_clipping)", "trajectory", json_key="gradient_clipping"
+    )
+    mixed_precision: Literal["bf16", "fp16", "no"] | None = flag(
+        None, "precision (bf16.enabled, fp16.enabled)", "trajectory", json_key="bf16.enabled"
+    )
+    zero_stage: int | None = flag(
+        None, "ZeRO stage 0 … 3 (zero_optimization.stage)", "speed", json_key="zero_optimization.stage"
+    )
+
+
+@dataclass(frozen=True)
+class PPTrainFlags:
+    """The curriculum and its stream."""
+
+    _argument_group_name = "curriculum"
+
+    max_steps: int | None = flag(
+        None, "optimizer steps at most (default: until the curriculum is finished)", "trajectory", through="schedule"
+    )
+    generator: str | None = flag(
+        None,
+        "external generator, package.module:ClassName (default: the splits' generator)",
+        "trajectory",
+        through="generator",
+    )
+    max_input_size: int | None = flag(
+        None, "size budget of examples (default: the splits')", "trajectory", through="splits"
+    )
+    max_lookahead: int | None = flag(
+        None,
+        "lookahead at the last stage, and number of stages (default: the splits')",
+        "trajectory",
+        through="max_stage",
+    )
+    train_answer: Literal["first", "random"] = flag("first", "which valid answer is trained on", "trajectory")
+    accuracy: Literal["any", "first"] = flag("any", "right by any valid answer, or by the first only", "trajectory")
+    curr_window: int = flag(200, "latest accuracy flags that the promotion rule looks at", "trajectory")
+    curr_threshold: float = flag(0.98, "accuracy over the window that advances the stage", "trajectory")
+    curr_check_every: int = flag(10, "optimizer steps between applications of the promotion rule", "trajectory")
+    start_stage: int = flag(1, "first stage; alpha = stage / max_lookahead", "trajectory", through=AT_START)
+    stage_step: int = flag(1, "stages gained by a promotion", "trajectory")
+
+
+@dataclass(frozen=True)
+class PretrainFlags:
+    """Length, initial weights, mixture."""
+
+    _argument_group_name = "pretraining"
+
+    total_steps: int = flag(10_000, "optimizer steps of the run", "trajectory")
+    eval_every: int = flag(500, "optimizer steps between held-out evaluations", "record")
+    min_lr_ratio: float | None = flag(
+        None,
+        "floor of the cosine as a fraction of lr (default: the JSON's, 0.1)",
+        "trajectory",
+        json_key="scheduler.params.cos_min_ratio",
+    )
+    pptrain_checkpoint: str = flag(
+        "latest",
+        "weights to start from: latest, a step, run or Hugging Face directory, none",
+        "trajectory",
+        through=AT_START,
+        is_path=True,
+    )
+    pptrain_run: str = flag("pptrain", "run that --pptrain_checkpoint latest looks at", "trajectory", through=AT_START)
+    pack_dir: str | None = flag(
+        None, "packed blocks (default: scratch_dir/data/c4_packed)", "trajectory", through="pack", is_path=True
+    )
+    allow_repeat: bool = flag(False, "read a pack that is too small for the run more than once", "speed")
+    mixin_percent: float = flag(0.02, "share of real tokens that is synthetic, as a fraction in [0, 1]", "trajectory")
+    mixin_schedule: Literal["constant", "linear", "cosine"] = flag(
+        "constant", "how the share moves to mixin_end", "trajectory"
+    )
+    mixin_end: float | None = flag(None, "share at the last step (linear and cosine schedules)", "trajectory")
+    mixin_pack: Literal["packed", "single"] = flag(
+        "packed", "whole examples packed to seq_len, or one a block", "trajectory"
+    )
+    mixin_loss: Literal["lm", "answer", "weighted"] = flag("lm", "loss weights of synthetic targets", "trajectory")
+
+
+GROUPS: dict[str, tuple[type, ...]] = {
+    "pptrain": (RunFlags, PPTrainFlags, ModelFlags, DataFlags, OverrideFlags),
+    "pretrain": (RunFlags, PretrainFlags, ModelFlags, DataFlags, OverrideFlags),
+}

@@ -1,0 +1,168 @@
+"""What a launch would be: whether it starts, fits, and how long it is. Nothing is built, no process group joined."""
+
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+from data_tools.base.files import existing_parent
+from data_tools.samples.samplers import MixtureSampler, c4_blocks_needed
+from ds_train.checkpoints.manifest import choose_checkpoint, step_directories
+from ds_train.checkpoints.resume import adapted_state
+from ds_train.checkpoints.save import read_state
+from ds_train.model.footprint import GIB, ModelShape, checkpoint_bytes, model_shape
+from ds_train.phases import pptrain, pretrain
+from ds_train.ranks.world import World
+from ds_train.run.assembly import Prepared, fresh_state
+from ds_train.run.summary import is_half, rank_memory
+from ds_train.training.phase import Cadence, PhaseSetup
+
+PHASES: dict[str, ModuleType] = {"pptrain": pptrain, "pretrain": pretrain}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One column: nodes × accelerators, and a DeepSpeed JSON (None: the phase's default)."""
+
+    nodes: int
+    gpus_per_node: int
+    config: str | None
+
+    @property
+    def world(self) -> World:
+        return World(0, 0, self.nodes * self.gpus_per_node, "preflight")
+
+    @property
+    def title(self) -> str:
+        size = f"{self.nodes} × {self.gpus_per_node}"
+        return f"{size} {Path(self.config).stem}" if self.config else size
+
+
+def report(
+    phase: str, launch: Launch, trainer_flags: list[str], gpu_memory_gb: float, problems: list[str]
+) -> dict[str, str]:
+    """The rows of one column; raises the trainer's own ``UserError`` where it would refuse."""
+    argv = [*trainer_flags, *(["--deepspeed_config", launch.config] if launch.config else [])]
+    prepared = PHASES[phase].prepare(argv, launch.world)
+    setup = prepared.make_setup()
+    inputs, layout, flags = prepared.inputs, prepared.inputs.engine.layout, prepared.inputs.run_flags
+    if flags.num_nodes not in (None, launch.nodes):
+        problems.append(
+            f"--num_nodes {flags.num_nodes} refuses a launch on {launch.nodes} nodes; leave it out or make them agree."
+        )
+    chosen = choose_checkpoint(inputs.run_directory / "checkpoints", flags.resume, flags.resume_from)
+    step = 0
+    if chosen:
+        saved = read_state(chosen)
+        adapted_state(
+            saved, fresh_state(inputs, setup), chosen, strict_layout=flags.strict_layout,
+            accepted=flags.accept_change or (),
+        )  # fmt: skip
+        step = saved.step
+    shape = model_shape(inputs.model_config)
+    rows = {
+        "ranks": f"{layout.world_size}",
+        "accumulation × micro batch": f"{layout.grad_accum} × {layout.micro_batch}",
+        "global batch": f"{layout.global_batch:,}",
+        "starts": f"at step {step:,}" if chosen else "fresh",
+        "model, parameters": f"{shape.num_parameters / 1e6:,.1f} M",
+    }
+    rows |= _length_rows(prepared, setup)
+    rows |= _disk_rows(prepared, shape, setup.cadence, problems)
+    return rows | _memory_rows(prepared, shape, launch.gpus_per_node, gpu_memory_gb, problems)
+
+
+def _length_rows(prepared: Prepared, setup: PhaseSetup) -> dict[str, str]:
+    """Steps, tokens and data of the whole run."""
+    schedule, layout = prepared.inputs.engine.schedule, prepared.inputs.engine.layout
+    seq_len, steps = prepared.inputs.model_flags.seq_len, setup.cadence.max_steps
+    rows = {"warm-up steps": f"{schedule.warmup_steps:,}"}
+    if isinstance(setup.sampler, MixtureSampler):
+        assert steps is not None
+        num_tokens = layout.global_batch * seq_len
+        needed, share = c4_blocks_needed(setup.sampler, steps), setup.sampler.share
+        rows |= {
+            "steps": f"{steps:,}",
+            "tokens a step": f"{num_tokens:,}",
+            "tokens in all": f"{num_tokens * steps / 1e9:,.3f} G",
+            "C4 blocks needed / packed": f"{needed:,} / {setup.sampler.num_c4_blocks:,}",
+            "synthetic share": " → ".join(f"{end:.1%}" for end in dict.fromkeys((share.start, share.end))),
+        }
+        return rows
+    assert isinstance(setup.phase, pptrain.PPTrain)
+    curriculum, samples = setup.phase.curriculum, setup.phase.heldout.samples
+    tokens = layout.global_batch * sum(len(documents[0].weights) for documents in samples) / len(samples)
+    stages = -(-(curriculum.max_stage - curriculum.start_stage) // curriculum.stage_step) + 1
+    checks = -(-curriculum.window // (layout.global_batch * curriculum.check_every))
+    rows |= {
+        "steps": f"at most {steps:,}" if steps else "until finished",
+        "stages, steps at least": f"{stages}, {stages * checks * curriculum.check_every:,}",
+        "tokens a step, last stage": f"{tokens:,.0f}",
+    }
+    return rows | ({"tokens in all": f"at most {tokens * steps / 1e9:,.3f} G"} if steps else {})
+
+
+def _disk_rows(prepared: Prepared, shape: ModelShape, cadence: Cadence, problems: list[str]) -> dict[str, str]:
+    """Checkpoints that retention keeps, and the one being written, must fit."""
+    inputs, flags = prepared.inputs, prepared.inputs.run_flags
+    stage = inputs.engine.deepspeed.get("zero_optimization", {}).get("stage", 0)
+    size = checkpoint_bytes(shape.num_parameters, stage=stage, half=is_half(inputs.engine))
+    kept: int | None = flags.keep_last
+    if flags.keep_last == 0:
+        kept = cadence.max_steps and -(-cadence.max_steps // cadence.save_every)
+    elif flags.keep_every:
+        kept = cadence.max_steps and flags.keep_last + cadence.max_steps // flags.keep_every
+    own = sum(
+        path.stat().st_size
+        for directory in step_directories(inputs.run_directory / "checkpoints")
+        for path in directory.rglob("*")
+        if path.is_file()
+    )
+    free = shutil.disk_usage(existing_parent(inputs.run_directory)).free
+    rows = {"checkpoint": _gib(size), "free for checkpoints": _gib(free + own)}
+    if kept is None:
+        return rows | {"needed for checkpoints": "grows without end"}
+    needed = (kept + 1) * size
+    if needed > free + own:
+        problems.append(
+            f"checkpoints need {_gib(needed)} in {inputs.run_directory} ({kept} kept and one being written, "
+            f"{_gib(size)} each), {_gib(free + own)} are there; free some, or use a smaller --keep_last."
+        )
+    return rows | {"needed for checkpoints": f"{kept} + 1: {_gib(needed)}"}
+
+
+def _memory_rows(
+    prepared: Prepared, shape: ModelShape, gpus_per_node: int, gpu_memory_gb: float, problems: list[str]
+) -> dict[str, str]:
+    """Predictions for the configured stage in parts, and for the others in all."""
+    inputs, half = prepared.inputs, is_half(prepared.inputs.engine)
+    configured = inputs.engine.deepspeed.get("zero_optimization", {}).get("stage", 0)
+    at = partial(rank_memory, inputs, shape)
+    own = at(configured)
+    copy = 0  # of a checkpoint in host memory, while it is written behind training
+    if not inputs.run_flags.sync_save:
+        copy = checkpoint_bytes(shape.num_parameters, stage=configured, half=half) // inputs.engine.layout.world_size
+    rows = {f"rank memory, ZeRO {stage}": _gib(at(stage).device) for stage in range(4) if not (half and stage == 0)}
+    rows[f"rank memory, ZeRO {configured}"] += " *"
+    rows |= {
+        "* weights": _gib(own.weights),
+        "* gradients": _gib(own.gradients),
+        "* optimizer": _gib(own.optimizer),
+        "* buckets, gathered weights": _gib(own.buffers),
+        "* activations, logits (most)": _gib(own.activations),
+        # Every rank builds the whole model in fp32 before DeepSpeed takes it over.
+        "host memory of a node": _gib(gpus_per_node * (own.host + max(4 * shape.num_parameters, copy))),
+    }
+    if own.device > gpu_memory_gb * GIB:
+        fitting = [stage for stage in range(1, 4) if at(stage).device <= gpu_memory_gb * GIB]
+        problems.append(
+            f"a rank is predicted to need {_gib(own.device)}, more than --gpu_memory_gb {gpu_memory_gb:g}; "
+            + (f"ZeRO {' or '.join(map(str, fitting))} would fit, or " if fitting else "use ")
+            + "a smaller --micro_batch."
+        )
+    return rows
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:,.2f} GiB"

@@ -1,0 +1,155 @@
+"""The scores of a checkpoint: accuracy by lookahead on a split, and loss on held-out C4."""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data_tools.base.errors import UserError
+from data_tools.base.files import write_json
+from data_tools.base.text_table import counted
+from data_tools.corpus.shards import META_NAME, PackedBlocks
+from data_tools.corpus.tokenizer import load_tokenizer
+from data_tools.runs.intervals import wilson_interval
+from data_tools.search.splits import Splits, find_data_dir
+from ds_train.checkpoints.weights import Weights, find_weights, model_with_weights, saved_seq_len
+from ds_train.model.causal_lm import load_model_config, prepare_config
+from ds_train.phases.evaluation import HeldOut, HeldOutResult, evaluate_c4, evaluate_heldout, heldout_examples
+from ds_train.ranks.collectives import check_num_nodes, device_of, init_distributed
+from ds_train.ranks.entry import set_up_logging
+from ds_train.ranks.world import World, check_num_ranks, world_from_env
+from ds_train.step.losses import PackedLM
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DEFAULT_SEQ_LEN = 2048
+
+
+def score(args: argparse.Namespace) -> int:
+    """Load the checkpoint, evaluate it on all ranks, print the table and write the report. Collective.
+
+    Args:
+        args: of ``ds_train/evaluate.py``.
+    """
+    world = world_from_env()
+    set_up_logging(world)
+    check_num_ranks(world, args.num_ranks)
+    weights = find_weights(args.checkpoint)
+    splits = Splits(find_data_dir(args.scratch_dir, args.data_dir))
+    tokenizer = load_tokenizer(args.tokenizer or str(weights.description))
+    seq_len = args.seq_len or saved_seq_len(weights) or _DEFAULT_SEQ_LEN
+    if not args.seq_len and not saved_seq_len(weights):
+        logger.warning("%s does not say its seq_len; longer examples than %d are left out", weights.path, seq_len)
+    blocks = _pack(args, tokenizer.fingerprint)
+    heldout = heldout_examples(
+        splits.rows(args.split), tokenizer, seq_len=seq_len, subset_size=args.num_examples, seed=args.seed
+    )
+    if not heldout.samples:
+        raise UserError(
+            f"all examples of {args.split}.jsonl are longer than seq_len {seq_len}; give a larger --seq_len."
+        )
+    model = _load(weights, world, seq_len, tokenizer.vocab_size, _DTYPES[args.dtype])
+    init_distributed(world)
+    check_num_nodes(world, args.num_nodes)
+    logger.info("evaluating %s on %s of %s", weights.path, counted(len(heldout.samples), "example"), args.split)
+    c4_loss, how = None, (args.micro_batch, world)
+    with _bar(args.split, len(heldout.samples), *how) as bar:
+        result = evaluate_heldout(model, heldout, micro_batch=args.micro_batch, world=world, pulse=bar.update)
+    if blocks:
+        with _bar("C4", blocks.num_validation_blocks, *how) as bar:
+            c4_loss = evaluate_c4(model, blocks, micro_batch=args.micro_batch, world=world, pulse=bar.update)
+    report = {
+        "checkpoint": str(weights.path),
+        "data_dir": str(splits.directory),
+        "split": args.split,
+        "seq_len": seq_len,
+        **summarize(result, heldout),
+        "c4_loss": c4_loss,
+    }
+    if world.is_main:
+        print(as_table(report))
+        if args.output:
+            write_json(args.output, report)
+    return 0
+
+
+def _pack(args: argparse.Namespace, tokenizer_fingerprint: str) -> PackedBlocks | None:
+    """The pack whose validation blocks are scored; the default one is left out where it does not fit."""
+    directory = args.pack_dir or Path(args.scratch_dir) / "data" / "c4_packed"
+    if not args.pack_dir and not (directory / META_NAME).exists():
+        return None
+    blocks = PackedBlocks(directory)
+    if blocks.meta.tokenizer_sha256 != tokenizer_fingerprint:
+        raise UserError(
+            f"{directory} was packed with another tokenizer ({blocks.meta.tokenizer}) than the checkpoint's; "
+            "give --pack_dir of a fitting one."
+        )
+    return blocks
+
+
+def _bar(name: str, num_samples: int, micro_batch: int, world: World) -> "tqdm[NoReturn]":
+    """Rank 0's progress over the batches of all ranks; nothing where output is a file."""
+    total = -(-num_samples // (micro_batch * world.size))
+    return tqdm(desc=name, total=total, unit="batch", disable=None if world.is_main else True, leave=False)
+
+
+def _load(weights: Weights, world: World, seq_len: int, vocab_size: int, dtype: torch.dtype) -> PackedLM:
+    config = prepare_config(
+        load_model_config(str(weights.description)),
+        seq_len=seq_len,
+        vocab_size=vocab_size,
+        attn_implementation="auto",
+        keep_dropout=False,
+        scratch=False,
+    )
+    model = PackedLM(model_with_weights(weights, config)).eval()
+    for parameter in model.parameters():  # parameters only: a cast of the module would damage rotary frequencies
+        parameter.data = parameter.data.to(dtype)
+    return model.to(device_of(world))
+
+
+def summarize(result: HeldOutResult, heldout: HeldOut) -> dict[str, Any]:
+    """Loss and accuracies, over everything and by lookahead; what ``--output`` holds of them."""
+    groups = [(lookahead, heldout.lookahead == lookahead) for lookahead in np.unique(heldout.lookahead).tolist()]
+    return {
+        "num_too_long": heldout.num_too_long,
+        "loss": result.loss,
+        **_accuracies(result.by_any, result.by_first),
+        "by_lookahead": [
+            {"lookahead": lookahead, **_accuracies(result.by_any[chosen], result.by_first[chosen])}
+            for lookahead, chosen in groups
+        ],
+    }
+
+
+def _accuracies(by_any: np.ndarray, by_first: np.ndarray) -> dict[str, Any]:
+    """Number of examples, and both accuracies with their 95 % confidence intervals."""
+    columns: dict[str, Any] = {"num_examples": len(by_any)}
+    for name, flags in (("accuracy_any", by_any), ("accuracy_first", by_first)):
+        columns[name] = float(flags.mean())
+        columns[f"{name}_low"], columns[f"{name}_high"] = wilson_interval(int(flags.sum()), len(flags))
+    return columns
+
+
+def as_table(report: dict[str, Any]) -> str:
+    """The report as text."""
+    c4_loss = "" if report["c4_loss"] is None else f"   C4 validation loss {report['c4_loss']:.4f}"
+    lines = [
+        f"{report['checkpoint']} on {report['split']}: {report['num_examples']} examples, "
+        f"{report['num_too_long']} longer than seq_len {report['seq_len']} left out",
+        f"weighted loss {report['loss']:.4f}{c4_loss}",
+        "accuracies with 95 % confidence intervals (Wilson)",
+        "lookahead  examples            any valid answer                first answer",
+    ]
+    for row in [*report["by_lookahead"], {**report, "lookahead": "all"}]:
+        accuracies = (
+            f"{row[name]:.4f} [{row[f'{name}_low']:.4f}, {row[f'{name}_high']:.4f}]"
+            for name in ("accuracy_any", "accuracy_first")
+        )
+        lines.append("  ".join([f"{row['lookahead']:>9}  {row['num_examples']:>8}", *(f"{a:>26}" for a in accuracies)]))
+    return "\n".join(lines)
