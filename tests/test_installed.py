@@ -22,10 +22,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What ``pip install .`` puts into an environment, apart from the dependencies."""
     directory = tmp_path_factory.mktemp("installed")
     copy = directory / "source"
-    tracked = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    ).stdout
-    for name in filter(None, tracked.split("\0")):
+    git = ["git", "-C", str(REPOSITORY), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    for name in filter(None, subprocess.run(git, capture_output=True, text=True, check=True).stdout.split("\0")):
         source = REPOSITORY / name
         if source.is_file() and not name.startswith("tests/"):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
