@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from data_tools.base.command_line import CommandParser
 from data_tools.base.errors import UserError, run_command
 from data_tools.base.files import whole_file
 from data_tools.base.text_table import counted
@@ -46,9 +47,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="plot_run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="python -m data_tools.plot_run", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=f"{len(COLOURS)} directories of runs at most")
     parser.add_argument("--out", type=Path, default=Path("report"), help="directory of the pictures (default: report)")
     parser.add_argument("--names", nargs="+", help="of the runs in legends (default: their directories')")

@@ -1,10 +1,12 @@
 """One clear message for bad input: what is wrong, what was given, what was expected, how to fix it."""
 
+import math
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 DEBUG = "--debug"
 _INTERRUPTED, _BROKEN_PIPE = 128 + 2, 128 + 13  # what a shell makes of SIGINT and SIGPIPE
@@ -84,3 +86,8 @@ class Problems:
         if self._messages:
             listed = "".join(f"\n  {number}. {message}" for number, message in enumerate(self._messages, 1))
             raise UserError(f"{len(self._messages)} problems:{listed}")
+
+
+def is_number(value: Any) -> bool:
+    """A finite int or float; JSON's true and NaN are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -8,8 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from data_tools.base.errors import Problems, UserError
-from ds_train.config.json_checks import check_blocks, check_precision, drop_non_objects, is_number
+from data_tools.base.errors import Problems, UserError, is_number
+from ds_train.config.json_checks import check_blocks, check_precision, drop_non_objects
 from ds_train.config.layout import Layout
 from ds_train.config.schedule import Schedule, schedule_from_block
 from ds_train.config.trainer_flags import OverrideFlags

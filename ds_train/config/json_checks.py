@@ -4,12 +4,11 @@ DeepSpeed itself ignores a top-level key it does not know, and meets other mista
 """
 
 import inspect
-import math
 from collections.abc import Callable, Collection
 from typing import Any
 
 from data_tools.base.command_line import did_you_mean
-from data_tools.base.errors import Problems
+from data_tools.base.errors import Problems, is_number
 
 # Top-level keys that mean something here.
 KNOWN_KEYS = frozenset(
@@ -52,11 +51,6 @@ _OBJECTS = (
     ("comms_logger",), ("flops_profiler",), ("tensorboard",), ("wandb",), ("csv_monitor",), ("comet",),
 )  # fmt: skip
 _DTYPES = ("fp32", "bf16", "fp16")
-
-
-def is_number(value: Any) -> bool:
-    """A finite int or float; JSON's true and NaN are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def drop_non_objects(config: dict[str, Any], problems: Problems) -> None:

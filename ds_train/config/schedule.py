@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from data_tools.base.errors import UserError
+from data_tools.base.errors import UserError, is_number
 
 _WARMUP_KEYS = {"warmup_num_steps", "warmup_type"}
 _KEYS = {
@@ -103,20 +103,16 @@ def _checked_block(block: Any) -> tuple[str, dict[str, Any]]:
     return kind, params
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_whole(value: Any, least: int) -> bool:
-    return _is_number(value) and value == int(value) and value >= least
+    return is_number(value) and value == int(value) and value >= least
 
 
-_RATIO = ("a number in [0, 1]", lambda value: _is_number(value) and 0 <= value <= 1)
+_RATIO = ("a number in [0, 1]", lambda value: is_number(value) and 0 <= value <= 1)
 _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "warmup_num_steps": ("a whole number of at least 0", lambda value: _is_whole(value, 0)),
     "warmup_type": ("linear or log", lambda value: value in ("linear", "log")),
-    "warmup_min_lr": ("a number of at least 0", lambda value: _is_number(value) and value >= 0),
-    "warmup_max_lr": ('a number or "auto"', lambda value: value == "auto" or _is_number(value)),
+    "warmup_min_lr": ("a number of at least 0", lambda value: is_number(value) and value >= 0),
+    "warmup_max_lr": ('a number or "auto"', lambda value: value == "auto" or is_number(value)),
     "warmup_min_ratio": _RATIO,
     "cos_min_ratio": _RATIO,
     "total_num_steps": (
