@@ -29,7 +29,7 @@ from data_tools.base.command_line import CommandParser
 from data_tools.base.errors import UserError, run_command
 from data_tools.base.files import sync_directory, whole_file, write_json
 from data_tools.base.processes import num_cores, worker_processes
-from data_tools.search.generator import MAX_ATTEMPTS, ExampleSource
+from data_tools.search.generator import MAX_ATTEMPTS, ExampleGenerator
 from data_tools.search.graphs import search_budget
 from data_tools.search.splits import (
     META_NAME,
@@ -96,8 +96,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def _source(args: argparse.Namespace, name: str) -> ExampleSource:
-    return ExampleSource(
+def _source(args: argparse.Namespace, name: str) -> ExampleGenerator:
+    return ExampleGenerator(
         args.generator,
         max_input_size=args.max_input_size,
         max_lookahead=args.max_lookahead,
@@ -107,7 +107,7 @@ def _source(args: argparse.Namespace, name: str) -> ExampleSource:
 
 
 def _write_split(
-    executor: ProcessPoolExecutor, source: ExampleSource, size: int, path: Path, used: set[bytes]
+    executor: ProcessPoolExecutor, source: ExampleGenerator, size: int, path: Path, used: set[bytes]
 ) -> SplitFile:
     """Write one split; its prompts join ``used``, and one that is there already gives way to the next attempt."""
     digest = hashlib.sha256()
@@ -133,7 +133,7 @@ def _write_split(
     return SplitFile(size, num_bytes, digest.hexdigest())
 
 
-def _make_row(source: ExampleSource, index: int, attempt: int = 0) -> tuple[bytes, bytes]:
+def _make_row(source: ExampleGenerator, index: int, attempt: int = 0) -> tuple[bytes, bytes]:
     """In a worker: the digest of the prompt and the line of one example."""
     stage = source.max_lookahead
     example = source.example(index, stage, attempt)

@@ -43,7 +43,7 @@ from data_tools.corpus.shards import (
     little_endian,
     token_dtype,
 )
-from data_tools.corpus.text_source import SUFFIXES, FileSource, HubSource, TextSource, shuffled_documents
+from data_tools.corpus.text_source import SUFFIXES, DocumentSource, FileSource, HubSource, shuffled_documents
 from data_tools.corpus.token_stream import TokenStream
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _pack(
-    directory: Path, progress: PackProgress, source: TextSource, tokenizer: TextTokenizer, num_workers: int
+    directory: Path, progress: PackProgress, source: DocumentSource, tokenizer: TextTokenizer, num_workers: int
 ) -> None:
     """Write the files that are not there yet, then meta.json."""
     asked = progress.parameters
@@ -174,7 +174,7 @@ def _meta(progress: PackProgress, tokenizer: TextTokenizer) -> PackMeta:
     )
 
 
-def _open_source(args: argparse.Namespace) -> TextSource:
+def _open_source(args: argparse.Namespace) -> DocumentSource:
     if args.source:
         return FileSource(args.source)
     # A dataset revised in between would make an unfinished pack impossible to finish.

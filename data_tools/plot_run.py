@@ -14,7 +14,7 @@ from pathlib import Path
 from data_tools.base.command_line import CommandParser
 from data_tools.base.errors import UserError, run_command
 from data_tools.base.files import whole_file
-from data_tools.base.text_table import counted
+from data_tools.base.text_table import pluralize
 from data_tools.runs.logs import AXES, Row, RunLogs, checkpoint_name, distinct_names, read_evaluation
 from data_tools.runs.panels import LOOKAHEAD, PANELS, Panel
 from data_tools.runs.pictures import COLOURS, as_png, draw, draw_lookahead
@@ -60,7 +60,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out {args.out} is a file; give a directory, which is made where it is missing.")
     if len(args.names) != len(args.runs):
-        raise UserError(f"{len(args.names)} --names for {counted(len(args.runs), 'run')}; give one for each.")
+        raise UserError(f"{len(args.names)} --names for {pluralize(len(args.runs), 'run')}; give one for each.")
     if len(set(args.names)) < len(args.names):
         raise UserError(f"--names {' '.join(args.names)}: a name is given twice; runs need names of their own.")
     return args

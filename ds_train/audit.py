@@ -18,7 +18,7 @@ import yaml
 
 from data_tools.base.command_line import CommandParser
 from data_tools.base.errors import UserError, run_command
-from data_tools.base.text_table import counted
+from data_tools.base.text_table import pluralize
 from data_tools.runs.logs import Row, read_logs
 from data_tools.runs.settings import flat
 from ds_train.config.flags import role_of
@@ -131,7 +131,7 @@ def _verdict(results: dict[str, Comparison], steps: list[int]) -> str:
 
 
 def _extent(rows: dict[int, Row]) -> str:
-    return f"{counted(len(rows), 'row')}, steps {min(rows)} to {max(rows)}"
+    return f"{pluralize(len(rows), 'row')}, steps {min(rows)} to {max(rows)}"
 
 
 def _settings(run: Path) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _layout(settings: dict[str, Any]) -> str:
     except KeyError:
         return ""
     zero = settings.get("zero_optimization.stage", 0)
-    return f"; {counted(ranks, 'rank')} × {accumulation} accumulation × micro batch {micro}, ZeRO {zero}"
+    return f"; {pluralize(ranks, 'rank')} × {accumulation} accumulation × micro batch {micro}, ZeRO {zero}"
 
 
 def _is_neutral(flag: Field) -> bool:

@@ -1,4 +1,4 @@
-"""Before the queue is paid for: would this launch start, does it fit, how long is it?
+"""Check a launch before submitting it: does it start, does it fit, how long will it take?
 
 python -m ds_train.preflight pretrain --nodes 1 8 --gpus_per_node 8 --scratch_dir DIR …  (the trainer's own flags)
 

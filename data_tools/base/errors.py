@@ -16,8 +16,8 @@ class UserError(ValueError):
     """Something the user gave or asked for cannot be used; the message says what to do about it."""
 
 
-def explained(error: BaseException) -> str | None:
-    """What a person needs to know of an error that lies in what is around the program; None for any other."""
+def user_message(error: BaseException) -> str | None:
+    """One line for an expected error, None for a bug."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, ModuleNotFoundError):
@@ -35,7 +35,7 @@ def report(message: str) -> None:
 
 
 def run_command(main: Callable[[], int | None]) -> None:
-    """Run a command's ``main`` and exit with its code; what can be `explained` is one message and exit code 1."""
+    """Run a command's ``main`` and exit with its code. An expected error is one message and exit code 1."""
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -46,7 +46,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _BROKEN_PIPE
     except Exception as error:
-        message = explained(error)
+        message = user_message(error)
         if message is None:
             raise
         report(message)

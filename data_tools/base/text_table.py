@@ -11,6 +11,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def counted(number: int, thing: str) -> str:
+def pluralize(number: int, thing: str) -> str:
     """``1 rank``, ``2 ranks``."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -25,7 +25,7 @@ _JSON_LINES = (".json.gz", ".jsonl.gz", ".jsonl", ".json.zst", ".jsonl.zst")
 SUFFIXES = (*_JSON_LINES, ".parquet", ".txt")
 
 
-class TextSource(Protocol):
+class DocumentSource(Protocol):
     """Where documents come from.
 
     Attributes:
@@ -44,7 +44,7 @@ class TextSource(Protocol):
         ...
 
 
-def shuffled_documents(source: TextSource, seed: int, buffer_size: int) -> Iterator[str]:
+def shuffled_documents(source: DocumentSource, seed: int, buffer_size: int) -> Iterator[str]:
     """All documents of a source that are not empty: parts in a seeded order, then through a shuffle buffer."""
     order = permutation(seed, "pack/parts", source.num_parts).tolist()
     texts = chain.from_iterable(source.read_part(part) for part in order)

@@ -23,7 +23,7 @@ def draw_problem(prompt: ParsedPrompt, terminal: Terminal) -> Iterator[str]:
     rest = [v for v in drawing.roots_first if v not in drawing.owner]
     if rest:
         yield f"not below {drawing.current}:"
-        drawing.hang(rest)
+        drawing.attach(rest)
         for vertex in rest:
             if drawing.owner[vertex] is None:
                 yield from drawing.tree(vertex, terminal, "  ", "  ")
@@ -91,9 +91,9 @@ class _Drawing:
         vertices = dict.fromkeys(vertex for edge in prompt.edges for vertex in edge)
         self.roots_first = sorted(vertices, key=lambda vertex: bool(parents[vertex]))
         self.owner: dict[str, str | None] = {}
-        self.hang([self.current])
+        self.attach([self.current])
 
-    def hang(self, roots: Iterable[str]) -> None:
+    def attach(self, roots: Iterable[str]) -> None:
         """Hang all that can be reached from each root, level by level, unless it hangs already."""
         for root in roots:
             pending = [] if root in self.owner else [root]

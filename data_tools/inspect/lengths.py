@@ -12,7 +12,7 @@ from data_tools.inspect.samples import DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKA
 from data_tools.runs.settings import DEFAULT_TOKENIZER
 from data_tools.samples.documents import encode_examples
 from data_tools.samples.readers import training_source
-from data_tools.search.generator import ExampleSource
+from data_tools.search.generator import ExampleGenerator
 from data_tools.search.graphs import search_budget
 
 _CHUNK = 100  # problems tokenized at a time
@@ -70,7 +70,7 @@ def spread_stages(max_input_size: int, max_lookahead: int) -> list[int]:
 
 
 def measure_lengths(
-    source: ExampleSource, tokenizer: TextTokenizer, stage: int, num_problems: int, progress: tqdm | None = None
+    source: ExampleGenerator, tokenizer: TextTokenizer, stage: int, num_problems: int, progress: tqdm | None = None
 ) -> Lengths:
     """Measure the first candidates of the training stream at a stage, the too long ones with them."""
     rows: list[tuple[int, int, int]] = []

@@ -4,7 +4,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 from data_tools.base.errors import UserError
-from data_tools.base.text_table import counted
+from data_tools.base.text_table import pluralize
 from data_tools.corpus.shards import VALIDATION_NAME, PackedBlocks, shard_name
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from data_tools.inspect.terminal import Terminal
@@ -13,7 +13,7 @@ from data_tools.runs.settings import tokenizer_of_runs
 from data_tools.samples.documents import Document, encode_examples, example_documents
 from data_tools.samples.mixin_table import MixinTable, load_mixin_table
 from data_tools.samples.readers import MixinReader, StreamReader, c4_document, training_source
-from data_tools.samples.samplers import MixtureSampler, Source, mixin_share
+from data_tools.samples.samplers import MixtureSampler, SampleKind, mixin_share
 from data_tools.search.splits import Splits, find_data_dir, split_file_name
 
 DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKAHEAD = 384, 64  # of build_data_splits
@@ -28,7 +28,7 @@ def split_lines(args: Namespace) -> Iterator[str]:
     view = _view(args, tokenizer)
     for number in picked:
         row = rows[number]
-        edges, characters = counted(row["num_edges"], "edge"), counted(len(row["input_text"]), "character")
+        edges, characters = pluralize(row["num_edges"], "edge"), pluralize(len(row["input_text"]), "character")
         facts = f"lookahead {row['lookahead']}, {edges}, {characters}"
         documents: list[Document] = []
         if tokenizer:
@@ -59,7 +59,7 @@ def stream_lines(args: Namespace) -> Iterator[str]:
         (candidate,) = reader.candidates([index], args.stage)
         example, alpha = candidate.example, args.stage / reader.source.max_lookahead
         facts = (
-            f"lookahead {example.lookahead}, {counted(example.num_edges, 'edge')}, "
+            f"lookahead {example.lookahead}, {pluralize(example.num_edges, 'edge')}, "
             f"{len(example.input_text):,} characters, {candidate.encoded.longest:,} tokens; attempt {candidate.attempt}"
         )
         if candidate.attempt:
@@ -86,7 +86,7 @@ def mixture_lines(args: Namespace) -> Iterator[str]:
     reader = MixinReader(rows, table, tokenizer, args.mixin_loss)
     view = _view(args, tokenizer)
     for title, source, block in _planned(args, sampler):
-        if source == Source.C4:
+        if source == SampleKind.C4:
             yield from _block(view, blocks, block, title)
             continue
         members = table.examples_of(block)
@@ -95,7 +95,7 @@ def mixture_lines(args: Namespace) -> Iterator[str]:
         for number, (member, document) in enumerate(zip(members, sample.documents, strict=True), 1):
             row = rows[member]
             facts = (
-                f"row {member} of mixin.jsonl: lookahead {row['lookahead']}, {counted(row['num_edges'], 'edge')}, "
+                f"row {member} of mixin.jsonl: lookahead {row['lookahead']}, {pluralize(row['num_edges'], 'edge')}, "
                 f"{len(document.tokens):,} tokens; "
                 f"the block holds {num_targets:,} of {blocks.meta.seq_len:,} targets"
             )
@@ -103,11 +103,11 @@ def mixture_lines(args: Namespace) -> Iterator[str]:
             yield from view.example(which, facts, row["input_text"], row["output_texts"], [document])
 
 
-def _planned(args: Namespace, sampler: MixtureSampler) -> Iterator[tuple[str, Source, int]]:
+def _planned(args: Namespace, sampler: MixtureSampler) -> Iterator[tuple[str, SampleKind, int]]:
     """The asked for samples of the run: a title, the source, and the index within it."""
     if args.blocks:
         for block in _picked(args, sampler.num_mixin_blocks, "synthetic blocks"):
-            yield "", Source.MIXIN, block
+            yield "", SampleKind.MIXIN, block
         return
     size = args.global_batch
     picked = _picked(args, args.total_steps * size, "samples of the run (total_steps × global_batch)")
@@ -118,7 +118,7 @@ def _planned(args: Namespace, sampler: MixtureSampler) -> Iterator[tuple[str, So
         for sample in range(max(picked[0], (step - 1) * size), min(picked[-1] + 1, step * size)):
             position = sample % size
             title = f"sample {sample} of the run (step {step}): "
-            yield title, Source(plan.sources[position]), int(plan.indices[position])
+            yield title, SampleKind(plan.sources[position]), int(plan.indices[position])
 
 
 def shards_lines(args: Namespace) -> Iterator[str]:
@@ -137,7 +137,7 @@ def _block(view: View, blocks: PackedBlocks, index: int, title: str = "", is_val
     shard, row = divmod(index, blocks.meta.blocks_per_shard)
     file = VALIDATION_NAME if is_validation else shard_name(shard)
     documents = int((tokens == blocks.meta.eos_id).sum())
-    ends = f"{counted(documents, 'document')} {'ends' if documents == 1 else 'end'} in it"
+    ends = f"{pluralize(documents, 'document')} {'ends' if documents == 1 else 'end'} in it"
     facts = f"{file}, row {row}: {len(tokens):,} tokens; {ends}"
     name = "validation block" if is_validation else "c4 block"
     yield from view.block(f"{title}{name} {index} of {total:,}", facts, c4_document(tokens))

@@ -141,7 +141,9 @@ class RunLogs:
     @cached_property
     def _tokens(self) -> np.ndarray:
         """Tokens up to each train row, (rows,), NaN if no row tells."""
-        return _known(self.train["step"], self.train.get("tokens", self.train["step"] * np.nan), self.train["step"])
+        return _interpolate(
+            self.train["step"], self.train.get("tokens", self.train["step"] * np.nan), self.train["step"]
+        )
 
     @cached_property
     def _seconds(self) -> np.ndarray:
@@ -163,7 +165,7 @@ class RunLogs:
         kept = np.isfinite(positions) & np.isfinite(values)
         return positions[kept], values[kept]
 
-    def reached(self, axis: str) -> float:
+    def last_position(self, axis: str) -> float:
         """Where the last row lies on one of `AXES`."""
         return float(self.positions(self.train["step"][-1:], axis)[0])
 
@@ -171,10 +173,10 @@ class RunLogs:
         """Where steps lie on one of `AXES` (time in seconds): between rows in proportion, NaN where that is unknown."""
         if axis == "step":
             return steps
-        return _known(self.train["step"], self._tokens if axis == "tokens" else self._seconds, steps)
+        return _interpolate(self.train["step"], self._tokens if axis == "tokens" else self._seconds, steps)
 
 
-def _known(rows: np.ndarray, values: np.ndarray, steps: np.ndarray) -> np.ndarray:
+def _interpolate(rows: np.ndarray, values: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """What grows from 0 with the steps, at ``steps``: in proportion between the rows that tell; NaN where none does."""
     told = np.isfinite(values)
     if not told.any():

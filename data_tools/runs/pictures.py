@@ -65,7 +65,7 @@ def draw(panel: Panel, runs: Sequence[RunLogs], axis: str, thresholds: Sequence[
     if not shown:
         return None
     marked = [(colour, run) for colour, run in shown if len(run.resumed_at) or len(run.mastered_at)]
-    end = float(np.nanmax([run.reached(axis) for run in runs]))
+    end = float(np.nanmax([run.last_position(axis) for run in runs]))
     unit, x_label = [pair for pair in _UNITS[axis] if pair[0] == 1 or end >= pair[0]][-1]
     with matplotlib.rc_context(_STYLE):
         handles = [*_run_handles(panel, shown), *_mark_handles(marked, thresholds)]
@@ -216,7 +216,7 @@ def _is_smoothed(panel: Panel, values: np.ndarray) -> bool:
 
 
 def _draw_marks(strip: Axes, lane: int, run: RunLogs, axis: str, unit: float, colour: str) -> None:
-    end = run.reached(axis) / unit
+    end = run.last_position(axis) / unit
     strip.plot([0, end], [lane, lane], color=colour, linewidth=0.8, alpha=0.35)
     for steps, look in ((run.mastered_at, _MASTERED), (run.resumed_at, _RESUMED)):
         positions = run.positions(steps, axis) / unit

@@ -191,15 +191,15 @@ def _best(column: str, pick: Callable[[np.ndarray], Any]) -> Callable[[RunLogs],
 
 
 def _tokens(run: RunLogs) -> str:
-    return f"{total:,.0f}" if np.isfinite(total := run.reached("tokens")) else _ABSENT
+    return f"{total:,.0f}" if np.isfinite(total := run.last_position("tokens")) else _ABSENT
 
 
 def _training_time(run: RunLogs) -> str:
-    return str(timedelta(seconds=round(seconds))) if np.isfinite(seconds := run.reached("time")) else _ABSENT
+    return str(timedelta(seconds=round(seconds))) if np.isfinite(seconds := run.last_position("time")) else _ABSENT
 
 
 def _speed(run: RunLogs) -> str:
-    return f"{run.reached('tokens') / seconds:,.0f}" if (seconds := run.reached("time")) > 0 else _ABSENT
+    return f"{run.last_position('tokens') / seconds:,.0f}" if (seconds := run.last_position("time")) > 0 else _ABSENT
 
 
 def _wall_clock(run: RunLogs) -> str:

@@ -12,7 +12,7 @@ from data_tools.corpus.shards import PackedBlocks
 from data_tools.corpus.tokenizer import TextTokenizer
 from data_tools.samples.documents import Document, EncodedExample, encode_examples, example_documents
 from data_tools.samples.mixin_table import MixinTable
-from data_tools.search.generator import MAX_ATTEMPTS, Example, ExampleSource
+from data_tools.search.generator import MAX_ATTEMPTS, Example, ExampleGenerator
 from data_tools.search.splits import SplitRows, prompt_digest
 
 
@@ -37,7 +37,7 @@ class Reader(Protocol):
     def read(self, indices: Sequence[int], stage: int) -> list[Sample]: ...
 
 
-def training_source(generator: str | None, *, max_input_size: int, max_lookahead: int, seed: int) -> ExampleSource:
+def training_source(generator: str | None, *, max_input_size: int, max_lookahead: int, seed: int) -> ExampleGenerator:
     """Where the candidates of the training stream come from.
 
     Args:
@@ -45,7 +45,7 @@ def training_source(generator: str | None, *, max_input_size: int, max_lookahead
         max_input_size, max_lookahead: of the splits that the run is evaluated on.
         seed: the run's.
     """
-    return ExampleSource(
+    return ExampleGenerator(
         generator, max_input_size=max_input_size, max_lookahead=max_lookahead, seed=seed, purpose="train"
     )
 
@@ -63,12 +63,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class StreamReader:
-    """SyntheticNL: sample ``index`` of the training stream at a stage, whoever asks and whenever.
+    """SyntheticNL: sample ``index`` of the training stream at a stage, a pure function of (index, stage).
 
     A candidate that is reserved or longer than seq_len is replaced by the next attempt of the same index.
     """
 
-    source: ExampleSource
+    source: ExampleGenerator
     tokenizer: TextTokenizer
     seq_len: int
     reserved: Container[bytes]

@@ -17,7 +17,7 @@ from data_tools.base.errors import UserError
 from data_tools.base.rng import permutation, uniform_at
 
 
-class Source(IntEnum):
+class SampleKind(IntEnum):
     """Where a sample comes from."""
 
     STREAM = 0  # sample ``index`` of the endless synthetic stream, at the plan's stage
@@ -42,7 +42,7 @@ class GlobalBatchPlan:
     Attributes:
         step: the optimizer step these samples train, from 1.
         stage: curriculum stage of the stream samples (0: none).
-        sources: (global_batch,) uint8, values of `Source`.
+        sources: (global_batch,) uint8, values of `SampleKind`.
         indices: (global_batch,) int64, index within the source.
         next_cursor: where the next plan starts.
     """
@@ -75,7 +75,7 @@ class CurriculumSampler:
         return GlobalBatchPlan(
             step=step,
             stage=cursor.stage,
-            sources=np.full(self.global_batch, Source.STREAM, np.uint8),
+            sources=np.full(self.global_batch, SampleKind.STREAM, np.uint8),
             indices=np.arange(first, end, dtype=np.int64),
             next_cursor=replace(cursor, consumed_index=end),
         )
@@ -163,7 +163,7 @@ class MixtureSampler:
         return GlobalBatchPlan(
             step=step,
             stage=cursor.stage,
-            sources=np.where(is_mixin, Source.MIXIN, Source.C4).astype(np.uint8),
+            sources=np.where(is_mixin, SampleKind.MIXIN, SampleKind.C4).astype(np.uint8),
             indices=indices,
             next_cursor=replace(
                 cursor,

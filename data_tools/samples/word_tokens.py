@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from data_tools.corpus.tokenizer import TextTokenizer
-from data_tools.search.generator import ExampleSource
+from data_tools.search.generator import ExampleGenerator
 from data_tools.search.prompts import FIRST_NAMES, SENTENCE_FORMS
 
 _MAX_KNOWN = 10_000  # words kept: new attributes seldom come again, and a small table stays in the processor's cache
@@ -88,7 +88,7 @@ class WordTokens:
 
     def _is_exact(self) -> bool:
         """Whether composed and tokenized texts agree; they hold all names and forms, and tell which marks there are."""
-        source = ExampleSource(max_input_size=96, max_lookahead=16, seed=0, purpose="word tokens")
+        source = ExampleGenerator(max_input_size=96, max_lookahead=16, seed=0, purpose="word tokens")
         examples = [source.example(index, stage) for index in range(8) for stage in (1, 4, 16)]
         facts = [form.format(name=name) % ("ab", "unwsizko") for name in FIRST_NAMES for form in SENTENCE_FORMS]
         texts = [" ".join(facts), *(example.input_text for example in examples)]

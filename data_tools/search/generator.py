@@ -2,7 +2,7 @@
 
 The protocol is the one the researchers' own generator follows: an object built from ``max_input_size`` and ``seed``
 whose ``generate_batch`` returns objects with ``input_text``, ``output_texts`` and ``labels``. Splits and training
-do not speak it themselves; they ask an :class:`ExampleSource` for the example at an address.
+do not speak it themselves; they ask an :class:`ExampleGenerator` for the example at an address.
 """
 
 import hashlib
@@ -119,7 +119,7 @@ class SearchGenerator:
         raise UserError(f"{MAX_ATTEMPTS} examples in a row are reserved (alpha {alpha:g}): pass fewer reserved_inputs")
 
 
-class ExampleSource:
+class ExampleGenerator:
     """Where splits and training take examples from: the example at (index, stage, attempt) and nothing else.
 
     Holds names and numbers only, so it can be pickled or inherited by worker processes.

@@ -275,7 +275,6 @@ def write_file(path: Path, value: Any) -> FileEntry:
 def saving_thread() -> ThreadPoolExecutor:
     """One thread; the interpreter's exit waits for its work.
 
-    It has the priority of training: with less it would get no time to give back the interpreter lock, which it takes
-    between two pieces, while training waits for it.
+    Normal priority: a low-priority thread can be descheduled while holding the GIL, and training waits for that.
     """
     return ThreadPoolExecutor(1, thread_name_prefix="save")

@@ -1,4 +1,4 @@
-"""Weights and optimizer moments in fp32 by parameter name, free of any layout: the road between ZeRO 0, {1, 2} and 3.
+"""Weights and optimizer moments in fp32 by parameter name, free of any layout: between ZeRO 0, {1, 2} and 3.
 
 DeepSpeed's universal format loads into the kind of stage that wrote it only. Its files are read here instead, and put
 tensor by tensor where an engine of another kind keeps them.
@@ -25,9 +25,8 @@ FullState = dict[str, dict[str, torch.Tensor]]  # parameter name → fp32, exp_a
 def fresh_engine(model: PackedLM, config: dict[str, Any]) -> Engine:
     """An engine that starts from the model's fp32 weights.
 
-    DeepSpeed makes its fp32 weights of those it has rounded to half precision. Then updates smaller than half a
-    rounding step, which all of a warm-up's are, leave every weight that is computed with as it was; starting from
-    the unrounded weights a due share of them moves.
+    DeepSpeed copies its fp32 master weights from already rounded bf16 ones. Early updates are below half a bf16 step,
+    so no weight would move; this restores the exact values.
     """
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     engine = build_engine(model, config)

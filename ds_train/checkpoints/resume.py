@@ -30,7 +30,7 @@ _HASH, _HASH_DIGITS = re.compile("[0-9a-f]{64}"), 12
 _WHAT_WORKS = "any ZeRO stage at any number of ranks into any other in fp32 and bf16; in fp16 not from or to ZeRO 0"
 
 
-class Road(Enum):
+class LoadMethod(Enum):
     """How a checkpoint gets into an engine."""
 
     DIRECT = auto()  # as DeepSpeed wrote it
@@ -59,7 +59,7 @@ def adapted_state(
     ]
     if changes and strict_layout:
         raise UserError(f"{checkpoint}: the layout changed ({', '.join(changes)}), and --strict_layout refuses that.")
-    if road(saved, current) is None:
+    if load_method(saved, current) is None:
         raise UserError(
             f"{checkpoint} was saved with ZeRO {saved.zero_stage} and cannot be resumed with ZeRO "
             f"{current.zero_stage}. What works: {_WHAT_WORKS}. Resume with --zero_stage {saved.zero_stage}, or start "
@@ -71,15 +71,15 @@ def adapted_state(
     return replace(saved, **layout, fingerprints=current.fingerprints, versions=current.versions)
 
 
-def road(saved: TrainState, current: TrainState) -> Road | None:
+def load_method(saved: TrainState, current: TrainState) -> LoadMethod | None:
     """How the checkpoint can be loaded in the current layout; None where it cannot."""
     stages = {saved.zero_stage, current.zero_stage}
     if len(stages) == 1 and (saved.world_size == current.world_size or stages == {0}):
-        return Road.DIRECT
+        return LoadMethod.DIRECT
     if len(stages) == 1 or stages == {1, 2}:
-        return Road.UNIVERSAL
+        return LoadMethod.UNIVERSAL
     # ZeRO 0 in half precision keeps its fp32 weights in a form of its own (fp16; bf16 with fp32 gradients has none).
-    return None if 0 in stages and saved.precision == "fp16" else Road.FULL_STATE
+    return None if 0 in stages and saved.precision == "fp16" else LoadMethod.FULL_STATE
 
 
 def _refuse_other_trajectory(
@@ -160,15 +160,15 @@ def restored_engine(
     Args:
         model: its weights are replaced.
         config: DeepSpeed's JSON.
-        saved, current: states of the checkpoint and of a fresh start, between which `road` has found a way.
+        saved, current: states of the checkpoint and of a fresh start, between which `load_method` has found a way.
     """
-    way = road(saved, current)
-    if way is Road.DIRECT:
+    method = load_method(saved, current)
+    if method is LoadMethod.DIRECT:
         engine = build_engine(model, config)
         load(engine, checkpoint, saved, world)
         return engine
     source = checkpoint if saved.zero_stage == 0 else on_main(world, lambda: convert_to_universal(checkpoint))
-    if way is Road.FULL_STATE:
+    if method is LoadMethod.FULL_STATE:
         engine = engine_with_full_state(model, config, source, saved, world)
     else:
         universal = {"checkpoint": config.get("checkpoint", {}) | {"load_universal": True}}

@@ -58,7 +58,7 @@ class StateCollector(TorchCheckpointEngine):
 
 
 @dataclass
-class _Asked:
+class _PendingSave:
     """A checkpoint that is to be made.
 
     Attributes:
@@ -97,14 +97,14 @@ class Checkpoints:
     keep_last: int = 3
     keep_every: int = 0
     sync: bool = False
-    committed: int = 0  # step that needs no saving: resumed from or saved last; a fresh start is at 0
+    last_saved_step: int = 0  # step that needs no saving: resumed from or saved last; a fresh start is at 0
     _snapshots: Snapshots = field(default_factory=Snapshots)
     _thread: ThreadPoolExecutor = field(default_factory=saving_thread)
     _running: Future[str | None] | None = None
     _said_memory: bool = False
 
     def __post_init__(self) -> None:
-        self._asked_step = self.committed
+        self._asked_step = self.last_saved_step
         self._group = None
         if self.world.size > 1:  # its ranks wait for the slowest writer, and the watchdog for them
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=2 * LONG_S))
@@ -116,7 +116,7 @@ class Checkpoints:
         """
         self.wait()
         self._asked_step = state.step
-        if state.step == self.committed:
+        if state.step == self.last_saved_step:
             return
         started = time.perf_counter()
         if problem := on_main(self.world, lambda: self._prepare(engine)):
@@ -129,13 +129,13 @@ class Checkpoints:
         engine.save_checkpoint(
             str(self.directory), tag=saving_name(state.step), client_state=state.to_client_state(), save_latest=False
         )
-        asked = _Asked(state.step, collector.files, collector.error, started)
+        asked = _PendingSave(state.step, collector.files, collector.error, started)
         collector.files = []  # DeepSpeed keeps the collector
         if self._snapshot(asked):
             asked.stalled_s = time.perf_counter() - started
-            self._running = self._thread.submit(self._make, asked)
+            self._running = self._thread.submit(self._write_and_commit, asked)
         else:
-            self._learn(self._make(asked))
+            self._mark_saved(self._write_and_commit(asked))
 
     def wait(self) -> bool:
         """Wait until no checkpoint is being written. Works also where other ranks' main threads are elsewhere.
@@ -145,8 +145,8 @@ class Checkpoints:
         """
         if self._running is not None:
             running, self._running = self._running, None
-            self._learn(running.result())
-        return self.committed == self._asked_step
+            self._mark_saved(running.result())
+        return self.last_saved_step == self._asked_step
 
     def close(self) -> None:
         """End the thread and the process group, once nothing is being written. Collective."""
@@ -154,11 +154,11 @@ class Checkpoints:
         if self._group is not None:
             dist.destroy_process_group(self._group)
 
-    def _learn(self, problem: str | None) -> None:
+    def _mark_saved(self, problem: str | None) -> None:
         if problem is None:
-            self.committed = self._asked_step
+            self.last_saved_step = self._asked_step
 
-    def _snapshot(self, asked: _Asked) -> bool:
+    def _snapshot(self, asked: _PendingSave) -> bool:
         """Put a copy in the place of the files' contents; False where there is not to be one. Collective."""
         if self.sync:
             return False
@@ -170,7 +170,7 @@ class Checkpoints:
             self._said_memory = True
         return problem is None
 
-    def _make(self, asked: _Asked) -> str | None:
+    def _write_and_commit(self, asked: _PendingSave) -> str | None:
         """Write, agree, commit; returns what went wrong, the same on all ranks. Collective on the thread's group."""
         reports = self._gather(_write(asked))
         problem = self._gather(self._commit(asked.step, reports) if self.world.is_main else None)[0]
@@ -229,7 +229,7 @@ class Checkpoints:
         return "; ".join(errors)
 
 
-def _write(asked: _Asked) -> tuple[str | None, dict[Path, FileEntry]]:
+def _write(asked: _PendingSave) -> tuple[str | None, dict[Path, FileEntry]]:
     """Write this rank's files; returns what went wrong, and the files."""
     written = {}
     for path, value in asked.files if asked.error is None else ():

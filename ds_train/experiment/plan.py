@@ -132,7 +132,7 @@ class Experiment:
         return [
             Step(
                 title=f"evaluate {run}",
-                identity=shlex.join(["evaluate", *flags[run]]),
+                cache_key=shlex.join(["evaluate", *flags[run]]),
                 command=self._launch("evaluate", flags[run]),
                 product=evaluation_file(self.scratch, run),
             )
@@ -145,7 +145,7 @@ class Experiment:
         flags += ["--names", *(title for _, title in runs)]
         flags += ["--evaluation", *(str(evaluation_file(self.scratch, run)) for run, _ in runs)]
         flags += ["--out", str(self.scratch / "report")]
-        return self._tool("report", "plot_run", self.scratch / "report", flags, is_repeated=True)
+        return self._tool("report", "plot_run", self.scratch / "report", flags, always_run=True)
 
     def _pptrain_flags(self) -> list[str]:
         return self._trainer_flags("pptrain", PPTRAIN, ())
@@ -174,9 +174,9 @@ class Experiment:
         values = {name: value for name, value in self._sections.get(section, {}).items() if name not in without}
         return flags_of(values, f"{self._config}: {section}", known)
 
-    def _tool(self, title: str, module: str, product: Path, flags: list[str], is_repeated: bool = False) -> Step:
+    def _tool(self, title: str, module: str, product: Path, flags: list[str], always_run: bool = False) -> Step:
         command = [sys.executable, "-m", f"data_tools.{module}", *flags]
-        return Step(title, shlex.join([module, *flags]), command, product, is_repeated=is_repeated)
+        return Step(title, shlex.join([module, *flags]), command, product, always_run=always_run)
 
     def _launch(self, phase: str, flags: list[str]) -> list[str]:
         return [*(part.replace("{}", phase) for part in self._launcher), *flags]

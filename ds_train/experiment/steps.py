@@ -27,21 +27,21 @@ class Step:
 
     Attributes:
         title: of its heading.
-        identity: all that its result depends on; what starts it, and on how many ranks, is not among that.
+        cache_key: all that its result depends on; what starts it, and on how many ranks, is not among that.
         command: program and arguments.
         product: file or directory that it leaves.
         run: the run directory of a trainer, which leaves with a checkpoint when it finds a file STOP there.
         check: called before it is started; raises what would go wrong later.
-        is_repeated: run it each time.
+        always_run: run it each time.
     """
 
     title: str
-    identity: str
+    cache_key: str
     command: Sequence[str]
     product: Path
     run: Path | None = None
     check: Callable[[], None] | None = None
-    is_repeated: bool = False
+    always_run: bool = False
 
 
 def run_steps(steps: Sequence[Step], record: Path) -> int:
@@ -60,7 +60,7 @@ def run_steps(steps: Sequence[Step], record: Path) -> int:
             if runner.is_asked:
                 return ExitCode.PREEMPTED
             heading = f"{step.title} ({number + 1} of {len(steps)})"
-            if number < first and not step.is_repeated:
+            if number < first and not step.always_run:
                 print(f"== done before: {heading}", flush=True)
                 continue
             minutes, seconds = divmod(int(time.monotonic() - began), 60)
@@ -70,7 +70,7 @@ def run_steps(steps: Sequence[Step], record: Path) -> int:
             if code := runner.run(step):
                 return code
             # What followed, if anything did, was made from something else.
-            write_json(record, [done.identity for done in steps[: number + 1]])
+            write_json(record, [done.cache_key for done in steps[: number + 1]])
     return 0
 
 
@@ -83,7 +83,7 @@ def num_done(steps: Sequence[Step], record: Path) -> int:
     except (OSError, ValueError) as error:
         raise UserError(f"{record} cannot be read ({error}); remove it, and each step looks for itself.") from None
     pairs = zip(steps, done, strict=False)
-    return len([*takewhile(lambda pair: pair[0].identity == pair[1] and pair[0].product.exists(), pairs)])
+    return len([*takewhile(lambda pair: pair[0].cache_key == pair[1] and pair[0].product.exists(), pairs)])
 
 
 class _Runner:

@@ -1,6 +1,6 @@
 """What a model costs: memory of a rank and FLOPs of training, predicted from shapes alone.
 
-What each ZeRO stage keeps was read in DeepSpeed 0.19 and is held by a test that measures its engines. DeepSpeed's own
+What each ZeRO stage keeps follows DeepSpeed 0.19's source; a test compares real engines. DeepSpeed's own
 estimators (``estimate_zero2_model_states_mem_needs`` and its like) know no stage 1, count half-precision gradients in
 addition to the fp32 ones that stages 2 and 3 accumulate in, and leave out buckets and gathered weights.
 """

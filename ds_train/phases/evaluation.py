@@ -14,14 +14,14 @@ from data_tools.samples.readers import c4_document
 from data_tools.search.splits import SplitRows
 from ds_train.ranks.collectives import device_of, sum_over_ranks
 from ds_train.ranks.world import World
-from ds_train.step.losses import Flags
+from ds_train.step.losses import AnswerCorrectness
 from ds_train.step.micro_batch import pack
 
 Forward = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # a PackedLM, or an engine around one
-Pulse = Callable[[], None]  # called by all ranks before each of their batches; may raise
+BeforeBatch = Callable[[], None]  # called by all ranks before each of their batches; may raise
 
 
-def no_pulse() -> None:
+def do_nothing() -> None:
     """For evaluations that nobody interrupts."""
 
 
@@ -76,11 +76,11 @@ class HeldOutResult:
 
 
 def evaluate_heldout(
-    forward: Forward, heldout: HeldOut, *, micro_batch: int, world: World, pulse: Pulse = no_pulse
+    forward: Forward, heldout: HeldOut, *, micro_batch: int, world: World, before_batch: BeforeBatch = do_nothing
 ) -> HeldOutResult:
     """Teacher-forced accuracy and loss on graph-search examples."""
-    flags = Flags.none(len(heldout.samples), device_of(world))
-    loss = _run(forward, heldout.samples, flags, micro_batch, world, pulse)
+    flags = AnswerCorrectness.none(len(heldout.samples), device_of(world))
+    loss = _run(forward, heldout.samples, flags, micro_batch, world, before_batch)
     by_any, by_first = (
         sum_over_ranks(part.to(torch.uint8)).cpu().numpy().astype(bool) for part in (flags.by_any, flags.by_first)
     )
@@ -88,27 +88,27 @@ def evaluate_heldout(
 
 
 def evaluate_c4(
-    forward: Forward, blocks: PackedBlocks, *, micro_batch: int, world: World, pulse: Pulse = no_pulse
+    forward: Forward, blocks: PackedBlocks, *, micro_batch: int, world: World, before_batch: BeforeBatch = do_nothing
 ) -> float | None:
     """Mean negative log-likelihood per token of the pack's validation blocks; None where there are none."""
     samples = [[c4_document(blocks.validation_block(n))] for n in range(blocks.num_validation_blocks)]
-    return _run(forward, samples, None, micro_batch, world, pulse)
+    return _run(forward, samples, None, micro_batch, world, before_batch)
 
 
 @torch.no_grad()
 def _run(
     forward: Forward,
     samples: Sequence[list[Document]],
-    flags: Flags | None,
+    flags: AnswerCorrectness | None,
     micro_batch: int,
     world: World,
-    pulse: Pulse,
+    before_batch: BeforeBatch,
 ) -> float | None:
     """Sum(w · nll) / sum(w) over all samples; each rank takes every world-size'th run of ``micro_batch`` samples."""
     device = device_of(world)
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     for first in range(0, len(samples), micro_batch * world.size):
-        pulse()
+        before_batch()
         mine = first + world.rank * micro_batch
         part = samples[mine : mine + micro_batch]
         if not part:

@@ -14,9 +14,9 @@ from ds_train.checkpoints.save import read_state
 from ds_train.model.footprint import GIB, ModelShape, checkpoint_bytes, model_shape
 from ds_train.phases import pptrain, pretrain
 from ds_train.ranks.world import World
-from ds_train.run.assembly import Prepared, fresh_state
+from ds_train.run.assembly import CheckedRun, fresh_state
 from ds_train.run.summary import is_half, rank_memory
-from ds_train.training.phase import Cadence, PhaseSetup
+from ds_train.training.phase import Cadence, PhaseParts
 
 PHASES: dict[str, ModuleType] = {"pptrain": pptrain, "pretrain": pretrain}
 
@@ -73,7 +73,7 @@ def report(
     return rows | _memory_rows(prepared, shape, launch.gpus_per_node, gpu_memory_gb, problems)
 
 
-def _length_rows(prepared: Prepared, setup: PhaseSetup) -> dict[str, str]:
+def _length_rows(prepared: CheckedRun, setup: PhaseParts) -> dict[str, str]:
     """Steps, tokens and data of the whole run."""
     schedule, layout = prepared.inputs.engine.schedule, prepared.inputs.engine.layout
     seq_len, steps = prepared.inputs.model_flags.seq_len, setup.cadence.max_steps
@@ -103,7 +103,7 @@ def _length_rows(prepared: Prepared, setup: PhaseSetup) -> dict[str, str]:
     return rows | ({"tokens in all": f"at most {tokens * steps / 1e9:,.3f} G"} if steps else {})
 
 
-def _disk_rows(prepared: Prepared, shape: ModelShape, cadence: Cadence, problems: list[str]) -> dict[str, str]:
+def _disk_rows(prepared: CheckedRun, shape: ModelShape, cadence: Cadence, problems: list[str]) -> dict[str, str]:
     """Checkpoints that retention keeps, and the one being written, must fit."""
     inputs, flags = prepared.inputs, prepared.inputs.run_flags
     stage = inputs.engine.deepspeed.get("zero_optimization", {}).get("stage", 0)
@@ -133,7 +133,7 @@ def _disk_rows(prepared: Prepared, shape: ModelShape, cadence: Cadence, problems
 
 
 def _memory_rows(
-    prepared: Prepared, shape: ModelShape, gpus_per_node: int, gpu_memory_gb: float, problems: list[str]
+    prepared: CheckedRun, shape: ModelShape, gpus_per_node: int, gpu_memory_gb: float, problems: list[str]
 ) -> dict[str, str]:
     """Predictions for the configured stage in parts, and for the others in all."""
     inputs, half = prepared.inputs, is_half(prepared.inputs.engine)

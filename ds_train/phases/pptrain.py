@@ -7,21 +7,21 @@ from typing import Any
 
 from data_tools.base.errors import Problems, UserError
 from data_tools.samples.readers import StreamReader, training_source
-from data_tools.samples.samplers import CurriculumSampler, Source
-from data_tools.search.generator import ExampleSource
+from data_tools.samples.samplers import CurriculumSampler, SampleKind
+from data_tools.search.generator import ExampleGenerator
 from data_tools.search.splits import Splits, find_data_dir
 from ds_train.checkpoints.state import TrainState
 from ds_train.config.flags import compared_values, parse_flags
 from ds_train.config.trainer_flags import GROUPS, DataFlags, PPTrainFlags
 from ds_train.phases.curriculum import Curriculum
-from ds_train.phases.evaluation import HeldOut, Pulse, evaluate_heldout, heldout_examples
+from ds_train.phases.evaluation import BeforeBatch, HeldOut, evaluate_heldout, heldout_examples
 from ds_train.ranks.entry import set_up_logging
 from ds_train.ranks.world import World, world_from_env
-from ds_train.run.assembly import Prepared, launch
-from ds_train.run.inputs import Inputs, check_inputs
+from ds_train.run.assembly import CheckedRun, launch
+from ds_train.run.inputs import CommonInputs, check_inputs
 from ds_train.step.engine import Engine, StepResult
 from ds_train.training.metrics import Row
-from ds_train.training.phase import Cadence, PhaseSetup
+from ds_train.training.phase import Cadence, PhaseParts
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +64,10 @@ class PPTrain:
     def wants_evaluation(self, state: TrainState, promoted: bool) -> bool:
         return promoted
 
-    def evaluate(self, engine: Engine, state: TrainState, pulse: Pulse) -> dict[str, Any]:
-        result = evaluate_heldout(engine, self.heldout, micro_batch=self.micro_batch, world=self.world, pulse=pulse)
+    def evaluate(self, engine: Engine, state: TrainState, before_batch: BeforeBatch) -> dict[str, Any]:
+        result = evaluate_heldout(
+            engine, self.heldout, micro_batch=self.micro_batch, world=self.world, before_batch=before_batch
+        )
         return {
             **self._stage_columns(state),
             "heldout_acc": result.accuracy,
@@ -88,7 +90,9 @@ def _check_data(flags: PPTrainFlags, splits: Splits) -> None:
             )
 
 
-def _fingerprints(flags: PPTrainFlags, curriculum: Curriculum, splits: Splits, source: ExampleSource) -> dict[str, str]:
+def _fingerprints(
+    flags: PPTrainFlags, curriculum: Curriculum, splits: Splits, source: ExampleGenerator
+) -> dict[str, str]:
     return {
         "splits": splits.fingerprint,
         "generator": f"{source.name} {source.version}",
@@ -111,7 +115,7 @@ def _check_overflow(heldout: HeldOut, seq_len: int) -> None:
         )
 
 
-def prepare(argv: list[str] | None, world: World) -> Prepared:
+def prepare(argv: list[str] | None, world: World) -> CheckedRun:
     """Parse and check everything; a ``UserError`` tells all problems. Nothing is built, no process group joined."""
     all_flags, sources = parse_flags(*GROUPS["pptrain"], description="", argv=argv)
     run, flags, model, data, overrides = all_flags
@@ -137,7 +141,7 @@ def prepare(argv: list[str] | None, world: World) -> Prepared:
     assert inputs and splits and curriculum and source
     # An external generator reseeds global generators: it must never run in the trainer itself.
     num_workers = max(int(source.is_external), run.num_workers)
-    return Prepared(
+    return CheckedRun(
         inputs, all_flags, sources, num_workers, partial(_setup, inputs, flags, data, splits, curriculum, source)
     )
 
@@ -160,8 +164,13 @@ def _curriculum(flags: PPTrainFlags, max_lookahead: int) -> Curriculum:
 
 
 def _setup(
-    inputs: Inputs, flags: PPTrainFlags, data: DataFlags, splits: Splits, curriculum: Curriculum, source: ExampleSource
-) -> PhaseSetup:
+    inputs: CommonInputs,
+    flags: PPTrainFlags,
+    data: DataFlags,
+    splits: Splits,
+    curriculum: Curriculum,
+    source: ExampleGenerator,
+) -> PhaseParts:
     run, layout, seq_len = inputs.run_flags, inputs.engine.layout, inputs.model_flags.seq_len
     heldout = heldout_examples(
         splits.rows("eval"), inputs.tokenizer, seq_len=seq_len, subset_size=data.eval_subset_size, seed=run.seed
@@ -170,11 +179,11 @@ def _setup(
     reader = StreamReader(
         source, inputs.tokenizer, seq_len, splits.reserved_digests(), run.seed, flags.train_answer, flags.accuracy
     )
-    return PhaseSetup(
+    return PhaseParts(
         phase=PPTrain(curriculum, heldout, inputs.world, layout.micro_batch, flags.accuracy),
         cadence=Cadence(run.log_every, run.save_every or 200, flags.max_steps, run.stop_step),
         sampler=CurriculumSampler(layout.global_batch),
-        readers={Source.STREAM: reader},
+        readers={SampleKind.STREAM: reader},
         first_stage=flags.start_stage,
         fingerprints=_fingerprints(flags, curriculum, splits, source),
         summary={

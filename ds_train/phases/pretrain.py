@@ -10,7 +10,7 @@ from data_tools.base.errors import Problems, UserError
 from data_tools.corpus.shards import PackedBlocks
 from data_tools.samples.mixin_table import MixinTable, load_mixin_table
 from data_tools.samples.readers import C4Reader, MixinReader
-from data_tools.samples.samplers import MixinShare, MixtureSampler, Source, c4_blocks_needed, mixin_share
+from data_tools.samples.samplers import MixinShare, MixtureSampler, SampleKind, c4_blocks_needed, mixin_share
 from data_tools.search.splits import Splits, find_data_dir, split_file_name
 from ds_train.checkpoints.manifest import step_directories
 from ds_train.checkpoints.save import DESCRIPTION
@@ -18,15 +18,15 @@ from ds_train.checkpoints.state import TrainState
 from ds_train.checkpoints.weights import Weights, find_weights
 from ds_train.config.flags import compared_values, parse_flags
 from ds_train.config.trainer_flags import GROUPS, DataFlags, PretrainFlags, RunFlags
-from ds_train.phases.evaluation import HeldOut, Pulse, evaluate_c4, evaluate_heldout, heldout_examples
+from ds_train.phases.evaluation import BeforeBatch, HeldOut, evaluate_c4, evaluate_heldout, heldout_examples
 from ds_train.ranks.collectives import on_main
 from ds_train.ranks.entry import set_up_logging
 from ds_train.ranks.world import World, world_from_env
-from ds_train.run.assembly import Prepared, launch
-from ds_train.run.inputs import Inputs, check_inputs
+from ds_train.run.assembly import CheckedRun, launch
+from ds_train.run.inputs import CommonInputs, check_inputs
 from ds_train.step.engine import Engine, StepResult
 from ds_train.training.metrics import Row
-from ds_train.training.phase import Cadence, PhaseSetup
+from ds_train.training.phase import Cadence, PhaseParts
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Pretrain:
     accuracy: str = "any"  # no sample is scored while training
 
     def record(self, state: TrainState, result: StepResult) -> None:
-        num_new = int((result.plan.sources == Source.C4).sum())
+        num_new = int((result.plan.sources == SampleKind.C4).sum())
         passes, before = (
             index // self.blocks.num_blocks for index in (state.c4_block_idx, state.c4_block_idx - num_new)
         )
@@ -53,7 +53,7 @@ class Pretrain:
             logger.warning("step %d: the pack has been read %d times", state.step, passes)
 
     def train_columns(self, state: TrainState, result: StepResult) -> dict[str, Any]:
-        num_mixin = int((result.plan.sources == Source.MIXIN).sum())
+        num_mixin = int((result.plan.sources == SampleKind.MIXIN).sum())
         return {
             "c4_loss": result.c4_loss,
             "mixin_loss": result.synthetic_loss,
@@ -76,8 +76,8 @@ class Pretrain:
     def wants_evaluation(self, state: TrainState, promoted: bool) -> bool:
         return state.step % self.eval_every == 0 or state.finished
 
-    def evaluate(self, engine: Engine, state: TrainState, pulse: Pulse) -> dict[str, Any]:
-        how: Any = {"micro_batch": self.micro_batch, "world": self.world, "pulse": pulse}
+    def evaluate(self, engine: Engine, state: TrainState, before_batch: BeforeBatch) -> dict[str, Any]:
+        how: Any = {"micro_batch": self.micro_batch, "world": self.world, "before_batch": before_batch}
         result = evaluate_heldout(engine, self.heldout, **how)
         c4_loss = evaluate_c4(engine, self.blocks, **how)
         return {
@@ -100,7 +100,7 @@ def _initial_weights(run: RunFlags, flags: PretrainFlags) -> Weights | None:
     return find_weights(flags.pptrain_checkpoint, Path(run.scratch_dir) / flags.pptrain_run)
 
 
-def _check_pack(blocks: PackedBlocks, inputs: Inputs, problems: Problems) -> None:
+def _check_pack(blocks: PackedBlocks, inputs: CommonInputs, problems: Problems) -> None:
     meta, seq_len = blocks.meta, inputs.model_flags.seq_len
     if meta.seq_len != seq_len:
         problems.add(
@@ -122,7 +122,7 @@ def _fingerprints(flags: PretrainFlags, splits: Splits, blocks: PackedBlocks) ->
     }
 
 
-def prepare(argv: list[str] | None, world: World) -> Prepared:
+def prepare(argv: list[str] | None, world: World) -> CheckedRun:
     """Parse and check everything; a ``UserError`` tells all problems. Nothing is built, no process group joined."""
     all_flags, sources = parse_flags(*GROUPS["pretrain"], description="", argv=argv)
     run, flags, model, data, overrides = all_flags
@@ -145,7 +145,7 @@ def prepare(argv: list[str] | None, world: World) -> Prepared:
         _check_pack(blocks, inputs, problems)
     problems.raise_if_any()
     assert inputs and splits and blocks and share
-    return Prepared(
+    return CheckedRun(
         inputs, all_flags, sources, run.num_workers, partial(_setup, inputs, flags, data, share, splits, blocks)
     )
 
@@ -157,8 +157,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _setup(
-    inputs: Inputs, flags: PretrainFlags, data: DataFlags, share: MixinShare, splits: Splits, blocks: PackedBlocks
-) -> PhaseSetup:
+    inputs: CommonInputs, flags: PretrainFlags, data: DataFlags, share: MixinShare, splits: Splits, blocks: PackedBlocks
+) -> PhaseParts:
     run, layout, seq_len = inputs.run_flags, inputs.engine.layout, inputs.model_flags.seq_len
     table = on_main(inputs.world, lambda: _mixin_table(inputs, flags, share, splits))
     sampler = MixtureSampler(layout.global_batch, run.seed, share, blocks.num_blocks, table.num_blocks, table.fill)
@@ -173,13 +173,13 @@ def _setup(
     )
     if heldout.num_too_long:
         logger.warning("%d held-out examples are longer than seq_len and are left out", heldout.num_too_long)
-    return PhaseSetup(
+    return PhaseParts(
         phase=Pretrain(flags.total_steps, flags.eval_every, heldout, blocks, inputs.world, layout.micro_batch),
         cadence=Cadence(run.log_every, run.save_every or 500, flags.total_steps, run.stop_step),
         sampler=sampler,
         readers={
-            Source.C4: C4Reader(blocks),
-            Source.MIXIN: MixinReader(splits.rows("mixin"), table, inputs.tokenizer, flags.mixin_loss),
+            SampleKind.C4: C4Reader(blocks),
+            SampleKind.MIXIN: MixinReader(splits.rows("mixin"), table, inputs.tokenizer, flags.mixin_loss),
         },
         first_stage=0,
         fingerprints=_fingerprints(flags, splits, blocks),
@@ -193,7 +193,7 @@ def _setup(
     )
 
 
-def _mixin_table(inputs: Inputs, flags: PretrainFlags, share: MixinShare, splits: Splits) -> MixinTable:
+def _mixin_table(inputs: CommonInputs, flags: PretrainFlags, share: MixinShare, splits: Splits) -> MixinTable:
     if share.start == share.end == 0:
         return MixinTable.empty()
     table = load_mixin_table(

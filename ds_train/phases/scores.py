@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data_tools.base.errors import UserError
 from data_tools.base.files import write_json
-from data_tools.base.text_table import counted
+from data_tools.base.text_table import pluralize
 from data_tools.corpus.shards import META_NAME, PackedBlocks
 from data_tools.corpus.tokenizer import load_tokenizer
 from data_tools.runs.intervals import wilson_interval
@@ -56,13 +56,13 @@ def score(args: argparse.Namespace) -> int:
     model = _load(weights, world, seq_len, tokenizer.vocab_size, _DTYPES[args.dtype])
     init_distributed(world)
     check_num_nodes(world, args.num_nodes)
-    logger.info("evaluating %s on %s of %s", weights.path, counted(len(heldout.samples), "example"), args.split)
+    logger.info("evaluating %s on %s of %s", weights.path, pluralize(len(heldout.samples), "example"), args.split)
     c4_loss, how = None, (args.micro_batch, world)
     with _bar(args.split, len(heldout.samples), *how) as bar:
-        result = evaluate_heldout(model, heldout, micro_batch=args.micro_batch, world=world, pulse=bar.update)
+        result = evaluate_heldout(model, heldout, micro_batch=args.micro_batch, world=world, before_batch=bar.update)
     if blocks:
         with _bar("C4", blocks.num_validation_blocks, *how) as bar:
-            c4_loss = evaluate_c4(model, blocks, micro_batch=args.micro_batch, world=world, pulse=bar.update)
+            c4_loss = evaluate_c4(model, blocks, micro_batch=args.micro_batch, world=world, before_batch=bar.update)
     report = {
         "checkpoint": str(weights.path),
         "data_dir": str(splits.directory),

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 
-from data_tools.base.errors import UserError, explained, report
+from data_tools.base.errors import UserError, report, user_message
 from ds_train.ranks.signals import end_on_signal, ignore_signals
 from ds_train.ranks.world import World, world_from_env
 
@@ -42,16 +42,16 @@ def _leave_together() -> None:
 
 
 def run_entry(main: Callable[[], int]) -> None:
-    """Run an entry point on this rank and exit with its code; what can be `explained` is one message and exit code 1.
+    """Run an entry point on this rank and exit with its code. An expected error is one message and exit code 1.
 
-    Most errors meet all ranks alike, and rank 0 should report them once. Launchers kill every rank when the first
-    one fails, so the others wait until rank 0 has spoken; who is still there then had an error of its own.
+    Most errors hit every rank, so only rank 0 reports; the others report only if they outlive it. They wait, because
+    launchers kill every rank when the first one fails.
     """
     try:
         code = main()
         _leave_together()
     except Exception as error:
-        message = explained(error)
+        message = user_message(error)
         if type(error).__name__ == "OutOfMemoryError":  # torch's
             message = (
                 f"{str(error).splitlines()[0]} Lower --micro_batch or raise --zero_stage; ds_train.preflight helps."

@@ -33,7 +33,7 @@ _FAILED = "failed"  # key that a rank sets when it ends with an error of its own
 
 
 @dataclass
-class Beat:
+class Heartbeat:
     """What a rank tells the others.
 
     Attributes:
@@ -61,7 +61,7 @@ class Watchdog:
     def __init__(self, world: World, timeout_s: float) -> None:
         self._world = world
         self._timeout_s = timeout_s
-        self._beat = Beat(0, "starting", "", False, socket.gethostname())
+        self._beat = Heartbeat(0, "starting", "", False, socket.gethostname())
         self._last_progress, self._limit_s = time.monotonic(), max(timeout_s, LONG_S)
         self._stopped = threading.Event()
         self.explaining = threading.Lock()  # whoever has it first, main thread or watch, says what is wrong
@@ -72,7 +72,7 @@ class Watchdog:
             address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=_STORE_TIMEOUT_S)
         )
         self._publish()
-        for work in (self._talk, self._watch):
+        for work in (self._publish_loop, self._watch):
             threading.Thread(target=work, name=f"watchdog {work.__name__}", daemon=True).start()
 
     def progress(self, doing: str, *, is_long: bool = False) -> None:
@@ -95,9 +95,9 @@ class Watchdog:
 
     def missing(self) -> str | None:
         """Which other ranks keep this one from going on, in words; None where all seem well. Takes some seconds."""
-        before = self._look()
+        before = self._read_all()
         time.sleep(_SILENT_S if before else 0)
-        after = self._look() if before else None
+        after = self._read_all() if before else None
         if before is None or after is None:
             return "rank 0 is not reachable"  # it holds the store
         del after[self._world.rank]
@@ -109,15 +109,15 @@ class Watchdog:
             return "; ".join(f"rank {r} ({b.host}) does not arrive: {b.doing}, at {b.place}" for r, b in busy.items())
         return None
 
-    def _look(self) -> dict[int, Beat | None] | None:
+    def _read_all(self) -> dict[int, Heartbeat | None] | None:
         """What every rank told last; None where rank 0's store does not answer."""
-        found: dict[int, Beat | None] = {}
+        found: dict[int, Heartbeat | None] = {}
 
         def read() -> None:
             with contextlib.suppress(RuntimeError):
                 for rank in range(self._world.size):
                     key = str(rank)
-                    found[rank] = Beat(**json.loads(self._store.get(key))) if self._store.check([key]) else None
+                    found[rank] = Heartbeat(**json.loads(self._store.get(key))) if self._store.check([key]) else None
 
         reader = threading.Thread(target=read, daemon=True)  # a store that is cut off may never answer
         reader.start()
@@ -127,7 +127,7 @@ class Watchdog:
     def _publish(self) -> None:
         self._store.set(str(self._world.rank), json.dumps(asdict(self._beat)))
 
-    def _talk(self) -> None:
+    def _publish_loop(self) -> None:
         """Tell how this rank is; leave when another one has failed."""
         with contextlib.suppress(RuntimeError):  # rank 0 is gone: the main thread will fail, or its patience will end
             while not self._stopped.wait(_BEAT_S):
@@ -146,7 +146,7 @@ class Watchdog:
                 place, _ = _position_of_main_thread()
                 with self.explaining:
                     missing = self.missing() or f"no rank is missing; this one is at {place}"
-                    end_without(self._world, f"no progress for {waited:.0f} s in {self._beat.doing}: {missing}")
+                    exit_rank_lost(self._world, f"no progress for {waited:.0f} s in {self._beat.doing}: {missing}")
 
 
 @contextlib.contextmanager
@@ -165,13 +165,13 @@ def supervision(world: World, timeout_s: float) -> Iterator[Watchdog]:
     except Exception as error:
         with watchdog.explaining:
             if missing := watchdog.missing():
-                end_without(world, f"{missing} ({type(error).__name__}: {str(error).splitlines()[0]})")
+                exit_rank_lost(world, f"{missing} ({type(error).__name__}: {str(error).splitlines()[0]})")
         watchdog.fail(error)
         raise
     watchdog.stop()
 
 
-def end_without(world: World, message: str) -> None:
+def exit_rank_lost(world: World, message: str) -> None:
     """Leave at once with exit code 87: nothing that needs all ranks can be done any more."""
     said = f"error: rank {world.rank}: {message}. Finished checkpoints are whole; started again, the run resumes.\n"
     os.write(2, said.encode())
@@ -180,7 +180,7 @@ def end_without(world: World, message: str) -> None:
     os._exit(ExitCode.RANK_LOST)
 
 
-def _host(beat: Beat | None) -> str:
+def _host(beat: Heartbeat | None) -> str:
     return beat.host if beat else "never heard of"
 
 

@@ -24,22 +24,22 @@ from ds_train.ranks.collectives import check_num_nodes, device_of, init_distribu
 from ds_train.ranks.signals import ExitCode, StopRequests, StopTraining
 from ds_train.ranks.watchdog import LONG_S, Watchdog, supervision
 from ds_train.run.fingerprints import common_fingerprints, precision, versions
-from ds_train.run.inputs import DEFAULT_MODEL, Inputs
+from ds_train.run.inputs import DEFAULT_MODEL, CommonInputs
 from ds_train.run.lock import run_lock
-from ds_train.run.record import Settings
+from ds_train.run.record import LaunchRecord
 from ds_train.run.summary import startup_summary
 from ds_train.step.engine import Engine
 from ds_train.step.losses import PackedLM
 from ds_train.step.stream import RankBatchBuilder, Stream
 from ds_train.training.loop import Run, train
 from ds_train.training.monitors import join_wandb
-from ds_train.training.phase import PhaseSetup
+from ds_train.training.phase import PhaseParts
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class CheckedRun:
     """A checked run, nothing of it built.
 
     Attributes:
@@ -49,18 +49,18 @@ class Prepared:
         make_setup: builds the phase's part; called once the process group exists, before the model does.
     """
 
-    inputs: Inputs
+    inputs: CommonInputs
     all_flags: Sequence[Any]
     sources: dict[str, str]
     num_workers: int
-    make_setup: Callable[[], PhaseSetup]
+    make_setup: Callable[[], PhaseParts]
 
 
-def launch(prepared: Prepared) -> ExitCode:
+def launch(prepared: CheckedRun) -> ExitCode:
     """Join the process group, build the run, restore the newest checkpoint, train."""
     inputs = prepared.inputs
     world, flags = inputs.world, inputs.run_flags
-    settings = Settings(prepared.all_flags, prepared.sources, inputs.engine)
+    settings = LaunchRecord(prepared.all_flags, prepared.sources, inputs.engine)
     if flags.print_config:
         if world.is_main:
             print(settings.shown())
@@ -94,7 +94,12 @@ def launch(prepared: Prepared) -> ExitCode:
 
 
 def _build_run(
-    inputs: Inputs, setup: PhaseSetup, settings: Settings, stream: Stream, stop: StopRequests, watchdog: Watchdog
+    inputs: CommonInputs,
+    setup: PhaseParts,
+    settings: LaunchRecord,
+    stream: Stream,
+    stop: StopRequests,
+    watchdog: Watchdog,
 ) -> Run:
     world, layout, flags = inputs.world, inputs.engine.layout, inputs.run_flags
     directory = inputs.run_directory / "checkpoints"
@@ -131,7 +136,7 @@ def _build_run(
             keep_last=flags.keep_last,
             keep_every=flags.keep_every,
             sync=flags.sync_save,
-            committed=state.step,
+            last_saved_step=state.step,
         ),
         directory=inputs.run_directory,
         stop=stop,
@@ -140,7 +145,7 @@ def _build_run(
     )
 
 
-def _restored(inputs: Inputs, chosen: Path, current: TrainState) -> tuple[Engine, TrainState]:
+def _restored(inputs: CommonInputs, chosen: Path, current: TrainState) -> tuple[Engine, TrainState]:
     """An engine and state restored from a checkpoint, whatever layout saved it. Refusals come before any change."""
     world, flags = inputs.world, inputs.run_flags
     saved = read_state(chosen)
@@ -149,7 +154,7 @@ def _restored(inputs: Inputs, chosen: Path, current: TrainState) -> tuple[Engine
     return restored_engine(model, inputs.engine.deepspeed, chosen, saved, current, world), state
 
 
-def fresh_state(inputs: Inputs, setup: PhaseSetup) -> TrainState:
+def fresh_state(inputs: CommonInputs, setup: PhaseParts) -> TrainState:
     """The state before the first step; a checkpoint is compared with it."""
     layout = inputs.engine.layout
     return TrainState(
@@ -167,7 +172,7 @@ def fresh_state(inputs: Inputs, setup: PhaseSetup) -> TrainState:
     )
 
 
-def _initial_model(inputs: Inputs) -> PreTrainedModel:
+def _initial_model(inputs: CommonInputs) -> PreTrainedModel:
     if inputs.weights:
         return model_with_weights(inputs.weights, inputs.model_config)
     if inputs.model_flags.init == "pretrained":

@@ -20,7 +20,7 @@ DEFAULT_MODEL = "pythia-160m"
 
 
 @dataclass(frozen=True)
-class Inputs:
+class CommonInputs:
     """What both phases are given, checked and loaded before any process group or model exists."""
 
     world: World
@@ -44,7 +44,7 @@ def check_inputs(
     total_steps: int | None,
     min_lr_ratio: float | None = None,
     weights: Weights | None = None,
-) -> Inputs | None:
+) -> CommonInputs | None:
     """Check and load what both phases share; None when something is wrong (said in ``problems``)."""
     before = len(problems)
     directory = Path(run.scratch_dir) / (run.run_name or phase)
@@ -90,7 +90,7 @@ def check_inputs(
             )
     if len(problems) > before or engine is None or tokenizer is None or config is None:
         return None
-    return Inputs(world, run, model, directory, engine, tokenizer, config, weights)
+    return CommonInputs(world, run, model, directory, engine, tokenizer, config, weights)
 
 
 def _require_writable(directory: Path) -> None:

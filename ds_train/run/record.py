@@ -21,7 +21,7 @@ _WORDS = ("latest", "none")  # which pptrain_checkpoint takes for what they mean
 
 
 @dataclass(frozen=True)
-class Settings:
+class LaunchRecord:
     """Everything a run was given.
 
     Attributes:

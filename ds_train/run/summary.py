@@ -4,18 +4,20 @@ from pathlib import Path
 
 import torch
 
-from data_tools.base.text_table import counted
+from data_tools.base.text_table import pluralize
 from ds_train.checkpoints.state import TrainState
 from ds_train.config.deepspeed_json import EngineConfig
 from ds_train.model.attention import describe_attention
 from ds_train.model.footprint import GIB, RUNTIME, ModelShape, RankMemory, model_shape, predict
 from ds_train.run.fingerprints import precision
-from ds_train.run.inputs import DEFAULT_MODEL, Inputs
+from ds_train.run.inputs import DEFAULT_MODEL, CommonInputs
 from ds_train.step.engine import Engine
-from ds_train.training.phase import PhaseSetup
+from ds_train.training.phase import PhaseParts
 
 
-def startup_summary(inputs: Inputs, setup: PhaseSetup, engine: Engine, state: TrainState, chosen: Path | None) -> str:
+def startup_summary(
+    inputs: CommonInputs, setup: PhaseParts, engine: Engine, state: TrainState, chosen: Path | None
+) -> str:
     """The run as lines of names and descriptions.
 
     Args:
@@ -29,7 +31,7 @@ def startup_summary(inputs: Inputs, setup: PhaseSetup, engine: Engine, state: Tr
         "run": f"{inputs.run_directory}, seed {inputs.run_flags.seed}",
         "starts": f"after step {state.step:,}, from {chosen}" if chosen else "fresh",
         "model": f"{_model_name(inputs)}, {shape.num_parameters:,} parameters",
-        "layout": f"{counted(layout.world_size, 'rank')} × {layout.grad_accum} accumulation × "
+        "layout": f"{pluralize(layout.world_size, 'rank')} × {layout.grad_accum} accumulation × "
         f"micro batch {layout.micro_batch} = global batch {layout.global_batch:,}; ZeRO {zero}, {dtype}",
         "device": _device(engine.device),
         "a step": f"at most {tokens:,} tokens, {layout.global_batch:,} × seq_len {inputs.model_flags.seq_len:,}",
@@ -42,7 +44,7 @@ def startup_summary(inputs: Inputs, setup: PhaseSetup, engine: Engine, state: Tr
     return "\n".join([setup.phase.name, *(f"  {name:<{width}}  {told}" for name, told in rows.items())])
 
 
-def rank_memory(inputs: Inputs, shape: ModelShape, stage: int) -> RankMemory:
+def rank_memory(inputs: CommonInputs, shape: ModelShape, stage: int) -> RankMemory:
     """Predicted memory of a rank of this run, were it at a ZeRO stage."""
     layout = inputs.engine.layout
     return predict(
@@ -63,21 +65,21 @@ def is_half(engine: EngineConfig) -> bool:
 def _device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {counted(torch.get_num_threads(), 'thread')} a rank"
+    return f"CPU, {pluralize(torch.get_num_threads(), 'thread')} a rank"
 
 
 def _zero_stage(engine: EngineConfig) -> int:
     return engine.deepspeed.get("zero_optimization", {}).get("stage", 0)
 
 
-def _model_name(inputs: Inputs) -> str:
+def _model_name(inputs: CommonInputs) -> str:
     if inputs.weights:
         return f"weights of {inputs.weights.path}"
     name = inputs.model_flags.model_name or DEFAULT_MODEL
     return f"{name}, {'its pretrained' if inputs.model_flags.init == 'pretrained' else 'random'} weights"
 
 
-def _kernels(inputs: Inputs, engine: Engine) -> str:
+def _kernels(inputs: CommonInputs, engine: Engine) -> str:
     dtype = next(engine.module.parameters()).dtype
     optimizer = engine.basic_optimizer
     fused = "fused " if optimizer.defaults.get("fused") else ""
@@ -87,7 +89,7 @@ def _kernels(inputs: Inputs, engine: Engine) -> str:
     )
 
 
-def _memory(inputs: Inputs, shape: ModelShape, device: torch.device) -> str:
+def _memory(inputs: CommonInputs, shape: ModelShape, device: torch.device) -> str:
     """Predicted, and what there is on a GPU."""
     predicted = rank_memory(inputs, shape, _zero_stage(inputs.engine)).device
     if device.type != "cuda":

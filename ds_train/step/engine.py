@@ -15,7 +15,7 @@ from deepspeed import DeepSpeedEngine as Engine
 from data_tools.samples.samplers import GlobalBatchPlan
 from ds_train.config.layout import Layout
 from ds_train.ranks.collectives import gather_in_rank_order, gather_objects, sum_over_ranks
-from ds_train.step.losses import Flags, PackedLM
+from ds_train.step.losses import AnswerCorrectness, PackedLM
 from ds_train.step.micro_batch import C4, SYNTHETIC, MicroBatch
 from ds_train.step.nonfinite import NonFinite
 from ds_train.step.stream import RankBatch
@@ -82,7 +82,7 @@ def train_step(engine: Engine, batch: RankBatch, layout: Layout, accuracy: str) 
     weights, tokens, num_overflows = sum_over_ranks(counts).cpu().split([2, 2, 1])
     scale = layout.grad_accum * layout.world_size / weights.sum().item()
     sums_by_micro_batch: list[torch.Tensor] = []
-    flags = Flags.none(batch.num_examples, device)
+    flags = AnswerCorrectness.none(batch.num_examples, device)
 
     def take(micro_batch: MicroBatch, source_sums: torch.Tensor, is_right: torch.Tensor) -> None:
         sums_by_micro_batch.append(source_sums)

@@ -53,14 +53,14 @@ class PackedLM(nn.Module):
 
 
 @dataclass
-class Flags:
+class AnswerCorrectness:
     """Accuracy flags of a rank's samples: right by any scored answer, and right by the first."""
 
     by_any: torch.Tensor  # (num_examples,) bool
     by_first: torch.Tensor  # (num_examples,) bool
 
     @classmethod
-    def none(cls, num_examples: int, device: torch.device) -> "Flags":
+    def none(cls, num_examples: int, device: torch.device) -> "AnswerCorrectness":
         return cls(*(torch.zeros(num_examples, dtype=torch.bool, device=device) for _ in range(2)))
 
     def add(self, batch: MicroBatch, is_right: torch.Tensor) -> None:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data_tools.base.errors import UserError
 from data_tools.samples.readers import Overflow, Reader
-from data_tools.samples.samplers import Cursor, GlobalBatchPlan, Sampler, Source
+from data_tools.samples.samplers import Cursor, GlobalBatchPlan, SampleKind, Sampler
 from ds_train.config.layout import Layout
 from ds_train.step.micro_batch import C4, SYNTHETIC, MicroBatch, pack
 
@@ -53,7 +53,7 @@ class RankBatch:
 class RankBatchBuilder:
     """Builds one rank's batches from plans: the part of the stream that runs inside workers. Can be pickled."""
 
-    def __init__(self, readers: dict[Source, Reader], layout: Layout, rank: int) -> None:
+    def __init__(self, readers: dict[SampleKind, Reader], layout: Layout, rank: int) -> None:
         self._readers = readers
         self._layout = layout
         self._rank = rank
@@ -62,7 +62,7 @@ class RankBatchBuilder:
         part = self._layout.rank_slice(self._rank)
         sources, indices = plan.sources[part], plan.indices[part]
         samples: list = [None] * len(indices)
-        for source in map(Source, np.unique(sources)):
+        for source in map(SampleKind, np.unique(sources)):
             where = np.flatnonzero(sources == source)
             for position, sample in zip(
                 where, self._readers[source].read(indices[where].tolist(), plan.stage), strict=True
@@ -137,9 +137,8 @@ class _BatchDataset(Dataset):
 class Stream:
     """Rank batches in order, prefetched by workers; `restart` discards what was prefetched.
 
-    Workers are forked at once. **Construct it before the process has other threads** (process group, engine, watchdog):
-    a fork while one of them holds a lock of the interpreter leaves a worker that waits for it for ever. A worker also
-    keeps a copy of all memory that the trainer had at the fork and changes later.
+    Forks workers immediately; construct it before any thread starts (process group, engine, watchdog), or a child may
+    inherit a held lock. A worker also keeps a copy of all memory that the trainer had at the fork and changes later.
 
     Args:
         num_workers: loader processes; 0 builds batches in this process.

@@ -98,7 +98,7 @@ def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") 
         _skip_or_stop(run, result, result.nonfinite)
     lengths = (length for micro_batch in batch.micro_batches for length in micro_batch.lengths)
     logs.throughput.trained(int(result.tokens.sum()), run.flops.of_documents(lengths))
-    logs.progress.stepped()
+    logs.progress.step_done()
 
     phase.record(state, result)
     if state.step % cadence.log_every == 0:
@@ -187,13 +187,13 @@ def _skip_or_stop(run: Run, result: StepResult, nonfinite: NonFinite) -> None:
 def _evaluate(run: Run, logs: "_Logs") -> None:
     """Evaluate and log; one that is cut short stays pending in the state."""
 
-    def pulse() -> None:
+    def before_batch() -> None:
         run.watchdog.progress(f"evaluation at step {run.state.step}")
         run.stop.check()
 
     run.state.evaluation_pending = True
     run.engine.eval()
-    row = {"step": run.state.step, **run.phase.evaluate(run.engine, run.state, pulse), "timestamp": time.time()}
+    row = {"step": run.state.step, **run.phase.evaluate(run.engine, run.state, before_batch), "timestamp": time.time()}
     run.engine.train()
     run.state.evaluation_pending = False
     logs.write_evaluation(run, row)

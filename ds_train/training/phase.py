@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from data_tools.samples.readers import Reader
-from data_tools.samples.samplers import Sampler, Source
+from data_tools.samples.samplers import SampleKind, Sampler
 from ds_train.checkpoints.state import TrainState
 from ds_train.step.engine import Engine, StepResult
 from ds_train.training.metrics import Row
@@ -36,8 +36,8 @@ class Phase(Protocol):
 
     def wants_evaluation(self, state: TrainState, promoted: bool) -> bool: ...
 
-    def evaluate(self, engine: Engine, state: TrainState, pulse: Callable[[], None]) -> dict[str, Any]:
-        """This phase's columns of an evaluation row; ``pulse`` is called before each batch. Collective."""
+    def evaluate(self, engine: Engine, state: TrainState, before_batch: Callable[[], None]) -> dict[str, Any]:
+        """This phase's columns of an evaluation row; ``before_batch`` is called before each batch. Collective."""
         ...
 
 
@@ -55,7 +55,7 @@ class Cadence:
 
 
 @dataclass(frozen=True)
-class PhaseSetup:
+class PhaseParts:
     """What a phase contributes to a run.
 
     Attributes:
@@ -69,7 +69,7 @@ class PhaseSetup:
     phase: Phase
     cadence: Cadence
     sampler: Sampler
-    readers: dict[Source, Reader]
+    readers: dict[SampleKind, Reader]
     first_stage: int
     fingerprints: dict[str, str]
     summary: dict[str, str]

@@ -45,7 +45,7 @@ class Progress:
         """Leave the line as it is."""
         self._stack.close()
 
-    def stepped(self) -> None:
+    def step_done(self) -> None:
         """An optimizer step is done."""
         if self._bar is not None:
             self._bar.update()

@@ -21,8 +21,8 @@ from tokenizers import Tokenizer
 
 from data_tools.base.errors import run_command
 from data_tools.samples.readers import Reader
-from data_tools.samples.samplers import Cursor, Sampler, Source
-from data_tools.search.generator import Example, ExampleSource
+from data_tools.samples.samplers import Cursor, SampleKind, Sampler
+from data_tools.search.generator import Example, ExampleGenerator
 from ds_train.phases.pptrain import prepare
 from ds_train.ranks.world import World
 from ds_train.step.stream import RankBatch, RankBatchBuilder
@@ -83,12 +83,12 @@ def data_path(scratch: Path, world: World) -> DataPath:
     setup = prepared.make_setup()
     layout = prepared.inputs.engine.layout
     builder = RankBatchBuilder(setup.readers, layout, world.rank)
-    return DataPath(setup.sampler, builder, setup.readers[Source.STREAM], layout.global_batch)
+    return DataPath(setup.sampler, builder, setup.readers[SampleKind.STREAM], layout.global_batch)
 
 
 def measure_stage(paths: dict[str, DataPath], tokenizer: Tokenizer, stage: int, batches: int) -> dict[str, list[float]]:
     """Seconds of each batch of 32 samples: whole path by world, reading, generator, plain tokenization."""
-    source = ExampleSource(None, max_input_size=384, max_lookahead=64, seed=0, purpose="benchmark")
+    source = ExampleGenerator(None, max_input_size=384, max_lookahead=64, seed=0, purpose="benchmark")
     reader = next(iter(paths.values())).reader
     taken: dict[str, list[float]] = {}
 
@@ -109,7 +109,7 @@ def measure_stage(paths: dict[str, DataPath], tokenizer: Tokenizer, stage: int, 
     return {name: seconds[1:] for name, seconds in taken.items()}  # the first batch warms the caches
 
 
-def _generate(source: ExampleSource, indices: list[int], stage: int) -> list[Example]:
+def _generate(source: ExampleGenerator, indices: list[int], stage: int) -> list[Example]:
     return [source.example(index, stage) for index in indices]
 
 

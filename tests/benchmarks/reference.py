@@ -27,8 +27,8 @@ from data_tools.base.errors import run_command
 from data_tools.corpus.shards import PackedBlocks
 from data_tools.corpus.tokenizer import load_tokenizer
 from data_tools.samples.mixin_table import load_mixin_table
-from data_tools.samples.samplers import CurriculumSampler, Cursor, MixinShare, MixtureSampler, Sampler, Source
-from data_tools.search.generator import Example, ExampleSource
+from data_tools.samples.samplers import CurriculumSampler, Cursor, MixinShare, MixtureSampler, SampleKind, Sampler
+from data_tools.search.generator import Example, ExampleGenerator
 from data_tools.search.splits import SplitRows, Splits, find_data_dir, prompt_digest, split_file_name
 from ds_train.config.deepspeed_json import default_json
 from ds_train.config.schedule import Schedule, schedule_from_block
@@ -42,17 +42,17 @@ class SampleIds(Dataset):
     """(source, index) of every sample of the run, in the trainers' order."""
 
     def __init__(self, sampler: Sampler, stage: int, steps: int) -> None:
-        self.ids: list[tuple[Source, int]] = []
+        self.ids: list[tuple[SampleKind, int]] = []
         cursor = Cursor(stage=stage)
         for step in range(1, steps + 1):
             plan = sampler.plan(cursor, step)
-            self.ids += zip(map(Source, plan.sources.tolist()), plan.indices.tolist(), strict=True)
+            self.ids += zip(map(SampleKind, plan.sources.tolist()), plan.indices.tolist(), strict=True)
             cursor = plan.next_cursor
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, number: int) -> tuple[Source, int]:
+    def __getitem__(self, number: int) -> tuple[SampleKind, int]:
         return self.ids[number]
 
 
@@ -106,11 +106,11 @@ class Texts:
 class PPTrainCollate:
     """Sample ids of the synthetic stream → padded rows; answers weigh as much as all the rest."""
 
-    def __init__(self, source: ExampleSource, stage: int, reserved: set[bytes], texts: Texts, seq_len: int) -> None:
+    def __init__(self, source: ExampleGenerator, stage: int, reserved: set[bytes], texts: Texts, seq_len: int) -> None:
         self.source, self.stage, self.reserved = source, stage, reserved
         self.texts, self.seq_len = texts, seq_len
 
-    def __call__(self, ids: list[tuple[Source, int]]) -> dict[str, torch.Tensor]:
+    def __call__(self, ids: list[tuple[SampleKind, int]]) -> dict[str, torch.Tensor]:
         drawn = [self.draw(index) for _, index in ids]
         examples = [example for _, example in drawn]
         encoded = self.texts.encode([e.input_text for e in examples], [e.output_texts for e in examples])
@@ -140,10 +140,10 @@ class PretrainCollate:
     def __init__(self, blocks: PackedBlocks, examples_of: Any, rows: SplitRows, texts: Texts) -> None:
         self.blocks, self.examples_of, self.split, self.texts = blocks, examples_of, rows, texts
 
-    def __call__(self, ids: list[tuple[Source, int]]) -> dict[str, torch.Tensor]:
+    def __call__(self, ids: list[tuple[SampleKind, int]]) -> dict[str, torch.Tensor]:
         rows = Rows(self.texts.eos_id)
         for source, index in ids:
-            if source == Source.C4:
+            if source == SampleKind.C4:
                 block = self.blocks.block(index).tolist()
                 rows.add(block, [1.0] * (len(block) - 1))
                 continue
@@ -164,7 +164,7 @@ def data_of(args: argparse.Namespace) -> tuple[Sampler, Any]:
     global_batch = args.micro_batch * args.grad_accum
     if args.phase == "pptrain":
         sizes = {"max_input_size": splits.meta.max_input_size, "max_lookahead": splits.meta.max_lookahead}
-        source = ExampleSource(None, **sizes, seed=args.seed, purpose="train")
+        source = ExampleGenerator(None, **sizes, seed=args.seed, purpose="train")
         collate = PPTrainCollate(source, args.start_stage, splits.reserved_digests(), texts, args.seq_len)
         return CurriculumSampler(global_batch), collate
     blocks, rows = PackedBlocks(args.scratch_dir / "data" / "c4_packed"), splits.rows("mixin")

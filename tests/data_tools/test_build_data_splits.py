@@ -10,7 +10,7 @@ import pytest
 
 from data_tools import build_data_splits
 from data_tools.base.errors import UserError
-from data_tools.search.generator import BUILTIN_VERSION, ExampleSource
+from data_tools.search.generator import BUILTIN_VERSION, ExampleGenerator
 from data_tools.search.splits import SPLIT_NAMES, Splits, find_data_dir
 from tests.support.paths import REPOSITORY, SUPPORT
 
@@ -75,7 +75,7 @@ def test_splits_are_whole_disjoint_and_described(built):
 
 def test_rows_are_the_examples_at_their_addresses(built):
     for name in SPLIT_NAMES:
-        source = ExampleSource(max_input_size=65, max_lookahead=8, seed=12345, purpose=f"split/{name}")
+        source = ExampleGenerator(max_input_size=65, max_lookahead=8, seed=12345, purpose=f"split/{name}")
         texts = [row["input_text"] for row in Splits(built).rows(name)]
         assert texts == [source.example(index, 8).input_text for index in range(SIZES[name])]
 
@@ -89,7 +89,7 @@ def test_a_repeated_prompt_gives_way_to_the_next_attempt(tmp_path):
     directory = build(tmp_path, generator="external_generator:FewTextsGenerator", mixin_size=60)
     splits = Splits(directory)
     assert len(splits.reserved_digests()) == 20 + 30 + 60
-    source = ExampleSource(
+    source = ExampleGenerator(
         "external_generator:FewTextsGenerator", max_input_size=65, max_lookahead=8, seed=12345, purpose="split/mixin"
     )
     rows = list(splits.rows("mixin"))

@@ -104,12 +104,12 @@ def test_tokens_and_cursors_do_not_depend_on_batches(root: Path, batch_documents
 def test_stream_reads_two_batches_ahead_for_each_worker(root: Path) -> None:
     taken = 0
 
-    def counted() -> Iterator[str]:
+    def pluralize() -> Iterator[str]:
         nonlocal taken
         for taken in range(1, 1001):
             yield f"document {taken}"
 
-    stream = TokenStream(counted(), load_tokenizer(str(root / "tokenizer")), batch_documents=10, num_workers=2)
+    stream = TokenStream(pluralize(), load_tokenizer(str(root / "tokenizer")), batch_documents=10, num_workers=2)
     while len(stream.read(10_000)):
         assert taken - stream.cursor.document <= 50
     assert stream.cursor == TokenCursor(1000, 0)

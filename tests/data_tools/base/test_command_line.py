@@ -8,7 +8,7 @@ from importlib import import_module
 import pytest
 
 from data_tools.base.command_line import CommandParser, HelpFormatter, did_you_mean, positive
-from data_tools.base.errors import UserError, explained, run_command
+from data_tools.base.errors import UserError, run_command, user_message
 from ds_train.config.trainer_flags import DataFlags, ModelFlags, OverrideFlags, RunFlags
 from ds_train.phases import pptrain
 from tests.support.paths import REPOSITORY
@@ -52,7 +52,7 @@ def test_debug_adds_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_a_fault_of_the_program_is_not_hidden() -> None:
-    assert explained(KeyError("x")) is None
+    assert user_message(KeyError("x")) is None
     with pytest.raises(KeyError):
         run_command(lambda: _raise(KeyError("x")))
 

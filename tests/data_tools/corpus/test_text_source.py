@@ -40,7 +40,7 @@ def write(directory: Path, kind: str) -> Path:
     return directory
 
 
-def read_all(source: text_source.TextSource) -> list[str]:
+def read_all(source: text_source.DocumentSource) -> list[str]:
     return [text for part in range(source.num_parts) for text in source.read_part(part)]
 
 
@@ -129,12 +129,12 @@ def test_shuffle_is_whole_seeded_and_fixed_for_good() -> None:
 def test_shuffle_holds_no_more_than_its_buffer() -> None:
     taken = 0
 
-    def counted() -> Iterator[str]:
+    def pluralize() -> Iterator[str]:
         nonlocal taken
         for taken in range(1, 1001):
             yield str(taken)
 
-    for yielded, _ in enumerate(buffer_shuffle(counted(), 0, 20), start=1):
+    for yielded, _ in enumerate(buffer_shuffle(pluralize(), 0, 20), start=1):
         assert taken - yielded <= 20
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from data_tools.inspect.drawing import as_dot, draw_problem, explain_lookahead
 from data_tools.inspect.terminal import Terminal
-from data_tools.search.generator import ExampleSource
+from data_tools.search.generator import ExampleGenerator
 from data_tools.search.prompts import ParsedPrompt, parse_prompt
 
 WIDE = Terminal(100_000, False)
@@ -17,7 +17,7 @@ CONNECTOR = re.compile(r"(?P<margin>[ │]*)(?P<branch>[├└](?P<arrow>[⇒→
 def problems() -> list[ParsedPrompt]:
     """Generated ones of several sizes and stages, and one whose wrong branch ends before the goal is met."""
     sources = [
-        (ExampleSource(max_input_size=size, max_lookahead=stages[-1], seed=3, purpose="drawn"), stages)
+        (ExampleGenerator(max_input_size=size, max_lookahead=stages[-1], seed=3, purpose="drawn"), stages)
         for size, stages in ((48, (1, 3, 8)), (96, (4, 16)), (384, (20, 64)))
     ]
     generated = [

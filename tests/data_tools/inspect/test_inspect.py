@@ -21,7 +21,7 @@ from data_tools.inspect.samples import DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKA
 from data_tools.runs.settings import DEFAULT_TOKENIZER
 from data_tools.samples.documents import Document, encode_examples, example_documents
 from data_tools.samples.readers import c4_document, training_source
-from data_tools.samples.samplers import Cursor, Source
+from data_tools.samples.samplers import Cursor, SampleKind
 from data_tools.search.splits import Splits, find_data_dir, row_line
 from ds_train.config.deepspeed_json import default_json
 from ds_train.config.trainer_flags import DataFlags, ModelFlags, RunFlags
@@ -91,7 +91,7 @@ def trained_by(phase, scratch: Path, *flags: object):
     "flags", [[], ["--seed", 5, "--train_answer", "random"], ["--seq_len", 130, "--accuracy", "first"]], ids=str
 )
 def test_stream_is_what_pptrain_reads(tiny_scratch, tokenizer, shown, flags):
-    reader = trained_by(pptrain, tiny_scratch, *flags).readers[Source.STREAM]
+    reader = trained_by(pptrain, tiny_scratch, *flags).readers[SampleKind.STREAM]
     where = ["--scratch_dir", tiny_scratch, "--tokenizer", tiny_scratch / "tokenizer", "--seq_len", tiny.SEQ_LEN]
     num_documents, num_overflows, trained_first = [], 0, []
     for stage in (1, 4, 8):
@@ -118,7 +118,7 @@ def test_reserved_prompts_are_passed_over_as_in_training(tiny_scratch, tmp_path,
     path.write_bytes(b"".join(rows))
     meta["files"]["eval.jsonl"] |= {"num_bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
     (directory / "meta.json").write_text(json.dumps(meta))
-    reader = trained_by(pptrain, tiny_scratch, "--data_dir", directory).readers[Source.STREAM]
+    reader = trained_by(pptrain, tiny_scratch, "--data_dir", directory).readers[SampleKind.STREAM]
     output = shown("stream", "--data_dir", directory, "--tokenizer", tiny_scratch / "tokenizer", "--stage", 8,
                    "--index", 3, "--show", "tokens")  # fmt: skip
     assert "attempt 1 (0 were longer than seq_len, 1 reserved)" in " ".join(output.split())
@@ -147,9 +147,9 @@ def test_mixture_is_what_pretrain_reads(tiny_scratch, tokenizer, shown, flags):
     cursor, planned = Cursor(), []
     for step in range(1, 7):
         plan = setup.sampler.plan(cursor, step)
-        planned += [(step, Source(s), int(n)) for s, n in zip(plan.sources, plan.indices, strict=True)]
+        planned += [(step, SampleKind(s), int(n)) for s, n in zip(plan.sources, plan.indices, strict=True)]
         cursor = plan.next_cursor
-    assert {source for _, source, _ in planned} == {Source.C4, Source.MIXIN}
+    assert {source for _, source, _ in planned} == {SampleKind.C4, SampleKind.MIXIN}
 
     pick = ["--global_batch", 4, "--index", 3, "--count", 99, "--show", "tokens"]
     parts = sections(shown("mixture", "--scratch_dir", tiny_scratch, *run, *pick))
@@ -157,7 +157,7 @@ def test_mixture_is_what_pretrain_reads(tiny_scratch, tokenizer, shown, flags):
         (sample,) = setup.readers[source].read([index], 0)
         for document in sample.documents:
             part = next(parts)
-            kind = "c4" if source == Source.C4 else "mixin"
+            kind = "c4" if source == SampleKind.C4 else "mixin"
             assert re.match(rf"sample {number} of the run \(step {step}\): {kind} block {index}\b", part)
             assert_shows(part, tokenizer, [document])
     assert next(parts, None) is None
@@ -168,7 +168,7 @@ def test_synthetic_blocks_by_their_own_number(tiny_scratch, tokenizer, shown):
     parts = sections(
         shown("mixture", "--scratch_dir", tiny_scratch, "--blocks", "--index", 2, "--count", 3, "--show", "tokens")
     )
-    for block, sample in zip((2, 3, 4), setup.readers[Source.MIXIN].read([2, 3, 4], 0), strict=True):
+    for block, sample in zip((2, 3, 4), setup.readers[SampleKind.MIXIN].read([2, 3, 4], 0), strict=True):
         for number, document in enumerate(sample.documents, 1):
             part = next(parts)
             assert re.match(rf"mixin block {block}, example {number} of {len(sample.documents)}\b", part)
@@ -225,7 +225,7 @@ def test_lengths_are_what_the_trainer_would_pass_over(tiny_scratch, tokenizer, s
     limit, stages = 130, (4, 8)
     flags = ["--max_input_size", 48, "--max_lookahead", 8, "--tokenizer", tiny_scratch / "tokenizer", "--stages", 8, 4]
     output = shown("lengths", *flags, "--num_problems", 150, "--seq_len", 100, limit)
-    reader = trained_by(pptrain, tiny_scratch, "--seq_len", limit).readers[Source.STREAM]
+    reader = trained_by(pptrain, tiny_scratch, "--seq_len", limit).readers[SampleKind.STREAM]
     table = [line.replace(",", "").replace("%", "").split() for line in output.splitlines()]
     rows = {int(row[0]): [float(cell) for cell in row[1:]] for row in table if len(row) == 13 and row[0].isdigit()}
     for stage in stages:

@@ -38,7 +38,7 @@ def test_axes_count_from_the_start_and_between_rows_in_proportion(tmp_path):
     assert run.positions(steps, "step").tolist() == [0, 5, 10, 25]
     assert run.positions(steps, "tokens").tolist() == [0, 500, 1000, 2500]
     assert run.positions(steps, "time").tolist() == [0, 5, 10, 25]
-    assert (run.reached("tokens"), run.reached("time"), run.last_step) == (3000, 30, 30)
+    assert (run.last_position("tokens"), run.last_position("time"), run.last_step) == (3000, 30, 30)
 
 
 def test_training_time_leaves_out_pauses(tmp_path):
@@ -57,17 +57,17 @@ def test_a_row_without_tokens_lies_between_the_others(tmp_path):
     for row in rows:
         row["tokens"] = None
     run = read_run(tmp_path / "b", train=rows)
-    assert np.isnan([run.reached(axis) for axis in ("tokens", "time")]).all()
+    assert np.isnan([run.last_position(axis) for axis in ("tokens", "time")]).all()
 
 
 def test_a_row_without_speed_takes_the_usual_one_and_a_run_without_has_no_time(tmp_path):
     rows = pptrain_rows([4.0, 3.0, 2.0])
     rows[1]["tokens_per_second"] = None
-    assert read_run(tmp_path / "a", train=rows).reached("time") == 30
+    assert read_run(tmp_path / "a", train=rows).last_position("time") == 30
     for row in rows:
         del row["tokens_per_second"]
     run = read_run(tmp_path / "b", train=rows)
-    assert np.isnan(run.reached("time")) and run.reached("tokens") == 3000
+    assert np.isnan(run.last_position("time")) and run.last_position("tokens") == 3000
     assert len(run.column("loss", "time")[0]) == 0 and len(run.column("loss", "tokens")[0]) == 3
 
 

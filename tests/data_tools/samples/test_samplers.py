@@ -12,8 +12,8 @@ from data_tools.samples.samplers import (
     GlobalBatchPlan,
     MixinShare,
     MixtureSampler,
+    SampleKind,
     Sampler,
-    Source,
     block_probability,
     c4_blocks_needed,
 )
@@ -51,7 +51,7 @@ def all_ids(found: list[GlobalBatchPlan]) -> list[tuple[int, int]]:
     return [pair for plan in found for pair in ids(plan)]
 
 
-def indices_of(found: list[GlobalBatchPlan], source: Source) -> np.ndarray:
+def indices_of(found: list[GlobalBatchPlan], source: SampleKind) -> np.ndarray:
     return np.concatenate([plan.indices[plan.sources == source] for plan in found])
 
 
@@ -82,7 +82,7 @@ def test_every_layout_trains_the_same_samples_in_the_same_order(sampler):
 
 def test_the_stream_is_consumed_in_order_at_the_cursors_stage():
     found = plans(CurriculumSampler(24), 50, Cursor(consumed_index=100, stage=7))
-    assert all_ids(found) == [(Source.STREAM, 100 + n) for n in range(24 * 50)]
+    assert all_ids(found) == [(SampleKind.STREAM, 100 + n) for n in range(24 * 50)]
     assert {plan.stage for plan in found} == {7}
     assert [plan.step for plan in found] == list(range(1, 51))
     assert found[-1].next_cursor == Cursor(consumed_index=100 + 24 * 50, stage=7)
@@ -91,7 +91,7 @@ def test_the_stream_is_consumed_in_order_at_the_cursors_stage():
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
 def test_c4_blocks_come_once_in_order_and_mixin_blocks_once_a_pass(share):
     found = plans(mixture(share, global_batch=256, num_mixin_blocks=101), 40)
-    c4, mixin = indices_of(found, Source.C4), indices_of(found, Source.MIXIN)
+    c4, mixin = indices_of(found, SampleKind.C4), indices_of(found, SampleKind.MIXIN)
     assert np.array_equal(c4, np.arange(len(c4)))
     assert len(c4) + len(mixin) == 256 * 40
     assert (len(mixin) == 0) == (share == 0) and (len(c4) == 0) == (share == 1)
@@ -106,7 +106,7 @@ def test_c4_blocks_come_once_in_order_and_mixin_blocks_once_a_pass(share):
 
 def test_a_repeated_pack_is_read_in_order_again():
     found = plans(mixture(0.1, global_batch=64, num_c4_blocks=150), 10)
-    c4 = indices_of(found, Source.C4)
+    c4 = indices_of(found, SampleKind.C4)
     assert np.array_equal(c4, np.arange(len(c4)) % 150)
     assert found[-1].next_cursor.c4_block_idx == len(c4) > 150  # the cursor counts blocks, not positions
 
@@ -139,7 +139,7 @@ def test_the_seed_decides():
     same, other = mixture(0.3, seed=5), mixture(0.3, seed=6)
     assert all_ids(plans(mixture(0.3, seed=5), 2)) == all_ids(plans(same, 2))
     assert not np.array_equal(plans(same, 1)[0].sources, plans(other, 1)[0].sources)
-    order, other_order = (indices_of(plans(mixture(1.0, seed=s), 1), Source.MIXIN)[:997] for s in (5, 6))
+    order, other_order = (indices_of(plans(mixture(1.0, seed=s), 1), SampleKind.MIXIN)[:997] for s in (5, 6))
     assert not np.array_equal(order, other_order)
 
 
@@ -148,7 +148,7 @@ def test_the_seed_decides():
 def test_the_share_of_real_tokens_is_the_one_asked_for(fill, share):
     samples = 400_000
     found = plans(mixture(share, fill=fill, global_batch=4000), samples // 4000)
-    num_mixin = len(indices_of(found, Source.MIXIN))
+    num_mixin = len(indices_of(found, SampleKind.MIXIN))
     measured = num_mixin * fill / (num_mixin * fill + samples - num_mixin)
     # d share / d q at share(q) = q f / (q f + 1 - q), times the binomial deviation of q.
     q = num_mixin / samples
@@ -176,7 +176,7 @@ def test_share_schedules():
 
 def test_a_moving_share_is_followed():
     share = MixinShare(0.0, 1.0, "linear", 41)
-    counts = [int((plan.sources == Source.MIXIN).sum()) for plan in plans(mixture(share=share, fill=1.0), 41)]
+    counts = [int((plan.sources == SampleKind.MIXIN).sum()) for plan in plans(mixture(share=share, fill=1.0), 41)]
     assert counts[0] == 0 and counts[40] == GLOBAL_BATCH
     for step in range(2, 41):
         q = (step - 1) / 40

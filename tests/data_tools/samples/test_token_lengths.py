@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_tools.corpus.tokenizer import load_tokenizer
-from data_tools.search.generator import ExampleSource
+from data_tools.search.generator import ExampleGenerator
 
 SAMPLES = 400
 
@@ -24,7 +24,7 @@ def test_lengths_and_overflow(
     share_above_2048: float,
 ) -> None:
     tokenizer = load_tokenizer(str(gpt_neox_tokenizer_path))
-    source = ExampleSource(max_input_size=max_input_size, max_lookahead=max_lookahead, seed=1, purpose="lengths")
+    source = ExampleGenerator(max_input_size=max_input_size, max_lookahead=max_lookahead, seed=1, purpose="lengths")
     examples = [source.example(index, stage) for index in range(SAMPLES)]
     prompts = tokenizer.encode_batch([example.input_text for example in examples])
     answers = [max(map(len, tokenizer.encode_batch([f" {a}" for a in example.output_texts]))) for example in examples]

@@ -9,11 +9,11 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from data_tools.samples.word_tokens import WordTokens
-from data_tools.search.generator import ExampleSource
+from data_tools.search.generator import ExampleGenerator
 from tests.support import packing
 
 EOS = "<|endoftext|>"
-SOURCE = ExampleSource(max_input_size=192, max_lookahead=32, seed=5, purpose="test")
+SOURCE = ExampleGenerator(max_input_size=192, max_lookahead=32, seed=5, purpose="test")
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

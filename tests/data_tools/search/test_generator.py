@@ -10,7 +10,7 @@ import pytest
 
 from data_tools.base.errors import UserError
 from data_tools.search import generator
-from data_tools.search.generator import BUILTIN_VERSION, ExampleSource, SearchGenerator, generate_example
+from data_tools.search.generator import BUILTIN_VERSION, ExampleGenerator, SearchGenerator, generate_example
 from data_tools.search.prompts import parse_prompt
 from tests.support.paths import SUPPORT
 
@@ -24,7 +24,7 @@ def importable_stand_ins(monkeypatch):
 
 
 def source(generator=None, **changes):
-    return ExampleSource(generator, **{**SIZES, "seed": 1, "purpose": "train", **changes})
+    return ExampleGenerator(generator, **{**SIZES, "seed": 1, "purpose": "train", **changes})
 
 
 @pytest.mark.parametrize("stage", [1, 2, 5, 8])
@@ -93,7 +93,7 @@ def test_golden_examples():
     }
     found = {}
     for purpose, index, stage in golden:
-        made = ExampleSource(max_input_size=384, max_lookahead=64, seed=1337, purpose=purpose).example(index, stage)
+        made = ExampleGenerator(max_input_size=384, max_lookahead=64, seed=1337, purpose=purpose).example(index, stage)
         text = "\n".join([made.input_text, *made.output_texts, str(made.labels), str(made.lookahead)])
         found[purpose, index, stage] = hashlib.sha256(text.encode()).hexdigest()[:16]
     assert (BUILTIN_VERSION, found) == ("1", golden)

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from data_tools.base.errors import UserError
-from data_tools.search.generator import ExampleSource
+from data_tools.search.generator import ExampleGenerator
 from data_tools.search.splits import (
     ROW_KEYS,
     SPLIT_NAMES,
@@ -32,7 +32,7 @@ def write_splits(scratch_dir, seed=1):
     directory.mkdir(parents=True)
     files = {}
     for name, size in SIZES.items():
-        source = ExampleSource(max_input_size=65, max_lookahead=8, seed=seed, purpose=f"split/{name}")
+        source = ExampleGenerator(max_input_size=65, max_lookahead=8, seed=seed, purpose=f"split/{name}")
         content = b"".join(row_line(source.example(i, 8), alpha=1.0, stage=8, seed=seed) for i in range(size))
         (directory / split_file_name(name)).write_bytes(content)
         files[split_file_name(name)] = SplitFile(size, len(content), hashlib.sha256(content).hexdigest())
@@ -51,7 +51,7 @@ def test_a_split_directory_reads_back(directory):
     assert (splits.meta.max_input_size, splits.meta.max_lookahead, splits.meta.seed) == (65, 8, 1)
     assert splits.meta.external_generator is None
     for name in SPLIT_NAMES:
-        source = ExampleSource(max_input_size=65, max_lookahead=8, seed=1, purpose=f"split/{name}")
+        source = ExampleGenerator(max_input_size=65, max_lookahead=8, seed=1, purpose=f"split/{name}")
         rows = splits.rows(name)
         assert len(rows) == SIZES[name]
         assert list(rows) == [rows[number] for number in range(len(rows))]

@@ -14,7 +14,7 @@ from ds_train.config.trainer_flags import ModelFlags, OverrideFlags, RunFlags
 from ds_train.phases import pptrain
 from ds_train.ranks.world import World
 from ds_train.run.fingerprints import git_state, versions
-from ds_train.run.record import Settings
+from ds_train.run.record import LaunchRecord
 from tests.support import tiny
 from tests.support.launching import REPOSITORY
 
@@ -147,7 +147,7 @@ def test_print_config_shows_all_and_trains_nothing(tiny_scratch: Path, capsys: p
 def test_a_run_directory_keeps_what_repeats_the_run(tiny_scratch: Path, tmp_path: Path) -> None:
     argv = [*tiny.flags(tiny_scratch), "--global_batch", "8", "--micro_batch", "2", "--lr", "2e-3", "--resume", "none"]
     first = pptrain.prepare(argv, World(0, 0, 1))
-    settings = Settings(first.all_flags, first.sources, first.inputs.engine)
+    settings = LaunchRecord(first.all_flags, first.sources, first.inputs.engine)
     for step in (0, 5):
         settings.record(tmp_path, World(0, 0, 1), step)
     again = pptrain.prepare(["--config", str(tmp_path / "run.yaml")], World(0, 0, 1))
@@ -169,7 +169,7 @@ def test_a_run_file_means_the_same_from_any_directory(
     (tmp_path / "pythia-160m").mkdir()  # a preset all the same
     argv = [*tiny.flags(Path(tiny_scratch.name)), "--global_batch", "8", "--micro_batch", "2", "--resume", "none"]
     first = pptrain.prepare([*argv, "--model_name", "pythia-160m", "--seq_len", "64"], World(0, 0, 1))
-    Settings(first.all_flags, first.sources, first.inputs.engine).record(tmp_path, World(0, 0, 1), 0)
+    LaunchRecord(first.all_flags, first.sources, first.inputs.engine).record(tmp_path, World(0, 0, 1), 0)
     monkeypatch.chdir(tmp_path)
     again = pptrain.prepare(["--config", "run.yaml"], World(0, 0, 1))
     assert again.inputs.run_flags.scratch_dir == str(tiny_scratch)

@@ -45,7 +45,7 @@ def write(directory: Path, **changed: Any) -> Path:
 def steps(config: Path, launcher: str = "start {}") -> dict[str, Step]:
     """Steps by command and the name of what they leave."""
     planned = Experiment(config, Path("/scratch"), launcher.split()).steps()
-    return {f"{step.identity.split()[0]} {step.product.stem}": step for step in planned}
+    return {f"{step.cache_key.split()[0]} {step.product.stem}": step for step in planned}
 
 
 def flags(step: Step) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def test_order_and_records(tmp_path: Path) -> None:
         *(f"pretrain {run}" for run in (A, B, C)), *(f"evaluate {run}" for run in (PPTRAIN, A, B, C)),
         "plot_run report",
     ]  # fmt: skip
-    assert [step.identity for step in one.values()] == [step.identity for step in other.values()]
+    assert [step.cache_key for step in one.values()] == [step.cache_key for step in other.values()]
     assert one[f"evaluate {A}"].command[:2] == ["start", "evaluate"]
     assert "--micro_batch=3" in one[f"evaluate {A}"].command
     assert other[f"pretrain {A}"].command[:5] == ["srun", "-n", "2", "python", "ds_train/pretrain.py"]

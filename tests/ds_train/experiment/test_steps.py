@@ -65,7 +65,7 @@ def commands(tmp_path: Path) -> Commands:
 
 
 def test_what_ended_well_is_not_run_again(commands: Commands) -> None:
-    a, b, always = commands.step("a"), commands.step("b"), commands.step("c", is_repeated=True)
+    a, b, always = commands.step("a"), commands.step("b"), commands.step("c", always_run=True)
     assert commands.run(a, b, always) == 0 and commands.ran == ["a", "b", "c"]
     assert commands.run(a, b, always) == 0 and commands.ran == ["c"]
 
@@ -90,7 +90,7 @@ def test_what_was_made_from_an_earlier_result_is_forgotten(commands: Commands) -
 def test_another_launcher_is_the_same_step(commands: Commands) -> None:
     a = commands.step("a")
     assert commands.run(a) == 0
-    assert commands.run(Step(a.title, a.identity, ["false"], a.product)) == 0
+    assert commands.run(Step(a.title, a.cache_key, ["false"], a.product)) == 0
 
 
 @pytest.mark.parametrize(("ending", "code"), [("exit 1", 1), ("exit 86", 86), ("kill -9 $$", 137)])
@@ -145,7 +145,7 @@ def test_a_trainer_that_was_about_to_end_has_ended(commands: Commands) -> None:
     assert commands.run(a, commands.step("b")) == 85 and commands.ran == ["a"]
     sender.join()
     assert list((commands.directory / "run_a").iterdir()) == []
-    assert json.loads(commands.record.read_text()) == [a.identity]
+    assert json.loads(commands.record.read_text()) == [a.cache_key]
 
 
 def test_an_error_after_a_signal_is_an_error(commands: Commands) -> None:

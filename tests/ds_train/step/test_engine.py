@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 
-from data_tools.samples.samplers import CurriculumSampler, Cursor, Source
+from data_tools.samples.samplers import CurriculumSampler, Cursor, SampleKind
 from ds_train.checkpoints.full_state import fresh_engine
 from ds_train.config.deepspeed_json import default_json
 from ds_train.config.layout import Layout
@@ -47,7 +47,7 @@ def _engine(architecture: str = "gpt_neox", build=build_engine, **changes: objec
 
 
 def _batch(step: int = 1):
-    builder = RankBatchBuilder({Source.STREAM: _reader()}, LAYOUT, rank=0)
+    builder = RankBatchBuilder({SampleKind.STREAM: _reader()}, LAYOUT, rank=0)
     return builder.build(CurriculumSampler(LAYOUT.global_batch).plan(Cursor(stage=2), step))
 
 

@@ -16,7 +16,7 @@ from data_tools.samples.documents import Document, EncodedExample, example_docum
 from data_tools.samples.readers import c4_document
 from ds_train.config.layout import Layout
 from ds_train.model.causal_lm import build_model
-from ds_train.step.losses import Flags, PackedLM
+from ds_train.step.losses import AnswerCorrectness, PackedLM
 from ds_train.step.micro_batch import C4, SYNTHETIC, MicroBatch, pack
 from tests.support.tiny_models import ARCHITECTURES, VOCAB_SIZE, encoded, random_example, random_ids, tiny_config
 
@@ -252,13 +252,13 @@ def test_flags_agree_with_a_greedy_reader(architecture, micro_batch):
     samples = [
         example_documents(e, loss="weighted", trained=n % len(e.answers), scored="any") for n, e in enumerate(examples)
     ]
-    flags = Flags.none(len(examples), torch.device("cpu"))
+    flags = AnswerCorrectness.none(len(examples), torch.device("cpu"))
     for first in range(0, len(samples), micro_batch):
         batch = pack(samples[first : first + micro_batch], first)
         flags.add(batch, model(batch)[2])
     assert (flags.by_any.tolist(), flags.by_first.tolist()) == (by_any, by_first)
 
-    only_first = Flags.none(len(examples), torch.device("cpu"))
+    only_first = AnswerCorrectness.none(len(examples), torch.device("cpu"))
     batch = pack([example_documents(e, loss="weighted", scored="first") for e in examples])
     only_first.add(batch, model(batch)[2])
     assert only_first.by_any.tolist() == only_first.by_first.tolist() == by_first

@@ -10,7 +10,7 @@ import torch
 
 from data_tools.samples.documents import Document, encode_examples, example_documents, target_weights
 from data_tools.samples.readers import Overflow, Sample, c4_document
-from data_tools.samples.samplers import Cursor, MixinShare, MixtureSampler, Source
+from data_tools.samples.samplers import Cursor, MixinShare, MixtureSampler, SampleKind
 from ds_train.config.layout import Layout
 from ds_train.step.micro_batch import C4, SYNTHETIC, pack
 from ds_train.step.stream import RankBatchBuilder
@@ -236,7 +236,7 @@ def rank_batches(layout: Layout, loss: str, scored: str | None = None):
     share = MixinShare(0.5, 0.5, "constant", 10)
     sampler = MixtureSampler(layout.global_batch, 3, share, num_c4_blocks=100, num_mixin_blocks=50, mixin_fill=0.5)
     plan = sampler.plan(Cursor(), 1)
-    readers = {Source.C4: ExamplesByIndex("c4"), Source.MIXIN: ExamplesByIndex("mixin", loss, scored)}
+    readers = {SampleKind.C4: ExamplesByIndex("c4"), SampleKind.MIXIN: ExamplesByIndex("mixin", loss, scored)}
     return plan, [RankBatchBuilder(readers, layout, rank).build(plan) for rank in range(layout.world_size)]
 
 
@@ -244,8 +244,8 @@ def rank_batches(layout: Layout, loss: str, scored: str | None = None):
 @pytest.mark.parametrize("loss", ["lm", "answer", "weighted"])
 def test_rank_batches_add_up_to_the_global_batch(layout, loss):
     plan, batches = rank_batches(layout, loss, scored="any")
-    kinds = {Source.C4: ExamplesByIndex("c4"), Source.MIXIN: ExamplesByIndex("mixin", loss, "any")}
-    samples = [kinds[Source(s)].sample(i) for s, i in zip(plan.sources, plan.indices, strict=True)]
+    kinds = {SampleKind.C4: ExamplesByIndex("c4"), SampleKind.MIXIN: ExamplesByIndex("mixin", loss, "any")}
+    samples = [kinds[SampleKind(s)].sample(i) for s, i in zip(plan.sources, plan.indices, strict=True)]
     whole = expected_targets([sample.documents for sample in samples])
 
     parts = [micro_batch for batch in batches for micro_batch in batch.micro_batches]
@@ -268,7 +268,7 @@ def test_rank_batches_add_up_to_the_global_batch(layout, loss):
 def test_real_tokens_do_not_depend_on_the_loss(loss):
     """The prompt of a synthetic example is read, also where only its answer is trained; scored copies do not count."""
     plan, (batch,) = rank_batches(Layout(1, 24, 1), loss, scored="any")
-    examples = [i for s, i in zip(plan.sources, plan.indices, strict=True) if s == Source.MIXIN]
+    examples = [i for s, i in zip(plan.sources, plan.indices, strict=True) if s == SampleKind.MIXIN]
     reader = ExamplesByIndex("mixin")
     real = sum(len(reader.sample(index).documents[0].tokens) - 1 for index in examples)
     assert batch.tokens.tolist() == [32 * (24 - len(examples)), real]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_tools.base.errors import UserError
-from data_tools.samples.samplers import Cursor, GlobalBatchPlan, Source
+from data_tools.samples.samplers import Cursor, GlobalBatchPlan, SampleKind
 from ds_train.checkpoints.save import read_state
 from ds_train.config.layout import Layout
 from ds_train.step.nonfinite import NonFinite
@@ -20,7 +20,7 @@ from tests.support.launching import launch, read_log
 PLAN = GlobalBatchPlan(
     step=7,
     stage=3,
-    sources=np.full(8, Source.STREAM, np.uint8),
+    sources=np.full(8, SampleKind.STREAM, np.uint8),
     indices=np.arange(48, 56),
     next_cursor=Cursor(56, 3),
 )

@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 from data_tools.base.errors import UserError
 from data_tools.samples.readers import StreamReader
-from data_tools.samples.samplers import CurriculumSampler, Cursor, Source
-from data_tools.search.generator import ExampleSource
+from data_tools.samples.samplers import CurriculumSampler, Cursor, SampleKind
+from data_tools.search.generator import ExampleGenerator
 from data_tools.search.splits import prompt_digest
 from ds_train.config.layout import Layout
 from ds_train.ranks.world import World
@@ -25,14 +25,14 @@ CPU = torch.device("cpu")
 
 
 def _reader(**changes) -> StreamReader:
-    source = ExampleSource(max_input_size=48, max_lookahead=8, seed=1337, purpose="train")
+    source = ExampleGenerator(max_input_size=48, max_lookahead=8, seed=1337, purpose="train")
     reader = StreamReader(source, tiny_tokenizer(), 4096, frozenset(), 1337, "first", "any")
     return replace(reader, **changes)
 
 
 def _stream(num_workers: int, rank: int = 0, reader: StreamReader | None = None) -> Stream:
     stream = Stream(num_workers, CPU)
-    builder = RankBatchBuilder({Source.STREAM: reader or _reader()}, LAYOUT, rank)
+    builder = RankBatchBuilder({SampleKind.STREAM: reader or _reader()}, LAYOUT, rank)
     stream.supply(CurriculumSampler(LAYOUT.global_batch), builder)
     return stream
 
@@ -166,6 +166,6 @@ def test_workers_are_forked_before_the_process_group(monkeypatch: pytest.MonkeyP
     flags = SimpleNamespace(deterministic=False, print_config=False, hang_timeout_s=1.0)
     inputs = SimpleNamespace(world=World(0, 0, 1), run_flags=flags, engine=SimpleNamespace(overrides=[]))
     with pytest.raises(UserError, match="no further"):
-        assembly.launch(assembly.Prepared(inputs, [], {}, 2, make_setup=lambda: pytest.fail("too early")))
+        assembly.launch(assembly.CheckedRun(inputs, [], {}, 2, make_setup=lambda: pytest.fail("too early")))
     assert found == {"workers": 2, "group": False}
     assert not multiprocessing.active_children()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_tools.samples.samplers import CurriculumSampler, MixinShare, MixtureSampler, Source
+from data_tools.samples.samplers import CurriculumSampler, MixinShare, MixtureSampler, SampleKind
 from ds_train.checkpoints.state import TrainState
 from ds_train.config.layout import Layout
 from ds_train.config.schedule import Schedule
@@ -77,7 +77,7 @@ class KilledError(Exception):
 
 def pretended_result(plan) -> StepResult:
     """A step whose numbers depend on its samples only; seven of eight samples are right."""
-    mixin = int((plan.sources == Source.MIXIN).sum())
+    mixin = int((plan.sources == SampleKind.MIXIN).sum())
     return StepResult(
         plan=plan,
         loss=float(plan.indices.sum() % 97) / 10 + 0.5,
@@ -103,9 +103,9 @@ def launch(tmp_path, monkeypatch):
             if next(polls) == signal_at:
                 raise StopTraining(ExitCode.PREEMPTED, "a signal")
 
-        def evaluate(*args, pulse, **kwargs):
+        def evaluate(*args, before_batch, **kwargs):
             for _ in range(3):  # batches
-                pulse()
+                before_batch()
             events.append(("evaluate",))
             return result
 

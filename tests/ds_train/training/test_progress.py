@@ -46,7 +46,7 @@ def test_other_ranks_are_silent(caplog: pytest.LogCaptureFixture, monkeypatch: p
     monkeypatch.setattr(sys, "stderr", terminal)
     progress = Progress("pretrain", 0, 10, is_main=False)
     with caplog.at_level(logging.INFO):
-        progress.stepped()
+        progress.step_done()
         progress.row(ROW, "")
         progress.evaluation(ROW)
         progress.close()
@@ -62,7 +62,7 @@ def test_a_terminal_has_one_live_line(monkeypatch: pytest.MonkeyPatch, last_step
     monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(terminal)])  # as in a trainer
     progress = Progress("pptrain", 8, last_step, is_main=True)
     for _ in range(2):
-        progress.stepped()
+        progress.step_done()
     progress.row(ROW, "stage 3/64  accuracy 0.9 of 0.98")
     logging.getLogger("ds_train").warning("something else")
     progress.close()
