@@ -162,6 +162,7 @@ def _draw_graph(
 
     Vertex 0 is the start; vertices 1 … max(1, lookahead) are the branch that ends in the goal.
     """
+    # Number of branches and of vertices.
     num_branches = 0
     if lookahead:
         num_branches = 2 + stream.below(max(2, (budget.edges_allowed - 1) // lookahead) - 1)
@@ -169,6 +170,7 @@ def _draw_graph(
     num_vertices = 1 + lookahead * num_branches + stream.below(MAX_EXTRA_VERTICES + 1)
     num_vertices = max(min(num_vertices, budget.vertices_allowed, budget.edges_allowed + 1), num_least)
 
+    # The branch to the goal, others as long or one longer, and a chain into the start; the rest is attached.
     branch_lengths = [max(1, lookahead)]
     num_left = num_vertices - num_least
     for _ in range(num_branches - 1):
@@ -184,6 +186,7 @@ def _draw_graph(
     if least_num_edges > budget.edges_allowed:
         return None
 
+    # Edges, and whether the drawn lookahead has survived the attached vertices.
     edges = _tree_edges(branch_lengths, chain_length)
     if not neighbour_counts:
         return num_vertices, edges, [1]  # branches that never meet have the lookahead they were built for

@@ -122,6 +122,7 @@ class Checkpoints:
         if problem := on_main(self.world, lambda: self._prepare(engine)):
             self._report(state.step, problem)
             return
+        # DeepSpeed hands its files over in memory.
         state.rng = gather_objects(rng_state())
         collector = StateCollector()
         engine.checkpoint_engine = collector
@@ -131,6 +132,8 @@ class Checkpoints:
         )
         asked = _PendingSave(state.step, collector.files, collector.error, started)
         collector.files = []  # DeepSpeed keeps the collector
+
+        # Training waits for a copy of them only; without memory for one it waits for the files.
         if self._snapshot(asked):
             asked.stalled_s = time.perf_counter() - started
             self._running = self._thread.submit(self._write_and_commit, asked)

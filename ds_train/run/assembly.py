@@ -70,6 +70,8 @@ def launch(prepared: CheckedRun) -> ExitCode:
     if flags.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+
+    # The workers are forked first, before any thread exists. Then the ranks meet, and everything that can stop them.
     with ExitStack() as stack:
         stream = stack.enter_context(Stream(prepared.num_workers, take_device(world)))
         # Its time-out is so long that the watchdog comes first, and explains.
@@ -101,6 +103,7 @@ def _build_run(
     stop: StopRequests,
     watchdog: Watchdog,
 ) -> Run:
+    # Rank 0 chooses a checkpoint, or none.
     world, layout, flags = inputs.world, inputs.engine.layout, inputs.run_flags
     directory = inputs.run_directory / "checkpoints"
     chosen = on_main(world, lambda: choose_checkpoint(directory, flags.resume, flags.resume_from))
@@ -108,12 +111,16 @@ def _build_run(
     stop.check()
     if world.is_main and inputs.engine.deepspeed.get("wandb", {}).get("enabled"):
         join_wandb(inputs.run_directory, is_resumed=chosen is not None)
+
+    # The engine, with the checkpoint's state or with initial weights.
     seed_rng(flags.seed, world.rank)
     if chosen:
         engine, state = _restored(inputs, chosen, state)
         logger.info("resumed from %s at step %d", chosen, state.step)
     else:
         engine = fresh_engine(PackedLM(_initial_model(inputs)), inputs.engine.deepspeed)
+
+    # Only now is the run directory changed: all refusals are behind us.
     if chosen or flags.resume == "none":
         on_main(world, lambda: set_aside(inputs.run_directory, state.step if chosen else -1))
     on_main(world, lambda: settings.record(inputs.run_directory, world, state.step))

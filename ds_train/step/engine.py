@@ -77,10 +77,13 @@ def train_step(engine: Engine, batch: RankBatch, layout: Layout, accuracy: str) 
     Args:
         accuracy: which flag the curriculum counts, ``any`` or ``first``.
     """
+    # Weight of the global batch: known to every rank before its first backward.
     device = engine.device
     counts = torch.tensor([*batch.weights, *batch.tokens, len(batch.overflows)], dtype=torch.float64, device=device)
     weights, tokens, num_overflows = sum_over_ranks(counts).cpu().split([2, 2, 1])
     scale = layout.grad_accum * layout.world_size / weights.sum().item()
+
+    # Forward, backward and update of this rank's micro-batches.
     sums_by_micro_batch: list[torch.Tensor] = []
     flags = AnswerCorrectness.none(batch.num_examples, device)
 
@@ -90,6 +93,8 @@ def train_step(engine: Engine, batch: RankBatch, layout: Layout, accuracy: str) 
 
     _run_micro_batches(engine, batch, scale, take)
     grad_norm = engine.get_global_grad_norm()
+
+    # Losses over all ranks; a value that is not finite has kept the update from happening.
     own_sums = torch.stack(sums_by_micro_batch)  # (micro-batch, source)
     sums = sum_over_ranks(own_sums.sum(0))
     nonfinite = None
@@ -97,6 +102,8 @@ def train_step(engine: Engine, batch: RankBatch, layout: Layout, accuracy: str) 
         nonfinite = NonFinite("loss", gather_objects(_positions(~own_sums.isfinite().all(1))))
     elif not engine.was_step_applied() and not engine.fp16_enabled():  # in fp16 it is the loss scaler at its work
         nonfinite = NonFinite("gradient norm", gather_objects(_nonfinite_gradients(engine, batch, scale)))
+
+    # What the whole step did, the same on every rank.
     chosen = flags.by_any if accuracy == "any" else flags.by_first
     c4_sum, synthetic_sum = sums.tolist()
     return StepResult(

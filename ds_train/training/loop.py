@@ -84,12 +84,14 @@ def train(run: Run) -> None:
 def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") -> None:
     """One optimizer step and what follows it, in this order: update, flags, promotion, evaluation, save."""
     state, phase, cadence = run.state, run.phase, run.cadence
+    # Wait for the batch that the loader workers have prefetched.
     run.watchdog.progress(f"step {state.step + 1}")
     started = time.perf_counter()
     batch = run.stream.next()
     logs.throughput.waited(time.perf_counter() - started)
     overflow_report.seen(batch.overflows)
 
+    # Forward, backward and update, then move the state behind them.
     lr = run.schedule.lr(batch.plan.step)
     set_learning_rate(run.engine, lr)
     result = train_step(run.engine, batch, run.layout, phase.accuracy)
@@ -100,6 +102,7 @@ def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") 
     logs.throughput.trained(int(result.tokens.sum()), run.flops.of_documents(lengths))
     logs.progress.step_done()
 
+    # The log row holds the stage and accuracy before a promotion; the evaluation and the checkpoint follow it.
     phase.record(state, result)
     if state.step % cadence.log_every == 0:
         logs.write_train_row(run, result, lr)
@@ -109,6 +112,7 @@ def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") 
         _evaluate(run, logs)
     if state.step % cadence.save_every == 0:
         _save(run)
+    # Batches that were prefetched at the old stage are void.
     if promoted and not _is_over(run):
         run.stream.restart(state.cursor, state.step)
 
