@@ -55,7 +55,7 @@ def test_a_rank_that_is_gone_is_named(fault: str, broken: int) -> None:
 def test_a_rank_that_is_stuck_is_named_with_its_place() -> None:
     codes, said = _run("stuck", 1)
     assert codes[0] == 87, said
-    assert "rank 1" in said[0] and "does not arrive: step 6, at ds_train/watched_rank.py" in said[0], said
+    assert "rank 1" in said[0] and "does not arrive: step 6, at system/watched_rank.py" in said[0], said
 
 
 @pytest.mark.launch
