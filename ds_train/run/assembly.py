@@ -1,4 +1,4 @@
-"""From checked inputs to a run. Shared by both phases."""
+"""Builds a run from checked inputs and trains it. Both phases use it."""
 
 import logging
 import os
@@ -40,13 +40,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CheckedRun:
-    """A checked run, nothing of it built.
+    """A run whose inputs are checked, and of which nothing is built yet.
 
     Attributes:
-        all_flags: the parsed flag dataclasses, kept in the run directory.
-        sources: of the flags that were given.
-        num_workers: loader processes.
-        make_setup: builds the phase's part; called once the process group exists, before the model does.
+        all_flags: the parsed flag dataclasses, to be recorded in the run directory.
+        sources: where each given flag comes from.
+        num_workers: loader processes per rank.
+        make_setup: builds the phase's parts; called after the process group exists and before the model does.
     """
 
     inputs: CommonInputs
@@ -61,6 +61,8 @@ def launch(prepared: CheckedRun) -> ExitCode:
     inputs = prepared.inputs
     world, flags = inputs.world, inputs.run_flags
     settings = LaunchRecord(prepared.all_flags, prepared.sources, inputs.engine)
+
+    # Settings, shown or applied.
     if flags.print_config:
         if world.is_main:
             print(settings.shown())
@@ -71,15 +73,17 @@ def launch(prepared: CheckedRun) -> ExitCode:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
 
-    # The workers are forked first, before any thread exists. Then the ranks meet, and everything that can stop them.
+    # Fork the workers before any thread exists. Then join the process group, and set up all that can stop the run.
     with ExitStack() as stack:
         stream = stack.enter_context(Stream(prepared.num_workers, take_device(world)))
-        # Its time-out is so long that the watchdog comes first, and explains.
+        # The time-out exceeds the watchdog's, which ends the job with a better explanation.
         init_distributed(world, timeout_s=2 * max(LONG_S, flags.hang_timeout_s))
         check_num_nodes(world, flags.num_nodes)
         stop = StopRequests(inputs.run_directory, world.is_main, device_of(world))
         watchdog = stack.enter_context(supervision(world, flags.hang_timeout_s))
         on_main(world, lambda: stack.enter_context(run_lock(inputs.run_directory)))
+
+        # Build and train. A request to stop can arrive during either.
         run = None
         try:
             run = _build_run(inputs, prepared.make_setup(), settings, stream, stop, watchdog)
@@ -90,7 +94,7 @@ def launch(prepared: CheckedRun) -> ExitCode:
             step = run.state.step if run else 0
             where = f"after step {step:,}, which is saved" if step else "before training began"
             logger.warning(
-                "stopped %s: %s. Exit code %d; %s goes on", where, stopped, stopped.exit_code, stopped.repeat
+                "stopped %s: %s. Exit code %d; %s continues", where, stopped, stopped.exit_code, stopped.repeat
             )
             return stopped.exit_code
 
@@ -112,7 +116,7 @@ def _build_run(
     if world.is_main and inputs.engine.deepspeed.get("wandb", {}).get("enabled"):
         join_wandb(inputs.run_directory, is_resumed=chosen is not None)
 
-    # The engine, with the checkpoint's state or with initial weights.
+    # Build the engine, with the checkpoint's state or with initial weights.
     seed_rng(flags.seed, world.rank)
     if chosen:
         engine, state = _restored(inputs, chosen, state)
@@ -120,12 +124,13 @@ def _build_run(
     else:
         engine = fresh_engine(PackedLM(_initial_model(inputs)), inputs.engine.deepspeed)
 
-    # Only now is the run directory changed: all refusals are behind us.
+    # Every check has passed: from here on the run directory changes.
     if chosen or flags.resume == "none":
         on_main(world, lambda: set_aside(inputs.run_directory, state.step if chosen else -1))
     on_main(world, lambda: settings.record(inputs.run_directory, world, state.step))
     logger.info("%s", startup_summary(inputs, setup, engine, state, chosen))
     stream.supply(setup.sampler, RankBatchBuilder(setup.readers, layout, world.rank))
+
     return Run(
         world=world,
         layout=layout,
@@ -153,7 +158,7 @@ def _build_run(
 
 
 def _restored(inputs: CommonInputs, chosen: Path, current: TrainState) -> tuple[Engine, TrainState]:
-    """An engine and state restored from a checkpoint, whatever layout saved it. Refusals come before any change."""
+    """Restore engine and state from a checkpoint of any layout. Refuses before it changes anything."""
     world, flags = inputs.world, inputs.run_flags
     saved = read_state(chosen)
     state = adapted_state(saved, current, chosen, strict_layout=flags.strict_layout, accepted=flags.accept_change or ())

@@ -1,4 +1,4 @@
-"""What a checkpoint must agree with to be resumed, beside what each phase adds; and the versions that wrote it."""
+"""Fingerprints that a resumed checkpoint must match (each phase adds its own), and the versions that wrote it."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ def precision(config: dict[str, Any]) -> str:
 def common_fingerprints(
     engine: EngineConfig, model_config: PretrainedConfig, tokenizer: TextTokenizer, seq_len: int
 ) -> dict[str, str]:
-    """Hyper-parameters, model and tokenizer, in a form that can be compared and shown."""
+    """Hyper-parameters, model and tokenizer as text, to be compared and shown."""
     model = json.dumps(model_config.to_diff_dict(), sort_keys=True, default=str)
     config = engine.effective
     return {
@@ -39,14 +39,14 @@ def common_fingerprints(
 
 
 def _hyper_parameters(optimizer: dict[str, Any]) -> str:
-    """Type and parameters of the JSON's optimizer, without those that choose an implementation."""
+    """Type and parameters of the JSON's optimizer, without those that only select an implementation."""
     implementation = ("torch_adam", "fused", "foreach")
     params = {name: value for name, value in optimizer.get("params", {}).items() if name not in implementation}
     return json.dumps({"type": optimizer["type"], **params}, sort_keys=True)
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide results."""
+    """Versions of the packages that decide results."""
     import deepspeed
     import transformers
 
@@ -55,7 +55,7 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> str:
-    """The commit of this program's repository, and whether files differ from it; empty where it is in none."""
+    """The commit of this program's repository, and whether files differ from it; empty outside a repository."""
     root = Path(ds_train.__file__).parents[1]
     if not (root / ".git").exists():
         return ""
@@ -67,5 +67,5 @@ def git_state() -> str:
     try:
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + (" with uncommitted changes" if changed else "")
-    except (OSError, subprocess.SubprocessError):  # no git here, or a repository of somebody else
+    except (OSError, subprocess.SubprocessError):  # no git here, or a repository owned by another user
         return ""

@@ -1,4 +1,4 @@
-"""What both phases are given: flags, JSON, tokenizer and model configuration, checked before anything is built."""
+"""The inputs of both phases: flags, JSON, tokenizer and model configuration, checked before anything is built."""
 
 import tempfile
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ DEFAULT_MODEL = "pythia-160m"
 
 @dataclass(frozen=True)
 class CommonInputs:
-    """What both phases are given, checked and loaded before any process group or model exists."""
+    """Inputs of both phases, checked and loaded before any process group or model exists."""
 
     world: World
     run_flags: RunFlags
@@ -45,23 +45,21 @@ def check_inputs(
     min_lr_ratio: float | None = None,
     weights: Weights | None = None,
 ) -> CommonInputs | None:
-    """Check and load what both phases share; None when something is wrong (said in ``problems``)."""
+    """Check and load what both phases share; None after a fault, which is added to ``problems``."""
+    # The run directory.
     before = len(problems)
     directory = Path(run.scratch_dir) / (run.run_name or phase)
     if directory.name != (run.run_name or phase):
-        problems.add(f"--run_name {run.run_name} is not a plain directory name; runs lie directly under --scratch_dir.")
+        problems.add(f"--run_name {run.run_name} is not a plain directory name; runs are directly under --scratch_dir.")
     else:
         with problems.collect():
             _require_writable(directory)
-    may_be_zero = ("num_workers", "keep_last", "keep_every", "skip_nonfinite")
-    for name in ("log_every", "save_every", "stop_step", *may_be_zero):
-        value, least = getattr(run, name), 0 if name in may_be_zero else 1
-        if value is not None and value < least:
-            problems.add(f"--{name} is {value}, expected at least {least}.")
-    problems.require(model.seq_len >= 2, f"--seq_len is {model.seq_len}, expected at least 2.")
-    problems.require(run.hang_timeout_s > 0, f"--hang_timeout_s is {run.hang_timeout_s}, expected seconds > 0.")
+
+    _check_numbers(run, model, problems)
     with problems.collect():
         check_num_ranks(world, run.num_ranks)
+
+    # The DeepSpeed JSON.
     source = overrides.deepspeed_config or str(default_json(phase))
     engine = resolve_engine_config(
         source, overrides, problems, world_size=world.size, total_steps=total_steps, min_lr_ratio=min_lr_ratio
@@ -69,6 +67,8 @@ def check_inputs(
     if engine is not None:
         check_monitors(engine.deepspeed, problems)
         place_monitors(engine.deepspeed, directory)
+
+    # Tokenizer and model configuration.
     tokenizer = config = None
     with problems.collect():
         tokenizer = load_tokenizer(_tokenizer_spec(model, weights))
@@ -76,7 +76,7 @@ def check_inputs(
         config = load_model_config(str(weights.description) if weights else model.model_name or DEFAULT_MODEL)
         if weights and model.model_name is not None:
             raise UserError(
-                f"--model_name {model.model_name} was given with weights from {weights.path}, which bring their own "
+                f"--model_name {model.model_name} was given with weights from {weights.path}, which determine the "
                 "architecture; leave --model_name out."
             )
         if tokenizer:
@@ -93,8 +93,18 @@ def check_inputs(
     return CommonInputs(world, run, model, directory, engine, tokenizer, config, weights)
 
 
+def _check_numbers(run: RunFlags, model: ModelFlags, problems: Problems) -> None:
+    may_be_zero = ("num_workers", "keep_last", "keep_every", "skip_nonfinite")
+    for name in ("log_every", "save_every", "stop_step", *may_be_zero):
+        value, least = getattr(run, name), 0 if name in may_be_zero else 1
+        if value is not None and value < least:
+            problems.add(f"--{name} is {value}, expected at least {least}.")
+    problems.require(model.seq_len >= 2, f"--seq_len is {model.seq_len}, expected at least 2.")
+    problems.require(run.hang_timeout_s > 0, f"--hang_timeout_s is {run.hang_timeout_s}, expected seconds > 0.")
+
+
 def _require_writable(directory: Path) -> None:
-    """Try to write where the directory is, or will be: a run that is refused must leave nothing behind."""
+    """Try to write in the directory or the nearest one above it. It is not created: a refused run leaves nothing."""
     try:
         with tempfile.TemporaryFile(dir=existing_parent(directory)):
             pass
@@ -112,7 +122,7 @@ def _tokenizer_spec(model: ModelFlags, weights: Weights | None) -> str:
     name = model.model_name or DEFAULT_MODEL
     if name == "pythia-tiny":  # the only preset that is on no hub
         raise UserError(
-            "--model_name pythia-tiny has no tokenizer of its own: give --tokenizer "
+            "--model_name pythia-tiny has no tokenizer: give --tokenizer "
             "(python -m data_tools.train_tokenizer makes a small one)."
         )
     return f"EleutherAI/{name}" if is_preset(name) else name

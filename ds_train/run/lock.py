@@ -1,4 +1,4 @@
-"""One trainer a run directory: a lock that the kernel drops when its holder dies, however it dies."""
+"""One trainer per run directory: a lock that the kernel releases when its holder dies."""
 
 import fcntl
 import os
@@ -14,9 +14,9 @@ _NAME = ".lock"
 
 @contextmanager
 def run_lock(run_directory: Path) -> Iterator[None]:
-    """Make the run directory, and hold it for the length of the block.
+    """Create the run directory and hold its lock inside the block.
 
-    A POSIX record lock: not inherited by loader workers, which may outlive a killed trainer for some seconds.
+    It is a POSIX record lock, which loader workers do not inherit: they may outlive a killed trainer by some seconds.
 
     Raises:
         UserError: another process holds it.

@@ -1,4 +1,4 @@
-"""How a run was started: shown before it, and kept in its directory so that it can be repeated."""
+"""The settings of a launch: printed by --print_config, and recorded in the run directory to repeat the run."""
 
 import json
 import shlex
@@ -17,16 +17,16 @@ from ds_train.ranks.world import World
 from ds_train.run.fingerprints import git_state, versions
 
 LAUNCHES = "launches.jsonl"
-_WORDS = ("latest", "none")  # which pptrain_checkpoint takes for what they mean
+_WORDS = ("latest", "none")  # values of pptrain_checkpoint that are no paths
 
 
 @dataclass(frozen=True)
 class LaunchRecord:
-    """Everything a run was given.
+    """All settings of a launch.
 
     Attributes:
-        all_flags: the parsed dataclasses.
-        sources: of the flags that were given.
+        all_flags: the parsed flag dataclasses.
+        sources: where each given flag comes from.
         engine: the resolved DeepSpeed JSON.
     """
 
@@ -35,13 +35,13 @@ class LaunchRecord:
     engine: EngineConfig
 
     def shown(self) -> str:
-        """A run file with the source of every setting, and the JSON that takes effect as a comment."""
+        """A run file with the source of every setting, and the JSON in effect as a comment."""
         effective = json.dumps(self.engine.effective, indent=2).splitlines()
-        parts = [*self.engine.overrides, "The DeepSpeed JSON that takes effect:", *effective]
+        parts = [*self.engine.overrides, "The DeepSpeed JSON in effect:", *effective]
         return self._run_file([]).lstrip() + "\n" + "\n".join(f"# {part}" for part in parts)
 
     def record(self, run_directory: Path, world: World, step: int) -> None:
-        """Write the run file, the effective JSON, and a line for this launch, which begins after ``step``."""
+        """Write the run file, the JSON in effect, and a line for this launch, which starts after ``step``."""
         launch: dict[str, Any] = {
             "timestamp": time.time(), "step": step, "ranks": world.size, "launcher": world.launcher,
             "command": shlex.join(sys.argv), "versions": versions(), "git": git_state(),
@@ -65,7 +65,7 @@ class LaunchRecord:
 
 
 def _with_absolute_paths(flags: Any) -> Any:
-    """The dataclass with the whole path of everything that lies on disk: it means the same from any directory."""
+    """The flags with absolute paths for files that exist, so that they mean the same from any directory."""
     names = [item.name for item in fields(flags) if item.metadata["is_path"]]
     given = {name: getattr(flags, name) for name in names if getattr(flags, name)}
     paths = {name: Path(value) for name, value in given.items() if value not in _WORDS and not is_preset(value)}

@@ -1,4 +1,4 @@
-"""What a run is, on one screen, before it begins."""
+"""The summary of a run, printed at its start."""
 
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from ds_train.training.phase import PhaseParts
 def startup_summary(
     inputs: CommonInputs, setup: PhaseParts, engine: Engine, state: TrainState, chosen: Path | None
 ) -> str:
-    """The run as lines of names and descriptions.
+    """The run as lines of a name and a description.
 
     Args:
-        chosen: the checkpoint that it was resumed from.
+        chosen: the checkpoint that the run resumes from, None for a fresh start.
     """
     layout, schedule = inputs.engine.layout, inputs.engine.schedule
     shape = model_shape(inputs.model_config)
@@ -41,11 +41,11 @@ def startup_summary(
         "memory of a rank": _memory(inputs, shape, engine.device),
     }
     width = max(map(len, rows))
-    return "\n".join([setup.phase.name, *(f"  {name:<{width}}  {told}" for name, told in rows.items())])
+    return "\n".join([setup.phase.name, *(f"  {name:<{width}}  {value}" for name, value in rows.items())])
 
 
 def rank_memory(inputs: CommonInputs, shape: ModelShape, stage: int) -> RankMemory:
-    """Predicted memory of a rank of this run, were it at a ZeRO stage."""
+    """Predicted memory of a rank if this run were at ZeRO stage ``stage``."""
     layout = inputs.engine.layout
     return predict(
         shape,
@@ -90,9 +90,9 @@ def _kernels(inputs: CommonInputs, engine: Engine) -> str:
 
 
 def _memory(inputs: CommonInputs, shape: ModelShape, device: torch.device) -> str:
-    """Predicted, and what there is on a GPU."""
+    """The predicted memory; on a GPU also how much it has."""
     predicted = rank_memory(inputs, shape, _zero_stage(inputs.engine)).device
     if device.type != "cuda":
         return f"about {(predicted - RUNTIME) / GIB:,.2g} GiB with rows of full length"
-    there = torch.cuda.get_device_properties(device).total_memory
-    return f"about {predicted / GIB:,.1f} of {there / GIB:,.1f} GiB with rows of full length"
+    total = torch.cuda.get_device_properties(device).total_memory
+    return f"about {predicted / GIB:,.1f} of {total / GIB:,.1f} GiB with rows of full length"

@@ -1,4 +1,4 @@
-"""The only ``deepspeed.initialize``, and the one optimizer step made with it."""
+"""The only DeepSpeed engine, and the one optimizer step."""
 
 import math
 from collections.abc import Callable
@@ -22,9 +22,13 @@ from ds_train.step.stream import RankBatch
 
 
 def build_engine(model: PackedLM, config: dict[str, Any]) -> Engine:
-    """Wrap the model for the DeepSpeed JSON ``config`` (which holds no scheduler: see `set_learning_rate`)."""
-    asked_for = config.get("memory_breakdown", False)
-    with nullcontext() if asked_for else redirect_stdout(StringIO()):  # its bf16 optimizer prints memory in any case
+    """Wrap the model in a DeepSpeed engine.
+
+    Args:
+        config: DeepSpeed's JSON, without a scheduler (see `set_learning_rate`).
+    """
+    wants_memory = config.get("memory_breakdown", False)
+    with nullcontext() if wants_memory else redirect_stdout(StringIO()):  # the bf16 optimizer always prints memory
         engine, *_ = deepspeed.initialize(
             model=model, model_parameters=list(model.parameters()), config=config, dist_init_required=False
         )
@@ -34,7 +38,7 @@ def build_engine(model: PackedLM, config: dict[str, Any]) -> Engine:
 
 
 def set_learning_rate(engine: Engine, lr: float) -> None:
-    """The learning rate of the coming step: set, not scheduled, so it depends on the step and nothing else."""
+    """Set the learning rate of the next step. No scheduler keeps state, so the rate depends on the step only."""
     for group in engine.optimizer.param_groups:
         group["lr"] = lr
 
@@ -66,18 +70,18 @@ class StepResult:
 
 
 def train_step(engine: Engine, batch: RankBatch, layout: Layout, accuracy: str) -> StepResult:
-    """One optimizer step over a global batch, whatever its layout.
+    """Train one global batch: forward, backward and update, with the same result in any layout.
 
-    The loss is normalised by the weight of the whole global batch, which is known before its first backward.
-    DeepSpeed divides by the accumulation steps and averages over ranks; both are multiplied back.
+    The loss is divided by the weight of the whole global batch. DeepSpeed divides by the accumulation steps and
+    averages over ranks; ``scale`` multiplies both back.
 
-    DeepSpeed leaves out an update whose gradient norm is not finite, on all ranks alike; a loss that is not finite is
-    made to give such a norm (see `_run_micro_batches`). So a bad value on any rank updates nothing anywhere.
+    DeepSpeed skips an update whose gradient norm is not finite, on all ranks. `_run_micro_batches` turns a loss that
+    is not finite into such a norm. So a bad value on any rank updates nothing anywhere.
 
     Args:
         accuracy: which flag the curriculum counts, ``any`` or ``first``.
     """
-    # Weight of the global batch: known to every rank before its first backward.
+    # Weights, tokens and overflows of the global batch, which the first backward already needs.
     device = engine.device
     counts = torch.tensor([*batch.weights, *batch.tokens, len(batch.overflows)], dtype=torch.float64, device=device)
     weights, tokens, num_overflows = sum_over_ranks(counts).cpu().split([2, 2, 1])
@@ -94,16 +98,16 @@ def train_step(engine: Engine, batch: RankBatch, layout: Layout, accuracy: str) 
     _run_micro_batches(engine, batch, scale, take)
     grad_norm = engine.get_global_grad_norm()
 
-    # Losses over all ranks; a value that is not finite has kept the update from happening.
+    # Sum the losses over all ranks. A value that is not finite has prevented the update: find where it arose.
     own_sums = torch.stack(sums_by_micro_batch)  # (micro-batch, source)
     sums = sum_over_ranks(own_sums.sum(0))
     nonfinite = None
     if not sums.isfinite().all():
         nonfinite = NonFinite("loss", gather_objects(_positions(~own_sums.isfinite().all(1))))
-    elif not engine.was_step_applied() and not engine.fp16_enabled():  # in fp16 it is the loss scaler at its work
+    elif not engine.was_step_applied() and not engine.fp16_enabled():  # in fp16 the loss scaler skips steps as well
         nonfinite = NonFinite("gradient norm", gather_objects(_nonfinite_gradients(engine, batch, scale)))
 
-    # What the whole step did, the same on every rank.
+    # The result is the same on every rank.
     chosen = flags.by_any if accuracy == "any" else flags.by_first
     c4_sum, synthetic_sum = sums.tolist()
     return StepResult(
@@ -125,12 +129,12 @@ def _run_micro_batches(
     scale: float,
     take: Callable[[MicroBatch, torch.Tensor, torch.Tensor], None],
 ) -> None:
-    """Forward, backward and update; ``take`` gets each micro-batch, its per-source loss sums and its flags."""
+    """Run forward, backward and update, and pass each micro-batch, its per-source loss sums and flags to ``take``."""
     for cpu_batch in batch.micro_batches:
         micro_batch = cpu_batch.to(engine.device)
         loss_sum, source_sums, is_right = engine(micro_batch)
         take(micro_batch, source_sums, is_right)
-        # 0 · sum is 0, but NaN for a sum that is not finite: such a loss could otherwise leave finite gradients.
+        # A loss that is not finite could leave finite gradients. 0 · sum makes them NaN then, and adds 0 otherwise.
         engine.backward(loss_sum * (scale + (0 * source_sums.sum()).float()))
         if is_plain(engine) and engine.is_gradient_accumulation_boundary():
             _check_gradients(engine)
@@ -138,28 +142,28 @@ def _run_micro_batches(
 
 
 def is_plain(engine: Engine) -> bool:
-    """ZeRO 0 in fp32: the optimizer is torch's own and looks at no gradient norm, unlike all of DeepSpeed's."""
+    """Whether the optimizer is torch's own (ZeRO 0 in fp32), which ignores the gradient norm, unlike DeepSpeed's."""
     return engine.optimizer is engine.basic_optimizer
 
 
 def _check_gradients(engine: Engine) -> None:
-    """Give a plain optimizer the two attributes that the engine reads from DeepSpeed's."""
+    """Set the two attributes on a plain optimizer that the engine reads from DeepSpeed's."""
     norm = torch.nn.utils.get_total_norm(p.grad for p in engine.module.parameters() if p.grad is not None)
     engine.optimizer._global_grad_norm = norm
     engine.optimizer.overflow = not math.isfinite(norm)
 
 
 def _drop_nonfinite_gradients(optimizer: Any, *_: Any) -> None:
-    """Before a plain optimizer's step: without gradients it changes nothing."""
+    """Hook before a plain optimizer's step: without gradients it updates nothing."""
     if optimizer.overflow:
         optimizer.zero_grad(set_to_none=True)
 
 
 def _nonfinite_gradients(engine: Engine, batch: RankBatch, scale: float) -> list[int]:
-    """Which of this rank's micro-batches have a gradient of their own that is not finite. Collective.
+    """The numbers of this rank's micro-batches whose own gradient is not finite. Collective.
 
-    After the reduction a bad value of one rank is everywhere, so the step is run once more with hooks that look at
-    the gradients before it. They pass on NaN, so that this pass updates nothing either, whatever it finds.
+    The reduction spreads a bad value to all ranks. So the step runs once more, with hooks that inspect the gradients
+    before the reduction. The hooks return NaN, so that this second pass updates nothing either.
     """
     found = torch.zeros(len(batch.micro_batches), dtype=torch.bool, device=engine.device)
     number = -1

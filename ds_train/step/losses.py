@@ -22,23 +22,25 @@ class PackedLM(nn.Module):
         self._is_packed = causal_lm.config._attn_implementation == PACKED
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Sum of w · nll, per source, and which scored documents are right.
+        """The weighted loss of a micro-batch, in all and per source, and which scored documents are right.
 
-        Documents are isolated by packed attention, which is told where they begin; by transformers' others where
-        position ids restart, given neither a cache nor an attention mask.
-        Logits exist in the model's dtype and for the needed positions only; the cross entropy is computed in
-        fp32 from them in blocks.
+        Packed attention isolates documents by ``cu_seq_lens``. Transformers' other implementations isolate them
+        where position ids restart, provided that they get neither a cache nor an attention mask.
+        Only the needed positions get logits, in the model's dtype; the cross entropy is computed in fp32, in blocks.
 
         Returns:
             loss_sum: () float32, sum over targets of weight · negative log-likelihood.
             source_sums: (2,) float64 detached, the same for C4 and for synthetic targets.
             is_right: (D,) bool, every answer token of the scored document is the argmax (teacher forcing).
         """
+        # Logits of the needed positions.
         keep = 0 if batch.logit_positions is None else batch.logit_positions
         lengths = {"cu_seq_lens_q": batch.cu_seq_lens, "max_length_q": batch.max_length} if self._is_packed else {}
         logits = self.causal_lm(
             input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, logits_to_keep=keep, **lengths
         ).logits.flatten(0, 1)
+
+        # Negative log-likelihoods (N,), and their sums per source.
         block_rows = max(1, _BLOCK_ELEMENTS // logits.shape[-1])
         nll = chunked_cross_entropy(logits, batch.targets, reduction="none", block_rows=block_rows)
         weighted = nll * batch.weights
@@ -46,6 +48,8 @@ class PackedLM(nn.Module):
             exact = weighted.double()  # the sum of thousands in fp32 would differ by 1e-6 between layouts
             synthetic = exact[batch.is_synthetic].sum()
             source_sums = torch.stack([exact.sum() - synthetic, synthetic])
+
+            # A scored document is right if none of its answer tokens is wrong.
             predicted = logits[batch.answer_targets].argmax(-1)
             wrong = (predicted != batch.targets[batch.answer_targets]).long()
             wrong_targets = torch.zeros_like(batch.document_example).index_add_(0, batch.answer_document, wrong)
@@ -64,6 +68,6 @@ class AnswerCorrectness:
         return cls(*(torch.zeros(num_examples, dtype=torch.bool, device=device) for _ in range(2)))
 
     def add(self, batch: MicroBatch, is_right: torch.Tensor) -> None:
-        """Take in the scored documents of one micro-batch."""
+        """Add the scored documents of one micro-batch."""
         self.by_any[batch.document_example[is_right]] = True
         self.by_first[batch.document_example[is_right & batch.document_is_first]] = True

@@ -14,7 +14,7 @@ C4, SYNTHETIC = 0, 1  # positions in every per-source sum
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Documents laid end to end, and what of them is trained and scored. All CPU tensors until moved.
+    """Documents end to end, with the targets to train and to score. Tensors are on the CPU until `to` moves them.
 
     N targets need logits (a non-zero weight, or part of a scored answer), A of them belong to scored answers,
     D documents are scored.
@@ -30,7 +30,7 @@ class MicroBatch:
         answer_document: (A,) int64 scored document of each answer target.
         document_example: (D,) int64 sample of the rank's batch each scored document belongs to.
         document_is_first: (D,) bool, whether it holds the example's first answer.
-        cu_seq_lens: (documents + 1,) int32, where documents begin in the rows laid end to end, and the end of all.
+        cu_seq_lens: (documents + 1,) int32, where each document begins in the concatenated rows, and the end of all.
         max_length: inputs of the longest document.
     """
 
@@ -61,7 +61,7 @@ class MicroBatch:
         return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Between processes as plain arrays: a tensor would travel as a file descriptor of its own, which is slow."""
+        """Pickle as plain arrays: between processes each tensor would need a file descriptor, which is slow."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return _from_arrays, (values | {name: tensor.numpy() for name, tensor in self.tensors().items()},)
 
@@ -74,22 +74,27 @@ class MicroBatch:
 
 
 def pack(samples: Sequence[Sequence[Document]], first_example: int = 0) -> MicroBatch:
-    """Lay the documents of some samples into one micro-batch.
+    """Pack the documents of some samples end to end into one micro-batch.
 
     Args:
         samples: the documents of each sample, in order.
         first_example: number of the first sample within the rank's batch.
     """
+    # All targets, end to end, and where each document ends.
     documents = [document for sample in samples for document in sample]
     targets = np.concatenate([document.tokens[1:] for document in documents])
     weights = np.concatenate([document.weights for document in documents])
     lengths = np.array([len(document.weights) for document in documents])
     ends = np.cumsum(lengths)
+
+    # The answer of a scored document is its last targets. Only weighted and scored targets need logits.
     scored = [n for n, document in enumerate(documents) if document.answer_targets]
     in_answer = [np.arange(ends[n] - documents[n].answer_targets, ends[n]) for n in scored]
     answer = np.concatenate(in_answer) if scored else np.empty(0, np.int64)
     needed = weights != 0
     needed[answer] = True
+
+    # Documents of equal length, all of whose targets are needed, get a row each. Otherwise all share one row.
     rows = len(documents) if needed.all() and (lengths == lengths[0]).all() else 1
     examples = np.repeat(first_example + np.arange(len(samples)), [len(sample) for sample in samples])
     return MicroBatch(

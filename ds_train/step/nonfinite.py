@@ -1,4 +1,4 @@
-"""An optimizer step whose loss or gradient is not finite: what is said and kept of it."""
+"""An optimizer step whose loss or gradient is not finite: its description, and a dump of its samples."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,12 @@ _RANKS_IN_FULL = 4
 
 @dataclass(frozen=True)
 class NonFinite:
-    """What was not finite, and where it came from; the same on every rank.
+    """What was not finite, and where it arose; the same on every rank.
 
     Attributes:
         what: ``loss`` or ``gradient norm``.
-        micro_batches: for each rank its micro-batches (from 0) whose own loss or gradient was not finite. None on any
-            rank where finite parts overflowed in their sum.
+        micro_batches: for each rank the numbers (from 0) of its micro-batches whose own loss or gradient was not
+            finite. All are empty where finite parts overflowed in their sum.
     """
 
     what: str

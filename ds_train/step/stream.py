@@ -1,4 +1,4 @@
-"""The stream of rank batches: plans go to loader workers, tensors come back with the cursor that follows them."""
+"""The stream of rank batches: loader workers get plans and return tensors, with the cursor that follows them."""
 
 import multiprocessing
 import os
@@ -22,7 +22,7 @@ from ds_train.config.layout import Layout
 from ds_train.step.micro_batch import C4, SYNTHETIC, MicroBatch, pack
 
 _LOOK_FOR_TRAINER_S = 1.0
-_CLOSED = 1 << 62  # a generation that no plan belongs to: nobody wants batches any more
+_CLOSED = 1 << 62  # later than any plan's generation: workers skip what is left
 
 
 @dataclass
@@ -51,7 +51,7 @@ class RankBatch:
 
 
 class RankBatchBuilder:
-    """Builds one rank's batches from plans: the part of the stream that runs inside workers. Can be pickled."""
+    """Builds one rank's batches from plans. This part of the stream runs inside the workers, and can be pickled."""
 
     def __init__(self, readers: dict[SampleKind, Reader], layout: Layout, rank: int) -> None:
         self._readers = readers
@@ -59,21 +59,25 @@ class RankBatchBuilder:
         self._rank = rank
 
     def build(self, plan: GlobalBatchPlan) -> RankBatch:
+        # Read this rank's samples, one kind at a time, back into the plan's order.
         part = self._layout.rank_slice(self._rank)
         sources, indices = plan.sources[part], plan.indices[part]
         samples: list = [None] * len(indices)
         for source in map(SampleKind, np.unique(sources)):
-            where = np.flatnonzero(sources == source)
-            for position, sample in zip(
-                where, self._readers[source].read(indices[where].tolist(), plan.stage), strict=True
-            ):
+            positions = np.flatnonzero(sources == source)
+            found = self._readers[source].read(indices[positions].tolist(), plan.stage)
+            for position, sample in zip(positions, found, strict=True):
                 samples[position] = sample
+
+        # Count loss weights and real targets. A document that is only scored has neither.
         weights, tokens = np.zeros(2), np.zeros(2, np.int64)
         for document in (document for sample in samples for document in sample.documents):
             kind = SYNTHETIC if document.is_synthetic else C4
             weights[kind] += document.weights.sum(dtype=np.float64)
-            if document.weights.any():  # its prompt is text too where only the answer weighs; a scored copy is none
+            if document.weights.any():  # then its prompt counts too, even where only the answer weighs
                 tokens[kind] += len(document.weights)
+
+        # Pack them into micro-batches.
         size = self._layout.micro_batch
         return RankBatch(
             plan=plan,
@@ -89,7 +93,7 @@ class RankBatchBuilder:
 
 
 class _PlanSource:
-    """The DataLoader's sampler: endless plans from wherever the stream was last (re)started, none before that."""
+    """The DataLoader's sampler: endless plans from where the stream was last (re)started; none before that."""
 
     def __init__(self) -> None:
         self.sampler: Sampler | None = None
@@ -105,12 +109,12 @@ class _PlanSource:
 
 
 class _BatchDataset(Dataset):
-    """The DataLoader's dataset: a batch for a plan. Its workers get the builder through a file that all inherit."""
+    """The DataLoader's dataset: a batch for each plan. Its workers get the builder through a file that they inherit."""
 
     def __init__(self) -> None:
         self._builder: RankBatchBuilder | None = None
         self._pickled = TemporaryFile()  # noqa: SIM115  open as long as its workers live
-        # Plans of an earlier generation are skipped unread. No lock: a worker that is killed would take it along.
+        # Workers skip plans of an earlier generation. No lock: a worker that is killed would keep it.
         self.generation = multiprocessing.Value("q", 0, lock=False)
 
     @property
@@ -126,23 +130,23 @@ class _BatchDataset(Dataset):
         generation, plan = item
         if generation < self.generation.value:
             return None
-        if self._builder is None:  # a worker's first plan; workers share the file's position, so none moves it
+        if self._builder is None:  # a worker's first plan; pread, because workers share the file's position
             self._builder = pickle.loads(os.pread(self._pickled.fileno(), os.fstat(self._pickled.fileno()).st_size, 0))
         try:
             return self._builder.build(plan)
         except UserError as error:
-            return error  # raised by the consumer, without the worker's traceback around it
+            return error  # the trainer raises it, without the worker's traceback
 
 
 class Stream:
     """Rank batches in order, prefetched by workers; `restart` discards what was prefetched.
 
     Forks workers immediately; construct it before any thread starts (process group, engine, watchdog), or a child may
-    inherit a held lock. A worker also keeps a copy of all memory that the trainer had at the fork and changes later.
+    inherit a held lock. An early fork also keeps them small: memory that the trainer changes later is copied.
 
     Args:
         num_workers: loader processes; 0 builds batches in this process.
-        device: batches are pinned when it is a GPU; the current one, then.
+        device: if it is a GPU (the current one), batches are pinned.
     """
 
     def __init__(self, num_workers: int, device: torch.device) -> None:
@@ -159,7 +163,7 @@ class Stream:
             multiprocessing_context="fork" if num_workers else None,
             pin_memory=device.type == "cuda",
             worker_init_fn=_init_worker,
-            generator=torch.Generator(),  # of its own: the global one must go on as if nothing had been loaded
+            generator=torch.Generator(),  # so that loading draws nothing from the global generator
         )
         self._batches: Iterator | None = iter(self._loader) if num_workers else None
 
@@ -168,12 +172,12 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         """End the workers."""
-        self._dataset.generation.value = _CLOSED  # they skip what they were to build, and end when they are told to
+        self._dataset.generation.value = _CLOSED  # they skip the plans that are left, and obey SIGTERM
         self._batches = None
-        vars(self).pop("_loader", None)  # its iterator, which it keeps, ends them when it goes
+        vars(self).pop("_loader", None)  # its iterator ends the workers when it is deleted
 
     def supply(self, sampler: Sampler, builder: RankBatchBuilder) -> None:
-        """What batches are made of; once, before the first `restart`.
+        """Set what batches are made of. Call it once, before the first `restart`.
 
         Args:
             sampler: plans global batches.
@@ -194,7 +198,7 @@ class Stream:
         """The next rank batch.
 
         Raises:
-            UserError: a sample cannot be made.
+            UserError: a sample could not be read or generated.
         """
         assert self._batches is not None, "restart() comes first"
         batch = next(self._batches)
@@ -208,7 +212,7 @@ def _unchanged(item):
 
 
 def _init_worker(worker_id: int) -> None:
-    """Signals stop the trainer, which finishes its step first; a worker that died of them would break that step."""
+    """Ignore the signals that stop the trainer: it finishes its step first, and needs its workers for that."""
     for name in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(name, signal.SIG_IGN)
     info = get_worker_info()
@@ -220,7 +224,7 @@ def _init_worker(worker_id: int) -> None:
 
 
 def _end_with_trainer(trainer: int) -> None:
-    """A worker whose trainer was killed would wait for ever for somebody to take its last batch."""
+    """End this worker when its trainer was killed; it would wait forever for its last batch to be taken."""
     while os.getppid() == trainer:
         time.sleep(_LOOK_FOR_TRAINER_S)
     os._exit(1)

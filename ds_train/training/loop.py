@@ -50,10 +50,10 @@ class Run:
 
 
 def train(run: Run) -> None:
-    """Train until the phase is finished; ends with a checkpoint, also where it is told to stop before.
+    """Train until the phase is finished, or until a request to stop. Saves a checkpoint at the end in both cases.
 
     Raises:
-        StopTraining: on all ranks alike, by a signal, a STOP file or ``stop_step``; the checkpoint is saved.
+        StopTraining: on all ranks, after a signal, a STOP file or ``stop_step``; the checkpoint is saved.
         UserError: the last checkpoint could not be saved, or a loss was not finite.
     """
     state = run.state
@@ -61,8 +61,11 @@ def train(run: Run) -> None:
     logs = _Logs(run, progress)
     overflow_report = OverflowReport(state.overflows)
     try:
+        # Before the first step, and where the last launch was stopped during an evaluation.
         if state.step == 0 or state.evaluation_pending:
             _evaluate(run, logs)
+
+        # Steps, until the phase or the run is at its end. Each starts with a chance to stop.
         run.stream.restart(state.cursor, state.step)
         if _is_over(run):
             logger.info("nothing to do: %s", _why_over(run))
@@ -73,7 +76,7 @@ def train(run: Run) -> None:
         _save_last(run)
         raise
     except UserError:
-        _await_save(run)  # it may take long, and is a good checkpoint
+        _await_save(run)  # a save may still be under way, and its checkpoint is good
         raise
     finally:
         progress.close()
@@ -82,7 +85,7 @@ def train(run: Run) -> None:
 
 
 def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") -> None:
-    """One optimizer step and what follows it, in this order: update, flags, promotion, evaluation, save."""
+    """Do one optimizer step and what follows it, in this order: update, flags, promotion, evaluation, save."""
     state, phase, cadence = run.state, run.phase, run.cadence
     # Wait for the batch that the loader workers have prefetched.
     run.watchdog.progress(f"step {state.step + 1}")
@@ -91,7 +94,7 @@ def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") 
     logs.throughput.waited(time.perf_counter() - started)
     overflow_report.seen(batch.overflows)
 
-    # Forward, backward and update, then move the state behind them.
+    # Forward, backward and update; then advance the state, also past a step that updated nothing.
     lr = run.schedule.lr(batch.plan.step)
     set_learning_rate(run.engine, lr)
     result = train_step(run.engine, batch, run.layout, phase.accuracy)
@@ -102,7 +105,7 @@ def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") 
     logs.throughput.trained(int(result.tokens.sum()), run.flops.of_documents(lengths))
     logs.progress.step_done()
 
-    # The log row holds the stage and accuracy before a promotion; the evaluation and the checkpoint follow it.
+    # The log row shows stage and accuracy before a promotion; evaluation and checkpoint come after it.
     phase.record(state, result)
     if state.step % cadence.log_every == 0:
         logs.write_train_row(run, result, lr)
@@ -112,7 +115,7 @@ def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") 
         _evaluate(run, logs)
     if state.step % cadence.save_every == 0:
         _save(run)
-    # Batches that were prefetched at the old stage are void.
+    # Discard batches that were prefetched at the old stage.
     if promoted and not _is_over(run):
         run.stream.restart(state.cursor, state.step)
 
@@ -124,7 +127,7 @@ def _is_over(run: Run) -> bool:
 def _why_over(run: Run) -> str:
     step, max_steps = run.state.step, run.cadence.max_steps
     if max_steps is not None and step > max_steps:
-        return f"this run is at step {step} already, beyond the {max_steps} steps asked for"
+        return f"this run is already at step {step}, beyond the requested {max_steps} steps"
     return f"step {step} is the end of this run"
 
 
@@ -155,7 +158,7 @@ def _await_save(run: Run) -> bool:
 
 
 def _advance(state: TrainState, result: StepResult) -> None:
-    """The state after an optimizer step, before its accuracy flags are looked at."""
+    """Move the state past an optimizer step; its accuracy flags are recorded later."""
     state.step = result.plan.step
     state.move_to(result.plan.next_cursor)
     state.ledger = result.plan.extended_ledger(state.ledger)
@@ -165,10 +168,10 @@ def _advance(state: TrainState, result: StepResult) -> None:
 
 
 def _skip_or_stop(run: Run, result: StepResult, nonfinite: NonFinite) -> None:
-    """Count a step that updated nothing, and keep what it was made of; one too many ends the run on every rank."""
+    """Count a step that updated nothing and dump its samples; one too many ends the run on every rank."""
     state = run.state
     state.skipped_steps += 1
-    said = nonfinite.describe(result.plan, run.layout)
+    description = nonfinite.describe(result.plan, run.layout)
     path = run.directory / f"nonfinite_step_{state.step:08d}.json"
     if run.world.is_main:
         values = {"loss": str(result.loss), "grad_norm": str(result.grad_norm)}  # JSON knows no nan
@@ -178,18 +181,22 @@ def _skip_or_stop(run: Run, result: StepResult, nonfinite: NonFinite) -> None:
             logger.error("cannot write %s: %s", path, error.strerror)
     if state.skipped_steps > run.skip_nonfinite:
         raise UserError(
-            f"{said}. Stopped before the update; older checkpoints are as good as they were. {path} lists all samples "
-            f"of the step. Look at them, lower --lr, or resume with --skip_nonfinite {state.skipped_steps} to go on "
-            "without this step."
+            f"{description}. Stopped before the update, so older checkpoints stay good. {path} lists all samples of "
+            f"the step. Inspect them, lower --lr, or resume with --skip_nonfinite {state.skipped_steps} to skip this "
+            "step."
         )
     if run.world.is_main:
         logger.warning(
-            "%s. No update (skipped steps: %d of %d); see %s", said, state.skipped_steps, run.skip_nonfinite, path
+            "%s. No update (skipped steps: %d of %d); see %s",
+            description,
+            state.skipped_steps,
+            run.skip_nonfinite,
+            path,
         )
 
 
 def _evaluate(run: Run, logs: "_Logs") -> None:
-    """Evaluate and log; one that is cut short stays pending in the state."""
+    """Evaluate and log. An evaluation that is interrupted stays pending in the state, for the next launch."""
 
     def before_batch() -> None:
         run.watchdog.progress(f"evaluation at step {run.state.step}")
@@ -204,13 +211,14 @@ def _evaluate(run: Run, logs: "_Logs") -> None:
 
 
 class _Logs:
-    """The two logs of a run, and its monitors, without rows from beyond its checkpoint."""
+    """The two logs of a run and its monitors. Opening them drops rows after the checkpoint's step."""
 
     def __init__(self, run: Run, progress: Progress) -> None:
         self.progress = progress
         self._files = {name: JsonlLog(run.directory / "logs" / f"{name}.jsonl", run.world.is_main) for name in LOGS}
         self.throughput = Throughput(peak_flops(run.engine.device))
         state = run.state
+        # An evaluation that is about to be repeated must not be logged twice.
         evaluates_again = state.step == 0 or state.evaluation_pending
         kept = {"train": state.step, "eval": state.step - 1 if evaluates_again else state.step}
         for name, file in self._files.items():

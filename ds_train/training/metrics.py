@@ -1,4 +1,4 @@
-"""What a run records: JSON-lines logs, throughput."""
+"""The records of a run: JSON-lines logs and throughput."""
 
 import json
 import logging
@@ -18,8 +18,8 @@ class JsonlLog:
     """An append-only log of rows with a ``step``, written by rank 0 alone.
 
     Args:
-        path: file to append to; its directory is made.
-        is_writer: whether this rank writes; on the others every call does nothing.
+        path: file to append to; its directory is created.
+        is_writer: whether this rank writes; on other ranks every call does nothing.
     """
 
     def __init__(self, path: Path, is_writer: bool) -> None:
@@ -29,7 +29,7 @@ class JsonlLog:
             path.parent.mkdir(parents=True, exist_ok=True)
 
     def rewind(self, step: int) -> None:
-        """Drop rows after ``step`` and a torn last line, so that the log goes on from a checkpoint's step."""
+        """Drop rows after ``step`` and a torn last line, so that the log continues from a checkpoint's step."""
         if not self._is_writer or not self._path.exists():
             return
         kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]
@@ -75,7 +75,7 @@ class Throughput:
         self._waited += seconds
 
     def trained(self, tokens: int, flops: float) -> None:
-        """An optimizer step: tokens of all ranks, operations of this one."""
+        """Count an optimizer step: tokens of all ranks, FLOPs of this one."""
         self._tokens += tokens
         self._flops += flops
 

@@ -1,6 +1,6 @@
-"""DeepSpeed's monitors (the JSON's tensorboard, wandb, csv_monitor, comet): in the run directory, resumed with the run.
+"""DeepSpeed's monitors (the JSON's tensorboard, wandb, csv_monitor, comet), kept in the run directory across resumes.
 
-DeepSpeed opens them where the program was started, with a new curve for each launch.
+By itself DeepSpeed writes to the current directory and starts a new curve with each launch.
 """
 
 import csv
@@ -20,14 +20,14 @@ _WANDB_ID = "wandb_run_id"
 
 
 def check_monitors(config: Mapping[str, Any], problems: Problems) -> None:
-    """What the JSON enables must be installed: DeepSpeed would find out after the model is built."""
+    """Check that enabled monitors are installed: DeepSpeed would only notice after the model is built."""
     for block, package in _PACKAGES.items():
         if config.get(block, {}).get("enabled") and find_spec(package) is None:
             problems.add(f"{block}.enabled needs the package {package}, which is not installed: pip install {package}.")
 
 
 def place_monitors(config: dict[str, Any], run_directory: Path) -> None:
-    """Fill in where files go: into the run directory, or a directory of its name where the JSON gives a place."""
+    """Fill in output paths: the run directory, or a directory of the run's name under the JSON's ``output_path``."""
     for block in ("tensorboard", "csv_monitor"):
         if config.get(block, {}).get("enabled"):
             is_placed = config[block].get("output_path")
@@ -36,7 +36,7 @@ def place_monitors(config: dict[str, Any], run_directory: Path) -> None:
 
 
 def join_wandb(run_directory: Path, is_resumed: bool) -> None:
-    """Make W&B go on with the run that this directory is, unless the environment says otherwise. On rank 0."""
+    """Make W&B continue this directory's run, unless the environment names another. Call it on rank 0."""
     path = run_directory / _WANDB_ID
     if not (is_resumed and path.exists()):
         with whole_file(path) as file:
@@ -47,11 +47,11 @@ def join_wandb(run_directory: Path, is_resumed: bool) -> None:
 
 
 class Monitors:
-    """What an engine's monitors get: the rows of our logs, and nothing by DeepSpeed itself, which counts samples.
+    """Sends the rows of our logs to an engine's monitors, and silences DeepSpeed's own events, which count samples.
 
     Args:
         monitor: the engine's.
-        phase: begins the names of curves: ``pptrain/train/loss``.
+        phase: prefix of the curves' names, as in ``pptrain/train/loss``.
     """
 
     def __init__(self, monitor: Any, phase: str) -> None:
@@ -59,7 +59,7 @@ class Monitors:
         self._is_enabled, monitor.enabled = monitor.enabled, False
 
     def rewind(self, kept: Mapping[str, int]) -> None:
-        """Drop rows after a step, given for each log, as in the logs themselves."""
+        """Drop rows after the step that ``kept`` gives for each log, as the logs themselves do."""
         if self._is_enabled and self._monitor.csv_monitor:
             for kind, step in kept.items():
                 self._rewind_csv(self._monitor.csv_monitor, kind, step)
@@ -67,7 +67,7 @@ class Monitors:
             _begin_session(self._monitor.tb_monitor.summary_writer, max(kept.values()))
 
     def send(self, kind: str, row: Row) -> None:
-        """A row's numbers."""
+        """Send the numbers of a row."""
         if self._is_enabled:
             numbers = {key: value for key, value in row.items() if isinstance(value, int | float) and key != "step"}
             events = [(f"{self._phase}/{kind}/{key}", value, row["step"]) for key, value in numbers.items()]
@@ -80,11 +80,11 @@ class Monitors:
             with whole_file(path) as out:
                 kept = [head, *(row for row in rows if len(row) == 2 and row[0].isdecimal() and int(row[0]) <= step)]
                 out.write("".join(f"{','.join(row)}\r\n" for row in kept).encode())
-            monitor.filenames.append(path.stem)  # it has its head
+            monitor.filenames.append(path.stem)  # so that DeepSpeed writes no second header
 
 
 def _begin_session(writer: Any, step: int) -> None:
-    """Tell TensorBoard that what it has from beyond ``step`` is void, as ``SummaryWriter(purge_step=…)`` would."""
+    """Make TensorBoard discard events after ``step``, as ``SummaryWriter(purge_step=…)`` would."""
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
     writer.file_writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step=step + 1)

@@ -1,4 +1,4 @@
-"""What pptrain and pretrain each bring to the one training loop."""
+"""What a phase provides to the one training loop."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from ds_train.training.metrics import Row
 
 
 class Phase(Protocol):
-    """What pptrain and pretrain decide for themselves."""
+    """The decisions in which pptrain and pretrain differ."""
 
     name: str
     accuracy: str
 
     def record(self, state: TrainState, result: StepResult) -> None:
-        """Take the step's accuracy flags into the state."""
+        """Add the step's accuracy flags to the state."""
 
     def train_columns(self, state: TrainState, result: StepResult) -> dict[str, Any]:
         """This phase's columns of a train row, before a promotion."""
@@ -43,7 +43,7 @@ class Phase(Protocol):
 
 @dataclass(frozen=True)
 class Cadence:
-    """In optimizer steps."""
+    """When a run logs, saves and ends, in optimizer steps."""
 
     log_every: int
     save_every: int
@@ -59,11 +59,12 @@ class PhaseParts:
     """What a phase contributes to a run.
 
     Attributes:
-        phase, cadence: see the loop.
-        sampler, readers: which samples, and how each source's are read.
-        first_stage: curriculum stage of a fresh start, 0 for none.
-        fingerprints: what a checkpoint must agree with, besides what all phases share.
-        summary: what the run will do and on what, for people; name and description.
+        phase, cadence: used by the loop.
+        sampler: chooses the samples of each global batch.
+        readers: read the samples of each kind.
+        first_stage: curriculum stage of a fresh start; 0 without a curriculum.
+        fingerprints: settings that a resumed checkpoint must match, in addition to those that all phases share.
+        summary: rows for the summary at the start, name → description.
     """
 
     phase: Phase

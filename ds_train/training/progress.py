@@ -1,4 +1,4 @@
-"""What a run says while it trains: one live line on a terminal, a line now and then where output is a file."""
+"""The progress of a run: one live line on a terminal, a line per logged row where the output is a file."""
 
 import logging
 import sys
@@ -18,13 +18,13 @@ _LINE_WITHOUT_END = "{desc}: {n_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 
 
 class Progress:
-    """Rank 0's line; on the other ranks it does nothing.
+    """The progress line of rank 0; on other ranks every call does nothing.
 
     Args:
         name: of the phase.
-        step: optimizer step that training starts after.
-        last_step: where it ends at the latest, None where that is not known.
-        is_main: whether this rank speaks.
+        step: optimizer step after which training starts.
+        last_step: the last step at most, None if unknown.
+        is_main: whether this is rank 0.
     """
 
     def __init__(self, name: str, step: int, last_step: int | None, is_main: bool) -> None:
@@ -42,16 +42,16 @@ class Progress:
             )  # fmt: skip
 
     def close(self) -> None:
-        """Leave the line as it is."""
+        """Release the terminal; the line stays visible."""
         self._stack.close()
 
     def step_done(self) -> None:
-        """An optimizer step is done."""
+        """Count an optimizer step."""
         if self._bar is not None:
             self._bar.update()
 
     def row(self, row: Row, status: str) -> None:
-        """A row of train.jsonl, and what the phase has to say of itself."""
+        """Show a row of train.jsonl, with the phase's own columns in ``status``."""
         shown = f"loss {row['loss']:.4g}  lr {row['lr']:.3g}  {status}  {row['tokens_per_second']:,.0f} tokens/s"
         if "mfu" in row:
             shown += f"  MFU {row['mfu']:.1%}"
@@ -62,7 +62,7 @@ class Progress:
             logger.info("%s %s%s  %s%s", self._name, step, end, shown, self._remaining(step))
 
     def evaluation(self, row: Row) -> None:
-        """A row of eval.jsonl."""
+        """Show a row of eval.jsonl."""
         if self._is_main:
             values = "  ".join(
                 f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"

@@ -102,9 +102,9 @@ def tables(page: Path) -> list[list[list[str]]]:
 
 
 def links(page: Path) -> list[str]:
-    """The targets of a page's links."""
+    """The targets of a page's links and pictures."""
     text = "\n".join(block.text for block in _blocks(page) if not block.language)
-    return re.findall(r"\]\(([^)\s]+)\)", text)
+    return re.findall(r"""(?:\]\(|src=")([^)"\s]+)[)"]""", text)
 
 
 def anchors(page: Path) -> set[str]:
