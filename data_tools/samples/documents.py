@@ -42,7 +42,7 @@ class Document:
     Attributes:
         tokens: (n,) int64.
         weights: (n - 1,) float32 loss weight of each target.
-        answer_targets: the last so many targets are the answer with its EOS and are scored; 0 if not scored.
+        answer_targets: number of last targets that are the answer with its EOS and are scored; 0 if not scored.
         is_first_answer: whether the scored answer is the example's first one.
         is_synthetic: synthetic text, as opposed to C4.
     """
@@ -57,8 +57,8 @@ class Document:
 def target_weights(num_targets: int, answer_targets: int, loss: str) -> np.ndarray:
     """Loss weights (num_targets,) float32 of a synthetic document.
 
-    ``lm``: 1 everywhere. ``answer``: 1 on the answer, else 0. ``weighted``: 1, and on the answer
-    1 + total / answer, both counted in targets, so that answers weigh about as much as all the rest.
+    ``lm``: 1 everywhere. ``answer``: 1 on the answer, else 0. ``weighted``: 1, and 1 + total / answer on the answer
+    (both counted in targets), so that the answer weighs about as much as the rest.
     """
     weights = np.full(num_targets, 0.0 if loss == "answer" else 1.0, np.float32)
     weights[num_targets - answer_targets :] = 1 + num_targets / answer_targets if loss == "weighted" else 1.0
@@ -68,11 +68,11 @@ def target_weights(num_targets: int, answer_targets: int, loss: str) -> np.ndarr
 def example_documents(
     example: EncodedExample, *, loss: str, trained: int = 0, scored: str | None = None
 ) -> list[Document]:
-    """The documents of one example: the trained answer's, and zero-weight ones for other answers to score.
+    """The documents of one example: one with the answer to train on, and zero-weight ones for other scored answers.
 
     Args:
         loss: see `target_weights`.
-        trained: which answer is trained on.
+        trained: number of the answer that is trained on.
         scored: ``any`` (every valid answer), ``first`` (the first one), or None: nothing is scored.
     """
     documents = []

@@ -1,4 +1,4 @@
-"""Which mixin examples make up each synthetic block: a pure function of split, tokenizer and seq_len."""
+"""Packs mixin examples into synthetic blocks: a pure function of split, tokenizer and seq_len."""
 
 import bisect
 import hashlib
@@ -50,13 +50,13 @@ class MixinTable:
 def pack_table(lengths: np.ndarray, seq_len: int, mode: str) -> MixinTable:
     """Put examples into blocks of at most ``seq_len`` targets.
 
-    Best-fit decreasing: the longest example first, each into the fullest block that still takes it; ties go to
-    the lower row and the older block.
+    Best-fit decreasing: the longest example first, each into the fullest block with room for it. Ties go to the lower
+    row and the older block.
 
     Args:
         lengths: (num_rows,) targets of each example (its tokens less one).
         seq_len: capacity of a block.
-        mode: ``packed``, or ``single`` for one example a block.
+        mode: ``packed``, or ``single`` for one example per block.
 
     Raises:
         UserError: every example is longer than a block.
@@ -98,7 +98,7 @@ def load_mixin_table(
         with np.load(path) as saved:
             return MixinTable(saved["examples"], saved["starts"], float(saved["fill"]), int(saved["num_too_long"]))
     table = pack_table(_target_counts(rows, tokenizer), seq_len, mode)
-    with suppress(OSError):  # who may only read has to measure every time
+    with suppress(OSError):  # without write permission the lengths are measured each time
         cache_dir.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
             np.savez(

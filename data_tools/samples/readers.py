@@ -1,4 +1,4 @@
-"""Turn sample indices into documents. Readers are pure in (index, stage) and run inside loader workers."""
+"""Readers turn sample indices into documents: pure functions of (index, stage), called inside loader workers."""
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
@@ -27,23 +27,25 @@ class Overflow:
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample of a global batch: its documents, and the candidates that were passed over for it."""
+    """One sample of a global batch: its documents, and the candidates that were rejected as too long."""
 
     documents: list[Document]
     overflows: list[Overflow] = field(default_factory=list)
 
 
 class Reader(Protocol):
+    """Reads the samples of one kind."""
+
     def read(self, indices: Sequence[int], stage: int) -> list[Sample]: ...
 
 
 def training_source(generator: str | None, *, max_input_size: int, max_lookahead: int, seed: int) -> ExampleGenerator:
-    """Where the candidates of the training stream come from.
+    """The generator of the training stream's candidates.
 
     Args:
         generator: ``package.module:ClassName``, or None for the built-in one.
-        max_input_size, max_lookahead: of the splits that the run is evaluated on.
-        seed: the run's.
+        max_input_size, max_lookahead: those of the splits that the run is evaluated on.
+        seed: the run's seed.
     """
     return ExampleGenerator(
         generator, max_input_size=max_input_size, max_lookahead=max_lookahead, seed=seed, purpose="train"
@@ -63,9 +65,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class StreamReader:
-    """SyntheticNL: sample ``index`` of the training stream at a stage, a pure function of (index, stage).
+    """Reads the synthetic training stream: sample ``index`` at a stage is a pure function of (index, stage).
 
-    A candidate that is reserved or longer than seq_len is replaced by the next attempt of the same index.
+    The next attempt at the same index replaces a candidate that is reserved or longer than seq_len.
+
+    Attributes:
+        reserved: digests of prompts that training must not use.
+        train_answer: which answer is trained on, ``first`` or ``random``.
+        accuracy: which answers are scored, ``any`` or ``first``.
     """
 
     source: ExampleGenerator
@@ -80,7 +87,7 @@ class StreamReader:
         return [self.sample(candidate, stage) for candidate in self.candidates(indices, stage)]
 
     def candidates(self, indices: Sequence[int], stage: int) -> list[Candidate]:
-        """The example of each sample.
+        """Choose the example of each sample.
 
         Raises:
             UserError: no attempt at a sample is usable.
@@ -89,6 +96,7 @@ class StreamReader:
         overflows: dict[int, list[Overflow]] = {index: [] for index in indices}
         pending = list(indices)
         for attempt in range(MAX_ATTEMPTS):
+            # One attempt at each sample that still has none; all of them are tokenized together.
             examples = [self.source.example(index, stage, attempt) for index in pending]
             encoded = encode_examples(
                 self.tokenizer, [e.input_text for e in examples], [e.output_texts for e in examples]
@@ -110,7 +118,7 @@ class StreamReader:
         )
 
     def sample(self, candidate: Candidate, stage: int) -> Sample:
-        """What is trained and scored of an example."""
+        """Make the documents of an example: the answer to train on, and those to score."""
         trained = 0
         if self.train_answer == "random":
             address = (candidate.index, stage, candidate.attempt)
@@ -121,7 +129,7 @@ class StreamReader:
 
 @dataclass(frozen=True)
 class C4Reader:
-    """Packed block ``index``: one document of seq_len inputs and seq_len targets."""
+    """Reads packed block ``index``: one document of seq_len inputs and seq_len targets."""
 
     blocks: PackedBlocks
 
@@ -136,7 +144,7 @@ def c4_document(block: np.ndarray) -> Document:
 
 @dataclass(frozen=True)
 class MixinReader:
-    """Synthetic block ``index``: the whole mixin examples that the table puts into it, each its own document."""
+    """Reads synthetic block ``index``: the mixin examples that the table puts into it, each a document."""
 
     rows: SplitRows
     table: MixinTable

@@ -1,7 +1,7 @@
-"""Which samples a global batch holds: pure functions of (configuration, cursor, step).
+"""Samplers choose the samples of a global batch: pure functions of (configuration, cursor, step).
 
-A sampler knows nothing of tokens, files or ranks. Every rank plans the whole global batch (a few integers a
-sample) and takes its slice, so the order of samples cannot depend on how many ranks there are.
+A sampler knows nothing about tokens, files or ranks. Every rank plans the whole global batch (a few integers per
+sample) and takes its slice, so the order of samples cannot depend on the number of ranks.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ class SampleKind(IntEnum):
 
 @dataclass(frozen=True)
 class Cursor:
-    """A position in the data: what the next global batch starts from. Plain counts over all ranks."""
+    """The position in the data where the next global batch starts, in counts over all ranks."""
 
     consumed_index: int = 0  # samples consumed; in pptrain also the index of the next sample of the stream
     stage: int = 0  # curriculum stage of the next sample; 0 where there is no curriculum
@@ -98,7 +98,7 @@ class MixinShare:
     total_steps: int
 
     def at(self, step: int) -> float:
-        """The share asked for at optimizer step ``step`` (from 1)."""
+        """The requested share at optimizer step ``step`` (from 1)."""
         if self.schedule == "constant" or self.total_steps < 2:
             return self.start
         progress = min(1.0, (step - 1) / (self.total_steps - 1))
@@ -108,10 +108,10 @@ class MixinShare:
 
 
 def mixin_share(percent: float, schedule: str, end: float | None, total_steps: int) -> MixinShare:
-    """The share that ``--mixin_percent``, ``--mixin_schedule`` and ``--mixin_end`` ask for.
+    """The share that ``--mixin_percent``, ``--mixin_schedule`` and ``--mixin_end`` define.
 
     Raises:
-        UserError: a share is no fraction, or the schedule has no end or one too many.
+        UserError: a share is not a fraction, or the schedule lacks ``--mixin_end`` or does not take it.
     """
     problems = [
         f"--{name} is {value}, expected a fraction in [0, 1] (0.02 is 2 %)."
@@ -130,8 +130,8 @@ def mixin_share(percent: float, schedule: str, end: float | None, total_steps: i
 def block_probability(share: float, fill: float) -> float:
     """Probability that a sample is a synthetic block, so that ``share`` of the real tokens are synthetic.
 
-    A C4 block is full, a synthetic one holds the fraction ``fill`` of real tokens; with probability q the
-    synthetic share is q·fill / (q·fill + 1 - q), solved for q.
+    A C4 block is full; a synthetic one holds the fraction ``fill`` of real tokens. With probability q the synthetic
+    share is q·fill / (q·fill + 1 - q), which is solved for q.
     """
     return share / (fill + share * (1 - fill)) if share > 0 else 0.0
 
@@ -141,7 +141,7 @@ class MixtureSampler:
     """pretrain: sample g is a synthetic block by a draw keyed (seed, g), otherwise the next C4 block.
 
     Attributes:
-        num_c4_blocks: blocks of the pack; C4 indices wrap around it (whether a run may is checked at start).
+        num_c4_blocks: blocks of the pack; C4 indices wrap around (the start of a run checks whether they may).
         num_mixin_blocks: blocks of the mixin table, visited in a new seeded permutation each pass.
         mixin_fill: mean real tokens of a synthetic block / seq_len.
     """
@@ -174,12 +174,12 @@ class MixtureSampler:
         )
 
     def is_mixin(self, first_sample: int, step: int) -> np.ndarray:
-        """Which samples of a step are synthetic: (global_batch,) bool."""
+        """(global_batch,) bool, whether each sample of a step is synthetic."""
         probability = block_probability(self.share.at(step), self.mixin_fill)
         return uniform_at(self.seed, "pretrain/mix", first_sample, self.global_batch) < probability
 
     def cursor_before(self, step: int) -> Cursor:
-        """What the plan of ``step`` starts from in a run without curriculum; counted draw by draw."""
+        """The cursor before ``step`` in a run without curriculum; repeats all draws up to there."""
         num_steps = step - 1
         num_mixin = sum(int(self.is_mixin(n * self.global_batch, n + 1).sum()) for n in range(num_steps))
         consumed = num_steps * self.global_batch
@@ -203,8 +203,8 @@ def _mixin_order(seed: int, num_blocks: int, pass_index: int) -> np.ndarray:
 
 
 def c4_blocks_needed(sampler: MixtureSampler, total_steps: int) -> int:
-    """C4 blocks that a run of ``total_steps`` reads: counted draw by draw where the pack might be too small."""
+    """C4 blocks that a run of ``total_steps`` reads; an upper bound where the pack has enough for any draws."""
     num_samples = sampler.global_batch * total_steps
     if sampler.num_c4_blocks >= num_samples:
-        return num_samples  # enough even without a single synthetic block; counting would change nothing
+        return num_samples  # enough even without a single synthetic block
     return sampler.cursor_before(total_steps + 1).c4_block_idx

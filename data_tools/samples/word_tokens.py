@@ -1,14 +1,14 @@
 """Tokens of search problems composed from the tokens of their words: each distinct word is tokenized once.
 
 Most tokenizers split a text into words before they look at letters (pre-tokenization), so the tokens of a text are
-those of its words, one after the other. A search problem says its few words many times, and composing is several times
-faster. Whether it is exact is established for each tokenizer in two parts:
+those of its words, concatenated. A search problem repeats few words many times, which makes composing several times
+faster. Two checks show for each tokenizer that composing is exact:
 
-- By its definition it splits words by the kinds of their characters, never by which letters they are: in this respect
-  all attributes, being lower-case letters, are equal.
-- For every name, every sentence form and whole prompts the composed tokens are the tokenizer's.
+- Its definition splits words by the kinds of their characters, never by single letters. All attributes consist of
+  lower-case letters, so they are split alike.
+- For every name, every sentence form and whole prompts the composed tokens equal the tokenizer's.
 
-Where either fails, and for texts that hold other things than words and punctuation, it tokenizes the whole text.
+If either fails, or a text holds more than words and punctuation, the whole text is tokenized.
 """
 
 import json
@@ -46,7 +46,7 @@ class WordTokens:
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
         self._first: dict[str, bytes] = {}  # words that begin a text; ids as int64
-        self._marks: dict[str, bytes] = {}  # what may stand between words: all that the check has seen
+        self._marks: dict[str, bytes] = {}  # marks between words: all that the check has seen
         self._spaced: dict[str, bytes] = {}  # words after a space, and marks
         self.is_composed = splits_by_kind(json.loads(tokenizer.serialized)) and self._is_exact()
 
@@ -62,7 +62,7 @@ class WordTokens:
         return [np.array(ids, np.int64) for ids in self._tokenizer.encode_batch(texts)] if texts else []
 
     def _composed(self, texts: Sequence[str]) -> list[np.ndarray | None]:
-        """Token ids of each text, None for one with something that is no word."""
+        """Token ids of each text; None for a text that holds more than words and marks."""
         words = [_split(text) for text in texts]
         if len(self._spaced) > _MAX_KNOWN:
             self._spaced = dict(self._marks)
@@ -87,7 +87,7 @@ class WordTokens:
         self._spaced.update(zip(new, self._tokenizer.encode_spaced(new), strict=True))
 
     def _is_exact(self) -> bool:
-        """Whether composed and tokenized texts agree; they hold all names and forms, and tell which marks there are."""
+        """Whether composed and tokenized texts agree, over all names and forms; collects the marks on the way."""
         source = ExampleGenerator(max_input_size=96, max_lookahead=16, seed=0, purpose="word tokens")
         examples = [source.example(index, stage) for index in range(8) for stage in (1, 4, 16)]
         facts = [form.format(name=name) % ("ab", "unwsizko") for name in FIRST_NAMES for form in SENTENCE_FORMS]
@@ -104,7 +104,7 @@ class WordTokens:
 
 
 def _split(text: str) -> list[str]:
-    """The words of a text, with what follows a word (punctuation, perhaps a new paragraph) as one of its own."""
+    """The words of a text; punctuation after a word, perhaps with a new paragraph, counts as a word."""
     return text.replace(",", " ,").replace(".", " .").replace(":", " :").split(" ")
 
 
@@ -115,7 +115,7 @@ def word_tokens(tokenizer: TextTokenizer) -> WordTokens:
 
 
 def splits_by_kind(definition: dict[str, Any]) -> bool:
-    """Whether a tokenizer splits words by the kinds of their characters alone, and encodes each word on its own.
+    """Whether a tokenizer splits words by the kinds of their characters alone, and encodes each word separately.
 
     Args:
         definition: the content of tokenizer.json. Parts that are not known to be harmless count as harmful.

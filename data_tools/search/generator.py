@@ -1,8 +1,8 @@
-"""Synthetic examples by address: the built-in generator, the generator protocol, and where examples come from.
+"""Synthetic examples by address: the built-in generator, the generator protocol, and `ExampleGenerator`.
 
-The protocol is the one the researchers' own generator follows: an object built from ``max_input_size`` and ``seed``
-whose ``generate_batch`` returns objects with ``input_text``, ``output_texts`` and ``labels``. Splits and training
-do not speak it themselves; they ask an :class:`ExampleGenerator` for the example at an address.
+A generator is built from ``max_input_size`` and ``seed``; its ``generate_batch`` returns objects with ``input_text``,
+``output_texts`` and ``labels``. Splits and training do not call it. They ask an `ExampleGenerator` for the example at
+an address.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ from data_tools.search.prompts import draw_attributes, parse_prompt, render_prom
 
 TASK = "search"
 BUILTIN_NAME = "built-in"
-# Raise it whenever the same address gives another example than before: splits and checkpoints record it.
+# Raise it whenever an address gives another example than before. Splits and checkpoints record it.
 BUILTIN_VERSION = "1"
-MAX_ATTEMPTS = 500  # at one index, before whoever rejects the examples gives up
+MAX_ATTEMPTS = 500  # at one index, before a caller that rejects examples gives up
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class Example:
 
     Attributes:
         input_text: the prompt, without a trailing space; unique text identifies the problem.
-        output_texts: every valid next word, without a leading space. In no meaningful order.
+        output_texts: every valid next word, without a leading space, in no meaningful order.
         labels: the vertex ids of ``output_texts``.
-        lookahead: breadth-first levels that must be expanded to tell the next step.
+        lookahead: breadth-first levels that must be expanded to find the next step.
         num_edges: the number of facts.
     """
 
@@ -76,7 +76,7 @@ def generate_example(
 
 
 class SearchGenerator:
-    """The built-in generator behind the generator protocol; its only state is how many examples it gave."""
+    """The built-in generator behind the generator protocol; its only state is the number of examples so far."""
 
     def __init__(self, max_input_size: int, seed: int) -> None:
         self.max_input_size = max_input_size
@@ -120,7 +120,7 @@ class SearchGenerator:
 
 
 class ExampleGenerator:
-    """Where splits and training take examples from: the example at (index, stage, attempt) and nothing else.
+    """Gives splits and training the example at an address (index, stage, attempt).
 
     Holds names and numbers only, so it can be pickled or inherited by worker processes.
 
@@ -132,8 +132,8 @@ class ExampleGenerator:
     Raises:
         UserError: the generator cannot be imported or does not follow the protocol, or the sizes allow no graph.
 
-    An external generator may reseed the process's global random generators and keep state. It gets a new object for
-    every example, and **its examples must be asked for in worker processes**, never where training draws numbers.
+    An external generator may reseed the process's global random generators and keep state. So every example comes from
+    a new object, and **must be requested in a worker process**, never where training draws numbers.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class ExampleGenerator:
         self.purpose = purpose
 
     def example(self, index: int, stage: int, attempt: int = 0) -> Example:
-        """The example at an address: a pure function of the arguments and of what the source was made with.
+        """The example at an address: a pure function of the arguments and of the constructor's.
 
         Raises:
             UserError: a stage outside 1 … max_lookahead or too low for one edge, or a fault of the external generator.
@@ -216,7 +216,7 @@ def load_generator_class(name: str) -> Any:
 
 
 def _check_call(name: str, function: Any, expected: str, *args: Any, **kwargs: Any) -> None:
-    """A UserError unless ``function`` takes these arguments (compiled functions may not tell: they pass)."""
+    """Raise a UserError unless ``function`` takes these arguments. Compiled functions without a signature pass."""
     problem = "it is not callable"
     if callable(function):
         try:

@@ -35,11 +35,11 @@ class SearchBudget:
 
 @dataclass(frozen=True, slots=True)
 class SearchGraph:
-    """One search problem. Vertex ids lie in 1 … edges_allowed + 1; 0 is reserved.
+    """One search problem. Vertex ids are in 1 … edges_allowed + 1; 0 is reserved.
 
     Attributes:
         vertices: every vertex once; each has at least one edge.
-        edges: (parent, child) in the order in which they are told.
+        edges: (parent, child) in the order in which the prompt states them.
         start, goal: the vertex the path begins at and the one it must reach.
         answers: every child of ``start`` from which the goal can be reached, ascending.
         lookahead: the drawn lookahead, which the step to one of the answers has.
@@ -89,22 +89,24 @@ def search_budget(max_input_size: int, alpha: float, max_lookahead: int) -> Sear
 def sample_search_graph(stream: CounterStream, budget: SearchBudget) -> SearchGraph:
     """Draw one problem: a lookahead, uniform over 0 … maximum, then graphs until one has exactly that lookahead.
 
-    The path walked so far is always the start alone. The branch that ends in the goal is max(1, lookahead) edges
-    long, so no shortest path is longer; and the lookahead of a step is at most the distance from its origin to the
-    goal. Hence of all (shortest path, position) pairs only position 0 can have the drawn lookahead, and
-    3 · edges + 4 + 1 ≤ max_input_size follows from edges ≤ edges_allowed.
+    The path walked so far is always the start alone. The branch that ends in the goal has max(1, lookahead) edges, so
+    no shortest path is longer. The lookahead of a step is at most the distance from its origin to the goal. Hence of
+    all (shortest path, position) pairs only position 0 can have the drawn lookahead, and edges ≤ edges_allowed
+    implies 3 · edges + 4 + 1 ≤ max_input_size.
     """
     lookahead = stream.below(budget.effective_max_lookahead + 1)
     while (drawn := _draw_graph(stream, budget, lookahead)) is None:
         pass
     num_vertices, edges, answers = drawn
+
+    # Neither ids nor the order of facts may reveal how the graph was built.
     ids = list(range(1, budget.edges_allowed + 2))
     stream.shuffle(ids)
-    told = [(ids[parent], ids[child]) for parent, child in edges]
-    stream.shuffle(told)
+    facts = [(ids[parent], ids[child]) for parent, child in edges]
+    stream.shuffle(facts)
     return SearchGraph(
         vertices=ids[:num_vertices],
-        edges=told,
+        edges=facts,
         start=ids[START],
         goal=ids[max(1, lookahead)],
         answers=sorted(ids[v] for v in answers),
@@ -115,8 +117,8 @@ def sample_search_graph(stream: CounterStream, budget: SearchBudget) -> SearchGr
 def step_lookahead(children: Children, current: V, step: V, goal: V) -> int:
     """The lookahead of the step ``current`` → ``step`` towards ``goal``.
 
-    It is the number of breadth-first levels, from the children of ``current`` on, that must be expanded until every
-    frontier vertex stems from ``step``; meeting the goal while expanding level k gives k + 1.
+    It is the number of breadth-first levels, starting with the children of ``current``, that must be expanded until
+    every frontier vertex descends from ``step``. If the goal is met while level k is expanded, it is k + 1.
     """
     for num_expanded, (right, wrong) in enumerate(frontiers(children, current, step)):
         if not wrong:
@@ -127,10 +129,10 @@ def step_lookahead(children: Children, current: V, step: V, goal: V) -> int:
 
 
 def frontiers(children: Children, current: V, step: V) -> Iterator[tuple[set[V], set[V]]]:
-    """The breadth-first levels below ``current``, its children first: vertices that stem from ``step``, and others.
+    """Yield the breadth-first levels below ``current``, each as the descendants of ``step`` and the other vertices.
 
-    A vertex is on the first level that reaches it; one reached on the same level from ``step`` and from another child
-    stems from ``step``. The last level that is given, and only that one, has no others.
+    The first level holds the children of ``current``. A vertex is on the first level that reaches it; one reached on
+    the same level from ``step`` and from another child counts for ``step``. Only the last level has no others.
     """
     right, wrong = {step}, set(children[current]) - {step}
     seen = right | wrong
@@ -162,7 +164,7 @@ def _draw_graph(
 
     Vertex 0 is the start; vertices 1 … max(1, lookahead) are the branch that ends in the goal.
     """
-    # Number of branches and of vertices.
+    # Draw the number of branches and of vertices.
     num_branches = 0
     if lookahead:
         num_branches = 2 + stream.below(max(2, (budget.edges_allowed - 1) // lookahead) - 1)
@@ -170,7 +172,8 @@ def _draw_graph(
     num_vertices = 1 + lookahead * num_branches + stream.below(MAX_EXTRA_VERTICES + 1)
     num_vertices = max(min(num_vertices, budget.vertices_allowed, budget.edges_allowed + 1), num_least)
 
-    # The branch to the goal, others as long or one longer, and a chain into the start; the rest is attached.
+    # Divide the vertices: the branch to the goal, others as long or one longer, and a chain into the start. What is
+    # left is attached at random.
     branch_lengths = [max(1, lookahead)]
     num_left = num_vertices - num_least
     for _ in range(num_branches - 1):
@@ -181,12 +184,12 @@ def _draw_graph(
     num_left -= chain_length
     first_attached = num_vertices - num_left
     neighbour_counts = [_draw_neighbour_counts(stream, v) for v in range(first_attached, num_vertices)]
-    # Parents are certain only for a vertex without children: descendants cannot become parents.
+    # Only a vertex without children is certain to get its parents: descendants cannot become parents.
     least_num_edges = first_attached - 1 + sum(c or p for c, p in neighbour_counts)
     if least_num_edges > budget.edges_allowed:
         return None
 
-    # Edges, and whether the drawn lookahead has survived the attached vertices.
+    # Draw the edges. Attached vertices may shorten paths: reject a graph without the drawn lookahead.
     edges = _tree_edges(branch_lengths, chain_length)
     if not neighbour_counts:
         return num_vertices, edges, [1]  # branches that never meet have the lookahead they were built for
@@ -205,14 +208,14 @@ def _draw_graph(
 
 
 def _draw_neighbour_counts(stream: CounterStream, num_before: int) -> tuple[int, int]:
-    """How many children and parents a vertex attached to ``num_before`` others asks for: 0-3 each, not 0 of both."""
+    """Numbers of children and parents for a vertex attached to ``num_before`` others: 0-3 each, but not 0 and 0."""
     num_children = stream.below(MAX_NEIGHBOURS + 1)
     num_parents = stream.below(MAX_NEIGHBOURS + 1) if num_children else 1 + stream.below(MAX_NEIGHBOURS)
     return min(num_children, num_before), min(num_parents, num_before)
 
 
 def _tree_edges(branch_lengths: list[int], chain_length: int) -> list[Edge]:
-    """Branches that leave the start, vertices numbered along them in turn, then a chain that leads into the start."""
+    """Edges of the branches from the start, numbered one after the other, then of a chain that leads into the start."""
     edges: list[Edge] = []
     first = START + 1
     for length in branch_lengths:
@@ -230,7 +233,7 @@ def _tree_edges(branch_lengths: list[int], chain_length: int) -> list[Edge]:
 def _attach(
     stream: CounterStream, edges: list[Edge], first: int, neighbour_counts: list[tuple[int, int]], max_edges: int
 ) -> tuple[dict[int, list[int]], dict[int, list[int]]] | None:
-    """Attach vertices ``first``, ``first + 1``, … at random, adding to ``edges``; never a cycle.
+    """Attach vertices ``first``, ``first + 1``, … at random and add their edges to ``edges``; never makes a cycle.
 
     Returns:
         children and parents of every vertex, or None as soon as there are more than ``max_edges`` edges.
@@ -238,7 +241,7 @@ def _attach(
     end = first + len(neighbour_counts)
     children: dict[int, list[int]] = {v: [] for v in range(end)}
     parents: dict[int, list[int]] = {v: [] for v in range(end)}
-    # Urns: a vertex lies in them once, and twice more per edge: drawing from one is in proportion to 0.5 + degree.
+    # Urns hold a vertex once, and twice more for each edge: a draw is proportional to 0.5 + degree.
     in_degree_urn = list(range(first))
     out_degree_urn = list(range(first))
 

@@ -1,7 +1,7 @@
 """Search problems as English text, and back.
 
-All facts are about one person; each vertex is a made-up attribute and each edge A→B one sentence that says that
-whoever is A is B. The prompt ends where the name of the next vertex is to follow.
+All facts are about one person. Each vertex is a made-up attribute, and each edge A→B is one sentence: who is A is B.
+The prompt ends where the next vertex's name must follow.
 """
 
 import re
@@ -49,7 +49,7 @@ _LETTERS = {"V": "aeiou", "C": "bcdfghjklmnpqrstvwxyz"}
 
 
 def _syllable_table() -> list[str]:
-    """Syllables, so repeated that a uniform element has a uniform shape and, given the shape, uniform letters."""
+    """All syllables, repeated so that a uniform draw is uniform over shapes, and over the letters of each shape."""
     by_shape = [
         ["".join(letters) for letters in product(*(_LETTERS[kind] for kind in shape))] for shape in SYLLABLE_SHAPES
     ]
@@ -61,7 +61,7 @@ _SYLLABLES = _syllable_table()
 
 
 def draw_attributes(stream: CounterStream, count: int) -> list[str]:
-    """``count`` different made-up attributes of two random syllables each."""
+    """Draw ``count`` different made-up attributes of two random syllables each."""
     attributes: dict[str, None] = {}
     while len(attributes) < count:
         missing = count - len(attributes)
@@ -81,9 +81,9 @@ def render_prompt(
     """The prompt; the person and each sentence's form are drawn from ``stream``.
 
     Args:
-        edges: (parent, child) in the order in which they are told.
+        edges: (parent, child) in the order of the facts.
         path: the vertices walked so far, from ``start`` to the current one.
-        attributes: of each vertex.
+        attributes: the name of each vertex.
     """
     name = stream.choice(FIRST_NAMES)
     sentences = _SENTENCES[name]
@@ -135,7 +135,7 @@ _PROMPT = re.compile(
 
 
 def parse_prompt(text: str) -> ParsedPrompt:
-    """Read a prompt, of any generator that writes this form, back.
+    """Read back the prompt of any generator that writes this form.
 
     Raises:
         UserError: the text has another form.

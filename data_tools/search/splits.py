@@ -36,7 +36,7 @@ class SplitFile:
 
 @dataclass(frozen=True)
 class SplitMeta:
-    """What ``meta.json`` holds: how the splits were made, and ``files``: ``"eval.jsonl"`` … → size and hash."""
+    """The content of ``meta.json``: how the splits were made, and ``files`` (``"eval.jsonl"`` … → size and hash)."""
 
     max_input_size: int
     max_lookahead: int
@@ -81,7 +81,7 @@ def split_file_name(name: str) -> str:
 
 
 def split_directory(scratch_dir: Path | str, max_input_size: int, max_lookahead: int, seed: int) -> Path:
-    """Where the splits of these parameters lie under a scratch directory."""
+    """The directory of the splits with these parameters under a scratch directory."""
     return Path(scratch_dir) / "data" / "nl_splits" / f"mis{max_input_size}_look{max_lookahead}_seed{seed}"
 
 

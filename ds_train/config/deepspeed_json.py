@@ -1,4 +1,4 @@
-"""The DeepSpeed JSON: read, overridden by flags, checked, and resolved into what the run uses."""
+"""Reads the DeepSpeed JSON, applies flags, checks it, and resolves it into an engine configuration."""
 
 import copy
 import json
@@ -27,10 +27,10 @@ class EngineConfig:
     Attributes:
         given: the JSON before overrides.
         effective: the whole JSON with overrides, as saved in the run directory.
-        deepspeed: what DeepSpeed is given: the same without the scheduler, which `schedule` replaces.
+        deepspeed: the JSON for DeepSpeed: ``effective`` without the scheduler, which `schedule` replaces.
         layout: ranks × accumulation × micro batch.
         schedule: learning rate of every step.
-        overrides: what flags and rules changed, one line each, for the log.
+        overrides: one line for the log for each change by a flag or a rule.
     """
 
     given: dict[str, Any]
@@ -55,7 +55,7 @@ def resolve_engine_config(
     total_steps: int | None,
     min_lr_ratio: float | None = None,
 ) -> EngineConfig | None:
-    """Read the JSON, apply the flags, check everything; None when there were problems (collected, not raised).
+    """Read the JSON, apply the flags and check everything. Problems are collected, not raised: then returns None.
 
     Args:
         source: the DeepSpeed JSON's path, or its text.
@@ -64,6 +64,7 @@ def resolve_engine_config(
         total_steps: length of the run, for ``"total_num_steps": "auto"``.
         min_lr_ratio: the cosine's floor as a fraction of the base learning rate, if given as a flag.
     """
+    # Read the JSON.
     before = len(problems)
     config = layout = schedule = None
     with problems.collect():
@@ -72,6 +73,8 @@ def resolve_engine_config(
         return None
     given = copy.deepcopy(config)
     drop_non_objects(config, problems)
+
+    # Apply the flags, then check the result.
     overrides = _apply_overrides(config, flags, min_lr_ratio, problems)
     check_blocks(config, problems)
     check_precision(config, overrides, problems)
@@ -90,13 +93,15 @@ def resolve_engine_config(
             )  # fmt: skip
     if len(problems) > before or layout is None or schedule is None:
         return None
+
+    # Write the resolved batch sizes back.
     for name, key in _BATCH_KEYS.items():
         old, new = config.get(key, "auto"), getattr(layout, name)
         if old not in ("auto", new):
             by_flag = getattr(flags, name) is not None
             overrides.append(f"--{name} {new} overrides {key} {old}" if by_flag else f"{key} {old} becomes {new}")
         config[key] = new
-    config.setdefault("steps_per_print", 10**9)  # DeepSpeed's own progress lines; ours say more
+    config.setdefault("steps_per_print", 10**9)  # no progress lines by DeepSpeed beside ours
     deepspeed = {key: value for key, value in config.items() if key != "scheduler"}
     return EngineConfig(given, config, deepspeed, layout, schedule, overrides)
 
@@ -104,7 +109,7 @@ def resolve_engine_config(
 def _read_json(source: str) -> dict[str, Any]:
     name = "--deepspeed_config"
     try:
-        if not source.lstrip().startswith("{"):  # which comes out of a run file
+        if not source.lstrip().startswith("{"):  # a run file holds the JSON itself
             name = f"{name} {source}"
             source = Path(source).read_text(encoding="utf-8")
         config = json.loads(source, object_pairs_hook=_without_repeats)
@@ -166,7 +171,7 @@ def _apply_overrides(
 
 
 def _resolve_layout(config: dict[str, Any], flags: OverrideFlags, world_size: int) -> Layout:
-    """Any two of global batch, micro batch and accumulation fix the third; flags come first, then the JSON."""
+    """Compute the layout: any two of global batch, micro batch and accumulation fix the third; flags win over JSON."""
     given = {name: getattr(flags, name) for name in _BATCH_KEYS if getattr(flags, name) is not None}
     in_json = {name: config[key] for name, key in _BATCH_KEYS.items() if config.get(key, "auto") != "auto"}
     for name, value in {**in_json, **given}.items():

@@ -1,4 +1,4 @@
-"""Flags as fields of dataclasses: each says at its definition what it means, its role, and where it is compared.
+"""Flags as fields of dataclasses. The definition of each holds its help text, its role, and where it is compared.
 
 Imports nothing heavy: ``--help`` and mistakes are answered before torch is loaded.
 """
@@ -28,14 +28,14 @@ def flag(
     json_key: str | None = None,
     is_path: bool = False,
 ) -> Any:
-    """A field that is a flag.
+    """Define a dataclass field that is a flag.
 
     Args:
         role: ``trajectory`` decides what is computed, so a resumed run must have the same; ``speed`` is free to
             change; ``record`` decides what is written down and kept; ``launch`` concerns one start and is not part of
             the run file.
-        through: of a trajectory flag that is not compared by its own value, the fingerprint or the field of
-            TrainState that holds its effect. `AT_START`: only a fresh start reads it.
+        through: for a trajectory flag that is not compared by value: the fingerprint or the field of TrainState that
+            holds its effect, or `AT_START` if only a fresh start reads it.
         json_key: the key of the DeepSpeed JSON that it overrides, and in which it is compared.
         is_path: its value may be a path.
     """
@@ -53,12 +53,12 @@ def role_of(item: Field) -> Role:
 
 
 def is_compared(item: Field) -> bool:
-    """Whether two runs of one trajectory must have the same value of this flag, whatever else they agree in."""
+    """Whether two runs of one trajectory must have the same value of this flag."""
     return role_of(item) == "trajectory" and not item.metadata["through"] and not item.metadata["json_key"]
 
 
 def compared_values(flags: Any) -> dict[str, str]:
-    """The fingerprints that are a flag's own value, of a parsed dataclass."""
+    """The fingerprints of a parsed dataclass that are simply a flag's value."""
     return {item.name: str(getattr(flags, item.name)) for item in fields(flags) if is_compared(item)}
 
 
@@ -79,7 +79,7 @@ def parse_flags(
     """Parse the command line, and the run file that it names, into one instance of each dataclass.
 
     Returns:
-        the instances; and where each flag that was given comes from.
+        the instances, and the origin of each flag that was given.
 
     Raises:
         UserError: an unknown flag, a missing one, or a value of the wrong kind.
@@ -109,7 +109,7 @@ def _names(arguments: Sequence[str]) -> list[str]:
 
 
 def _parse(groups: Sequence[Any], description: str, arguments: list[str], are_all: bool = True) -> tuple[Any, ...]:
-    """Parse arguments into the groups; a part of them may lack flags that are required."""
+    """Parse arguments into the groups. Unless ``are_all``, required flags may be missing."""
     parser = _Parser(
         description=description,
         prog=Path(sys.argv[0]).name,
@@ -148,7 +148,7 @@ def _kinds(hint: Any) -> list[Any]:
 def _argument_kind(hint: Any) -> dict[str, Any]:
     """What argparse needs to know of a field's type."""
     (kind,) = _kinds(hint)
-    if kind is bool:  # a switch, which a run file gives as true or false
+    if kind is bool:  # a switch; run files set it to true or false
         return {"type": _truth, "nargs": "?", "const": True}
     if get_origin(kind) is Literal:
         return {"choices": get_args(kind)}

@@ -1,6 +1,6 @@
-"""What a DeepSpeed JSON may hold: keys, kinds of values, and combinations that would fail or break a promise later.
+"""Checks a DeepSpeed JSON: keys, kinds of values, and combinations that would fail or break a promise later.
 
-DeepSpeed itself ignores a top-level key it does not know, and meets other mistakes only while building the engine.
+DeepSpeed ignores unknown top-level keys, and reports other mistakes only while it builds the engine.
 """
 
 import inspect
@@ -10,7 +10,7 @@ from typing import Any
 from data_tools.base.command_line import did_you_mean
 from data_tools.base.errors import Problems, is_number
 
-# Top-level keys that mean something here.
+# Top-level keys that have an effect here.
 KNOWN_KEYS = frozenset(
     [
         "train_batch_size",
@@ -54,7 +54,7 @@ _DTYPES = ("fp32", "bf16", "fp16")
 
 
 def drop_non_objects(config: dict[str, Any], problems: Problems) -> None:
-    """Report settings that should be JSON objects and are not, and take them out so that checking can go on."""
+    """Report settings that should be JSON objects and are not, and remove them so that checking can continue."""
     for *parents, key in _OBJECTS:
         block = config
         for parent in parents:
@@ -79,7 +79,7 @@ def check_blocks(config: dict[str, Any], problems: Problems) -> None:
 
 
 def check_precision(config: dict[str, Any], overrides: list[str], problems: Problems) -> None:
-    """Report precisions that cannot work; gradients are made to add up in fp32 (see ``overrides``)."""
+    """Report precisions that cannot work, and make gradients add up in fp32, which adds to ``overrides``."""
     data_types = config.get("data_types", {})
     _check_names(
         "data_types", data_types, ("grad_accum_dtype", "param_dtype", "buffer_dtype", "keep_in_fp32_modules"), problems
@@ -106,7 +106,7 @@ def check_precision(config: dict[str, Any], overrides: list[str], problems: Prob
 def _sum_gradients_in_fp32(
     config: dict[str, Any], half_precision: bool, overrides: list[str], problems: Problems
 ) -> None:
-    """Set the dtypes in which gradients are summed over micro-batches and over ranks, or refuse those given.
+    """Set the dtypes in which gradients are summed over micro-batches and ranks to fp32, or refuse other ones.
 
     DeepSpeed's defaults follow the precision of the weights. A sum in half precision depends on how the batch is
     split, and its error grows with the number of ranks: 4e-3 at 8 ranks, 1e-2 at 64.
@@ -161,9 +161,9 @@ def _check_block(key: str, block: dict[str, Any], model: Any, problems: Problems
             where = ".".join([key, *map(str, detail["loc"])])
             is_unknown = detail["loc"] and detail["type"] == "extra_forbidden"
             hint = did_you_mean(str(detail["loc"][-1]), model.model_fields, "") if is_unknown else ""
-            # DeepSpeed's list of ZeRO stages has the last one twice.
-            said = "expected 0, 1, 2 or 3" if where == "zero_optimization.stage" else detail["msg"]
-            problems.add(f"{where} is {detail['input']!r}: {said}{hint}")
+            # DeepSpeed's message lists the last ZeRO stage twice.
+            message = "expected 0, 1, 2 or 3" if where == "zero_optimization.stage" else detail["msg"]
+            problems.add(f"{where} is {detail['input']!r}: {message}{hint}")
 
 
 def _check_optimizer(optimizer: dict[str, Any], problems: Problems) -> None:
@@ -196,7 +196,7 @@ _OPTIMIZER_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def _optimizers() -> tuple[set[str], Callable[[str], set[str] | None]]:
-    """Names that DeepSpeed resolves, and the parameters of each (None where only DeepSpeed's own code knows)."""
+    """Optimizer names that DeepSpeed resolves, and a function from a name to its parameters (None: unknown)."""
     import torch
     from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
 

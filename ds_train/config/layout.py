@@ -1,11 +1,11 @@
-"""How a global batch is laid over ranks and micro-batches."""
+"""How a global batch is divided over ranks and micro-batches."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Ranks × accumulation steps × micro batch = global batch. Decides speed, never the trajectory."""
+    """Ranks × accumulation steps × micro batch = global batch. It decides the speed, never the trajectory."""
 
     world_size: int
     micro_batch: int

@@ -1,4 +1,4 @@
-"""YAML run files: any flags of a phase, its DeepSpeed JSON too, in one file. Each run keeps the one that repeats it."""
+"""YAML run files: flags of a phase and its DeepSpeed JSON in one file. Each run writes the one that repeats it."""
 
 import json
 import re
@@ -18,7 +18,7 @@ _DEEPSPEED_CONFIG = "deepspeed_config"
 
 
 class _Int(int):
-    """A number that is shown as it was written: a flag may take it for text, such as the name 007."""
+    """A number whose text is as written in the file: a flag may take it as text, such as the name 007."""
 
     written: str
 
@@ -42,7 +42,7 @@ def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Int | _Float:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars, of which JSON's are some: ``no`` is a word and ``1e-4`` a number; no key twice."""
+    """Reads YAML 1.2's scalars, which include JSON's: ``no`` is text, ``1e-4`` a number. Refuses repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         lines: dict[str, int] = {}
@@ -67,13 +67,13 @@ for _kind, _pattern, _first in (
 
 
 def arguments_of(path: Path, known: Mapping[str, bool]) -> list[str]:
-    """The command-line arguments that a run file stands for.
+    """Read a run file as command-line arguments.
 
     Args:
         known: names of all flags, without dashes, and whether they take several values.
 
     Raises:
-        UserError: the file cannot be read, is no mapping, or names something that is no flag.
+        UserError: the file cannot be read, is not a mapping, or names something that is not a flag.
     """
     where = f"--config {path}"
     flags = {name: takes_several for name, takes_several in known.items() if name not in ("config", "debug")}
@@ -103,12 +103,12 @@ def flags_of(values: dict[str, Any], where: str, known: Mapping[str, bool] | Non
     """Names and values as command-line arguments.
 
     Args:
-        where: they come from, for messages.
-        known: names of all flags, without dashes, and whether they take several values; None: the command that is
-            given them will say what it knows.
+        where: the origin, for messages.
+        known: names of all flags, without dashes, and whether they take several values. None: the command that gets
+            them checks the names.
 
     Raises:
-        UserError: there are names that are no flags, and here they are all; or a value that no flag can have.
+        UserError: names that are not flags (all in one message), or a value that no flag can have.
     """
     if known is not None:
         problems = Problems()
@@ -138,13 +138,13 @@ def _arguments(where: str, name: str, value: Any) -> Iterator[str]:
 def as_run_file(
     all_flags: Sequence[Any], deepspeed: dict[str, Any], sources: dict[str, str], *, remarks: Sequence[str]
 ) -> str:
-    """Flags and DeepSpeed JSON as a run file, each with where it comes from.
+    """Flags and DeepSpeed JSON as a run file, with the origin of each as a comment.
 
     Args:
         all_flags: the parsed dataclasses.
-        deepspeed: the JSON as it was given, before flags changed it.
-        sources: of the flags that are not at their default.
-        remarks: lines for its head.
+        deepspeed: the given JSON, before flags changed it.
+        sources: origins of the flags that were given.
+        remarks: comment lines for the head of the file.
     """
     lines = [f"# {remark}" for remark in remarks]
     for group in all_flags:

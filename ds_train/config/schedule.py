@@ -1,7 +1,7 @@
 """The learning rate of every optimizer step, as a pure function of the JSON's ``scheduler`` block.
 
-DeepSpeed's own warm-up classes train the first two steps at 0 and never reach the peak, and carry state through
-checkpoints; here names and parameters are DeepSpeed's, and step k (from 1) has one exact learning rate.
+Names and parameters are DeepSpeed's, but step k (from 1) has one exact learning rate. DeepSpeed's own warm-up classes
+train the first two steps at 0, never reach the peak, and carry state through checkpoints.
 """
 
 import math
@@ -25,7 +25,7 @@ class Schedule:
     """Warm-up from ``start_lr`` to ``base_lr`` over ``warmup_steps``, then constant, linear to 0, or cosine.
 
     Attributes:
-        warmup_type: ``linear``: step k of W at fraction k / W of the way; ``log``: log(1 + k) / log(1 + W).
+        warmup_type: the fraction reached at step k of W: ``linear`` k / W, ``log`` log(1 + k) / log(1 + W).
         decay: ``constant``, ``linear`` (to 0 at total_steps) or ``cosine`` (to ``min_lr`` at total_steps).
     """
 
@@ -38,11 +38,11 @@ class Schedule:
     total_steps: int = 0
 
     def lr(self, step: int) -> float:
-        """The learning rate that optimizer step ``step`` (from 1) uses."""
+        """The learning rate of optimizer step ``step`` (from 1)."""
         if step < self.warmup_steps or (step == self.warmup_steps and self.decay == "constant"):
             linear = self.warmup_type == "linear"
-            way = step / self.warmup_steps if linear else math.log1p(step) / math.log1p(self.warmup_steps)
-            return self.start_lr + (self.base_lr - self.start_lr) * way
+            done = step / self.warmup_steps if linear else math.log1p(step) / math.log1p(self.warmup_steps)
+            return self.start_lr + (self.base_lr - self.start_lr) * done
         if self.decay == "constant":
             return self.base_lr
         progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
@@ -57,7 +57,7 @@ def schedule_from_block(block: dict[str, Any] | None, base_lr: float, total_step
     Args:
         block: ``{"type": …, "params": {…}}``, or None for a constant learning rate.
         base_lr: the optimizer's learning rate.
-        total_steps: the run's length in optimizer steps, None where it is not known beforehand.
+        total_steps: the run's length in optimizer steps, None if unknown.
 
     Raises:
         UserError: an unsupported type, an unknown parameter, or values that contradict one another.

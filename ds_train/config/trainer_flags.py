@@ -1,4 +1,4 @@
-"""All flags of the trainers, one dataclass a topic."""
+"""All flags of the trainers, one dataclass per topic."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ from ds_train.config.flags import AT_START, flag, required
 
 @dataclass(frozen=True)
 class RunFlags:
-    """Where the run lives, and its cadences in optimizer steps."""
+    """Directory, cadence in optimizer steps, and start of a run."""
 
     _argument_group_name = "run"
 
@@ -19,16 +19,16 @@ class RunFlags:
     save_every: int | None = flag(
         None, "steps between checkpoints (default: 200 for pptrain, 500 for pretrain)", "record"
     )
-    sync_save: bool = flag(False, "write each checkpoint before training goes on, not behind it", "speed")
-    keep_last: int = flag(3, "newest checkpoints kept; 0 keeps all", "record")
-    keep_every: int = flag(0, "checkpoints at multiples of this are kept for good; 0: none", "record")
+    sync_save: bool = flag(False, "write each checkpoint before training continues, not in the background", "speed")
+    keep_last: int = flag(3, "number of newest checkpoints to keep; 0 keeps all", "record")
+    keep_every: int = flag(0, "keep checkpoints at multiples of this forever; 0: none", "record")
     stop_step: int | None = flag(None, "end this launch cleanly at this step with a checkpoint, exit code 86", "launch")
     resume: str = flag(
         "auto", "auto (newest complete checkpoint, else a fresh start), none, or a step directory", "launch"
     )
     resume_from: str | None = flag(None, "step directory to resume from; the same as --resume PATH", "launch")
-    num_ranks: int | None = flag(None, "ranks that this launch must have; another number is an error", "speed")
-    num_nodes: int | None = flag(None, "nodes that this launch must have; another number is an error", "speed")
+    num_ranks: int | None = flag(None, "number of ranks that this launch must have; any other is an error", "speed")
+    num_nodes: int | None = flag(None, "number of nodes that this launch must have; any other is an error", "speed")
     hang_timeout_s: float = flag(
         600.0, "seconds without progress on a rank after which the job ends, exit code 87", "speed"
     )
@@ -37,13 +37,11 @@ class RunFlags:
         None, "settings of the trajectory that a resumed run may change, by name", "launch"
     )
     num_workers: int = flag(1, "loader processes per rank; 0 builds batches in the trainer", "speed")
-    skip_nonfinite: int = flag(
-        0, "steps with a non-finite loss or gradient that the run skips before it stops", "speed"
-    )
+    skip_nonfinite: int = flag(0, "number of steps with a non-finite loss or gradient that the run may skip", "speed")
     deterministic: bool = flag(False, "ask torch for deterministic kernels (bitwise resume on a GPU)", "speed")
-    config: str | None = flag(None, "YAML file of flags; those of the command line win", "launch")
-    print_config: bool = flag(False, "show every setting and where it comes from, as a run file, and end", "launch")
-    debug: bool = flag(False, "show where an error arose (traceback)", "launch")
+    config: str | None = flag(None, "YAML file of flags; the command line wins", "launch")
+    print_config: bool = flag(False, "print every setting and its origin as a run file, and exit", "launch")
+    debug: bool = flag(False, "show the traceback of an error", "launch")
     local_rank: int = flag(-1, "set by the deepspeed launcher", "launch")
 
 
@@ -73,7 +71,7 @@ class ModelFlags:
     seq_len: int = flag(2048, "longest document, in tokens", "trajectory", through="seq_len")
     attn_implementation: str = flag(
         "auto",
-        "packed (each document by itself, no mask) or transformers' sdpa, eager …; auto: packed where the model can",
+        "packed (each document by itself, no mask) or transformers' sdpa, eager …; auto: packed if the model can",
         "speed",
     )
     keep_dropout: bool = flag(
@@ -170,9 +168,9 @@ class PPTrainFlags:
     )
     train_answer: Literal["first", "random"] = flag("first", "which valid answer is trained on", "trajectory")
     accuracy: Literal["any", "first"] = flag("any", "right by any valid answer, or by the first only", "trajectory")
-    curr_window: int = flag(200, "latest accuracy flags that the promotion rule looks at", "trajectory")
+    curr_window: int = flag(200, "number of latest answers that the promotion rule looks at", "trajectory")
     curr_threshold: float = flag(0.98, "accuracy over the window that advances the stage", "trajectory")
-    curr_check_every: int = flag(10, "optimizer steps between applications of the promotion rule", "trajectory")
+    curr_check_every: int = flag(10, "optimizer steps between checks of the promotion rule", "trajectory")
     start_stage: int = flag(1, "first stage; alpha = stage / max_lookahead", "trajectory", through=AT_START)
     stage_step: int = flag(1, "stages gained by a promotion", "trajectory")
 
@@ -198,18 +196,22 @@ class PretrainFlags:
         through=AT_START,
         is_path=True,
     )
-    pptrain_run: str = flag("pptrain", "run that --pptrain_checkpoint latest looks at", "trajectory", through=AT_START)
+    pptrain_run: str = flag(
+        "pptrain", "run whose newest checkpoint --pptrain_checkpoint latest takes", "trajectory", through=AT_START
+    )
     pack_dir: str | None = flag(
         None, "packed blocks (default: scratch_dir/data/c4_packed)", "trajectory", through="pack", is_path=True
     )
-    allow_repeat: bool = flag(False, "read a pack that is too small for the run more than once", "speed")
-    mixin_percent: float = flag(0.02, "share of real tokens that is synthetic, as a fraction in [0, 1]", "trajectory")
+    allow_repeat: bool = flag(False, "read the pack more than once if it is too small for the run", "speed")
+    mixin_percent: float = flag(0.02, "synthetic share of real tokens, as a fraction: 0.02 is 2 %%", "trajectory")
     mixin_schedule: Literal["constant", "linear", "cosine"] = flag(
-        "constant", "how the share moves to mixin_end", "trajectory"
+        "constant", "how the synthetic share moves from mixin_percent to mixin_end", "trajectory"
     )
-    mixin_end: float | None = flag(None, "share at the last step (linear and cosine schedules)", "trajectory")
+    mixin_end: float | None = flag(
+        None, "synthetic share at the last step, as a fraction (linear and cosine schedules)", "trajectory"
+    )
     mixin_pack: Literal["packed", "single"] = flag(
-        "packed", "whole examples packed to seq_len, or one a block", "trajectory"
+        "packed", "whole examples packed to seq_len, or one per block", "trajectory"
     )
     mixin_loss: Literal["lm", "answer", "weighted"] = flag("lm", "loss weights of synthetic targets", "trajectory")
 

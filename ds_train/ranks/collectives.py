@@ -1,4 +1,4 @@
-"""Who this process is among the ranks, and the few collectives that training needs."""
+"""The device and process group of this rank, and the few collectives that training needs."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def device_of(world: World) -> torch.device:
-    """This rank's device: the GPU of its local rank, or the only one that its Slurm task has been bound to."""
+    """This rank's device: the GPU of its local rank, or the only GPU that its Slurm task can see."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     is_bound = world.launcher == "srun" and torch.cuda.device_count() == 1
@@ -24,7 +24,7 @@ def device_of(world: World) -> torch.device:
 
 
 def take_device(world: World) -> torch.device:
-    """This rank's device, made the process' current one."""
+    """This rank's device, which becomes the process's current one."""
     device = device_of(world)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -35,7 +35,7 @@ def init_distributed(world: World, timeout_s: float = 1800.0) -> None:
     """Join the process group (NCCL on GPUs, gloo on CPU) and give each CPU rank its share of the cores.
 
     Args:
-        timeout_s: of every collective, the rendezvous included.
+        timeout_s: time-out of every collective, and of the rendezvous.
     """
     import deepspeed
 
@@ -46,7 +46,7 @@ def init_distributed(world: World, timeout_s: float = 1800.0) -> None:
     ):  # fmt: skip
         os.environ[name] = str(value)
     if take_device(world).type == "cpu":
-        # The shared-memory collectives serve CPU inference only, and building them costs a minute of g++ at first use.
+        # DeepSpeed's shared-memory collectives serve CPU inference only, and compiling them takes a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout_s))
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
@@ -55,7 +55,7 @@ def init_distributed(world: World, timeout_s: float = 1800.0) -> None:
 
 
 def check_num_nodes(world: World, asked: int | None) -> None:
-    """Refuse a job on another number of nodes than was asked for. Collective."""
+    """Refuse a job on another number of nodes than ``asked``. Collective."""
     num_nodes = sum(local_rank == 0 for local_rank in gather_objects(world.local_rank))
     if asked is not None and num_nodes != asked:
         raise UserError(
@@ -99,7 +99,7 @@ def broadcast_object(value: Any) -> Any:
 
 def on_main(world: World, work: Callable[[], T]) -> T:
     """Run ``work`` on rank 0 and give its result, or raise its ``UserError``, on all ranks. Collective."""
-    if not dist.is_initialized():  # preflight: nobody to agree with
+    if not dist.is_initialized():  # preflight runs without other ranks
         return work()
     outcome: Any = None
     if world.is_main:

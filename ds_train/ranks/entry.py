@@ -1,6 +1,6 @@
-"""How an entry point begins and ends on a rank: logging, exit codes, and one message for an expected error.
+"""Starts and ends an entry point on a rank: logging, exit codes, and one message for an expected error.
 
-Loads no torch: a mistake on the command line is answered before that takes its seconds.
+Does not import torch, which takes seconds: mistakes on the command line are reported before that.
 """
 
 import logging
@@ -15,7 +15,7 @@ from ds_train.ranks.world import World, world_from_env
 
 
 def set_up_logging(world: World) -> None:
-    """Rank 0 says everything, the others only errors; torch's notices about DeepSpeed's calls help nobody here."""
+    """Log everything on rank 0 and only errors on the others; hide torch's warnings about DeepSpeed's own calls."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     logging.basicConfig(format="%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S", force=True)
     for package in ("ds_train", "data_tools", "__main__"):
@@ -33,10 +33,10 @@ def _is_main() -> bool:
 
 
 def _leave_together() -> None:
-    """All ranks meet before they exit, if there ever was a process group."""
+    """Wait for all ranks before exit, if there is a process group."""
     dist = sys.modules.get("torch.distributed")
     if dist and dist.is_initialized():
-        ignore_signals()  # launchers send them as soon as the first rank has left with a code that is not 0
+        ignore_signals()  # launchers signal the others as soon as one rank exits with a code other than 0
         dist.barrier()
         dist.destroy_process_group()
 

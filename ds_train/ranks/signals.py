@@ -1,7 +1,6 @@
-"""Stopping on request: a signal or a STOP file, agreed over ranks, so that all leave after the same optimizer step.
+"""Stops a run on request: a signal or a STOP file, agreed over ranks, so that all exit after the same optimizer step.
 
-Imports nothing heavy: entry points install the handlers before everything else, since a signal kills a process that has
-none.
+Imports nothing heavy: entry points install the handlers first of all, because a signal kills a process without one.
 """
 
 import os
@@ -17,24 +16,24 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 STOP_FILE = "STOP"
-_BURST_S = 2.0  # pdsh sends INT and TERM together, a launcher repeats what the terminal sent already: one request
+_BURST_S = 2.0  # pdsh sends INT and TERM together, and a launcher repeats the terminal's signal: one request
 
 
 class ExitCode(IntEnum):
-    """What a trainer's exit says to a job script."""
+    """A trainer's exit code, which tells a job script what to do."""
 
     FINISHED = 0
     ERROR = 1
     PREEMPTED = 85  # by a signal: start again
-    STOPPED = 86  # by STOP or --stop_step: somebody wants it so
+    STOPPED = 86  # by STOP or --stop_step: do not start again
     RANK_LOST = 87  # a rank died or hangs
 
 
 class StopTraining(Exception):  # noqa: N818  a request, not an error
-    """Raised on all ranks alike where they have agreed to stop.
+    """Raised on all ranks at the point where they have agreed to stop.
 
     Args:
-        repeat: the command that goes on, in words.
+        repeat: which command continues the run, for the message.
     """
 
     def __init__(self, exit_code: ExitCode, reason: str, repeat: str = "the same command") -> None:
@@ -44,7 +43,7 @@ class StopTraining(Exception):  # noqa: N818  a request, not an error
 
 
 class _Received:
-    """The signal this process got, if any."""
+    """The signal that this process received, if any."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -62,9 +61,9 @@ _received = _Received()
 
 
 def install_handlers() -> None:
-    """Take SIGUSR1, SIGTERM and SIGINT as requests to stop; a second one, two seconds later or more, ends the process.
+    """Treat SIGUSR1, SIGTERM and SIGINT as requests to stop. A second one, two seconds later or more, exits at once.
 
-    A thread reads them: a Python handler would wait until the main thread comes back from a collective, perhaps never.
+    A thread receives them: a Python handler would wait until the main thread returns from a collective, perhaps never.
     """
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
@@ -82,13 +81,13 @@ def install_handlers() -> None:
 
 
 def ignore_signals() -> None:
-    """From here on no signal stops this process short of SIGKILL: it is about to leave by itself."""
+    """Ignore all signals but SIGKILL from here on: this process is about to exit by itself."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def end_on_signal() -> None:
-    """From here on a signal ends this process without a word; one that has come already does so now."""
+    """Exit silently on any signal from here on; at once if one has already arrived."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     if _received.number is not None:
@@ -96,12 +95,12 @@ def end_on_signal() -> None:
 
 
 class StopRequests:
-    """Asks all ranks whether one of them has been told to stop.
+    """Agrees over all ranks on whether to stop.
 
     Args:
-        run_directory: where a file named STOP asks for it.
+        run_directory: where a file named STOP requests it.
         is_main: whether this rank looks for the file.
-        device: where collectives run.
+        device: device of the collectives.
     """
 
     def __init__(self, run_directory: Path, is_main: bool, device: "torch.device") -> None:
@@ -110,7 +109,7 @@ class StopRequests:
         self._device = device
 
     def check(self) -> None:
-        """Leave the present work if any rank has been told to stop. Collective.
+        """Stop if any rank has received a signal, or if there is a STOP file. Collective.
 
         Raises:
             StopTraining: on every rank.
@@ -122,7 +121,7 @@ class StopRequests:
         asked = torch.tensor([by_file, _received.number or 0], device=self._device)
         dist.all_reduce(asked, dist.ReduceOp.MAX)
         stop_file, number = asked.tolist()
-        if stop_file:  # first: who wrote it does not want a requeue
+        if stop_file:  # it goes first: its author does not want a requeue
             raise StopTraining(ExitCode.STOPPED, f"found {self._file}")
         if number:
             raise StopTraining(ExitCode.PREEMPTED, f"received {signal.Signals(number).name}")

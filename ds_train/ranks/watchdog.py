@@ -1,7 +1,7 @@
-"""Ends the job when a rank is dead, makes no progress or has failed, and says which.
+"""Ends the job when a rank is dead, makes no progress or has failed, and reports which rank.
 
-Every rank has threads that tell a small store, each second, what its main thread is doing. Whoever fails in a
-collective, or waits too long, looks there for the rank that is missing.
+Threads on every rank publish each second, in a small store, what the main thread is doing. A rank that fails in a
+collective, or waits too long, looks there for the missing rank.
 """
 
 import contextlib
@@ -26,20 +26,20 @@ from ds_train.ranks.world import World
 
 LONG_S = 1800.0  # patience with start-up and checkpoints, which take as long as files take
 _BEAT_S = 1.0
-_SILENT_S = 5.0  # a rank that is not heard of for so long is dead, stopped or cut off
+_SILENT_S = 5.0  # a rank without a heartbeat for this long is dead, stopped or cut off
 _STORE_TIMEOUT_S = 10.0
 _looking = threading.Lock()
-_FAILED = "failed"  # key that a rank sets when it ends with an error of its own
+_FAILED = "failed"  # key that a rank sets when it ends with an error that arose on it
 
 
 @dataclass
 class Heartbeat:
-    """What a rank tells the others.
+    """What a rank publishes for the others.
 
     Attributes:
-        number: counts up each second, while the process lives.
-        doing: what the main thread said last.
-        place: where its innermost frame is.
+        number: counts up each second while the process lives.
+        doing: the main thread's last `Watchdog.progress`.
+        place: file and line of the main thread's innermost frame outside torch.
         waits: whether it is inside a collective.
         host: the node.
     """
@@ -64,7 +64,7 @@ class Watchdog:
         self._beat = Heartbeat(0, "starting", "", False, socket.gethostname())
         self._last_progress, self._limit_s = time.monotonic(), max(timeout_s, LONG_S)
         self._stopped = threading.Event()
-        self.explaining = threading.Lock()  # whoever has it first, main thread or watch, says what is wrong
+        self.explaining = threading.Lock()  # main thread or watch: the first to hold it reports the error
         address = os.environ["MASTER_ADDR"]
         self._server = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False) if world.is_main else None
         port = broadcast_object(self._server.port if self._server else None)
@@ -76,13 +76,13 @@ class Watchdog:
             threading.Thread(target=work, name=f"watchdog {work.__name__}", daemon=True).start()
 
     def progress(self, doing: str, *, is_long: bool = False) -> None:
-        """The main thread has come this far; what it does next may take long only if ``is_long``."""
+        """Report progress of the main thread. Its next activity may exceed the time-out only if ``is_long``."""
         self._beat.doing = doing
         self._limit_s = max(self._timeout_s, LONG_S) if is_long else self._timeout_s
         self._last_progress = time.monotonic()
 
     def stop(self) -> None:
-        """The work is done; others may leave before this rank does."""
+        """End the watch: the work is done, and other ranks may exit before this one."""
         self._stopped.set()
 
     def fail(self, error: Exception) -> None:
@@ -91,10 +91,10 @@ class Watchdog:
         with contextlib.suppress(RuntimeError):
             self._store.set(_FAILED, f"rank {self._world.rank}: {error}")
         if self._world.size > 1:
-            time.sleep(3 * _BEAT_S)  # they look each second; leaving earlier would look like a lost rank
+            time.sleep(3 * _BEAT_S)  # they look each second; an earlier exit would look like a lost rank
 
     def missing(self) -> str | None:
-        """Which other ranks keep this one from going on, in words; None where all seem well. Takes some seconds."""
+        """Describe the ranks that this one waits for; None where all seem well. Takes some seconds."""
         before = self._read_all()
         time.sleep(_SILENT_S if before else 0)
         after = self._read_all() if before else None
@@ -110,7 +110,7 @@ class Watchdog:
         return None
 
     def _read_all(self) -> dict[int, Heartbeat | None] | None:
-        """What every rank told last; None where rank 0's store does not answer."""
+        """Every rank's last heartbeat; None if rank 0's store does not answer."""
         found: dict[int, Heartbeat | None] = {}
 
         def read() -> None:
@@ -128,14 +128,14 @@ class Watchdog:
         self._store.set(str(self._world.rank), json.dumps(asdict(self._beat)))
 
     def _publish_loop(self) -> None:
-        """Tell how this rank is; leave when another one has failed."""
+        """Publish heartbeats, and exit when another rank has failed."""
         with contextlib.suppress(RuntimeError):  # rank 0 is gone: the main thread will fail, or its patience will end
             while not self._stopped.wait(_BEAT_S):
                 self._beat.number += 1
                 self._beat.place, self._beat.waits = _position_of_main_thread()
                 self._publish()
                 if self._store.check([_FAILED]) and not self._stopped.wait(_BEAT_S):
-                    if self._world.is_main:  # the one that failed may be killed before it says why
+                    if self._world.is_main:  # the rank that failed may be killed before it reports its error
                         os.write(2, b"error: " + self._store.get(_FAILED) + b"\n")
                     os._exit(ExitCode.ERROR)
 
@@ -151,10 +151,10 @@ class Watchdog:
 
 @contextlib.contextmanager
 def supervision(world: World, timeout_s: float) -> Iterator[Watchdog]:
-    """A watchdog for the length of the block; an error inside ends the whole job, with the reason it really has.
+    """Run a watchdog inside the block. An error there ends the whole job and is traced to the rank that caused it.
 
-    An error of this rank's own ends all ranks with exit code 1; a collective that failed because another rank is gone
-    ends them with 87 and that rank's name. Collective.
+    An error that arose on this rank ends all ranks with exit code 1. A collective that failed because another rank is
+    gone ends them with 87, and the message names that rank. Collective.
     """
     watchdog = Watchdog(world, timeout_s)
     try:
@@ -172,22 +172,22 @@ def supervision(world: World, timeout_s: float) -> Iterator[Watchdog]:
 
 
 def exit_rank_lost(world: World, message: str) -> None:
-    """Leave at once with exit code 87: nothing that needs all ranks can be done any more."""
-    said = f"error: rank {world.rank}: {message}. Finished checkpoints are whole; started again, the run resumes.\n"
-    os.write(2, said.encode())
+    """Exit at once with code 87, without any collective."""
+    text = f"error: rank {world.rank}: {message}. Finished checkpoints are whole; started again, the run resumes.\n"
+    os.write(2, text.encode())
     if world.is_main and world.size > 1:
-        time.sleep(2 * _SILENT_S)  # it holds the store where the others are still looking for the missing rank
+        time.sleep(2 * _SILENT_S)  # rank 0 holds the store in which the others look for the missing rank
     os._exit(ExitCode.RANK_LOST)
 
 
 def _host(beat: Heartbeat | None) -> str:
-    return beat.host if beat else "never heard of"
+    return beat.host if beat else "no heartbeat yet"
 
 
 def _position_of_main_thread() -> tuple[str, bool]:
-    """Its innermost frame outside torch, as file:line, and whether it waits for other ranks there."""
+    """The main thread's innermost frame outside torch, as file:line, and whether it is inside a collective."""
     # CPython before 3.12 deadlocks when its garbage collector runs inside this call (python/cpython issue 106883).
-    with _looking:  # one thread at a time, or one would enable it while another looks
+    with _looking:  # one thread at a time, or one would enable the collector during another's call
         was_enabled = gc.isenabled()
         gc.disable()
         frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)

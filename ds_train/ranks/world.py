@@ -1,4 +1,4 @@
-"""Who this process is among the ranks of a job: every launcher's variables, read in this one place."""
+"""Rank, local rank and size of this process, read from the launcher's variables; and where the ranks meet."""
 
 import os
 import re
@@ -14,7 +14,7 @@ class World:
     """This process among all processes of the job.
 
     Attributes:
-        launcher: who started it, for messages.
+        launcher: the launcher's name, for messages.
     """
 
     rank: int
@@ -29,7 +29,7 @@ class World:
 
 @dataclass(frozen=True)
 class _Launcher:
-    """Names of a launcher's variables; `marker` is set wherever it started this process, and nowhere else."""
+    """Names of a launcher's variables; `marker` is set if and only if it started this process."""
 
     name: str
     marker: str
@@ -55,7 +55,7 @@ _LAUNCHERS = (
 
 
 def world_from_env(environ: Mapping[str, str] = os.environ) -> World:
-    """Read the launcher's variables; a process started without a launcher is a world of its own.
+    """Read the launcher's variables; a process without a launcher is a world of size 1.
 
     Raises:
         UserError: variables are missing, or contradict one another.
@@ -91,11 +91,11 @@ _FIRST_PORT, _NUM_PORTS = 15_000, 15_000  # below Linux' ephemeral ports (32768 
 def rendezvous(world: World, environ: Mapping[str, str] = os.environ) -> tuple[str, int] | None:
     """Address and port where the ranks meet; None where only the system can choose (a world of one).
 
-    MASTER_ADDR and MASTER_PORT win where they are set. Under srun the address is that of the step's first node, and
-    the port follows from job and step, so that jobs sharing a node do not meet.
+    MASTER_ADDR and MASTER_PORT win where they are set. Under srun the address is that of the step's first node. The
+    port follows from job and step, so that jobs that share a node do not meet.
 
     Raises:
-        UserError: there is no way to know the address.
+        UserError: the address cannot be determined.
     """
     address, port = environ.get("MASTER_ADDR"), environ.get("MASTER_PORT")
     if port is not None:
@@ -141,10 +141,10 @@ def _scontrol(*arguments: str) -> str:
 
 
 def check_num_ranks(world: World, asked: int | None) -> None:
-    """Refuse a world of another size than was asked for.
+    """Refuse a world of another size than ``asked``.
 
     Raises:
-        UserError: e.g. because the hostfile could not be read, and DeepSpeed went on with one node.
+        UserError: the sizes differ, e.g. because DeepSpeed could not read the hostfile and used one node.
     """
     if asked is not None and world.size != asked:
         raise UserError(
