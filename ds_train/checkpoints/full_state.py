@@ -1,7 +1,7 @@
 """Weights and optimizer moments in fp32 by parameter name, free of any layout: between ZeRO 0, {1, 2} and 3.
 
 DeepSpeed's universal format loads into the kind of stage that wrote it only. Its files are read here instead, and put
-tensor by tensor where an engine of another kind keeps them.
+tensor by tensor into an engine of another kind, through DeepSpeed's setters where they can.
 """
 
 from pathlib import Path
@@ -9,6 +9,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from deepspeed.utils import (
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
 
 from ds_train.checkpoints.save import restore_rng
 from ds_train.checkpoints.state import TrainState
@@ -30,10 +36,9 @@ def fresh_engine(model: PackedLM, config: dict[str, Any]) -> Engine:
     """
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     engine = build_engine(model, config)
-    is_on_disk = (config.get("zero_optimization", {}).get("offload_optimizer") or {}).get("device") == "nvme"
-    if not is_plain(engine) and not is_on_disk:
+    if not is_plain(engine):
         for name, parameter in engine.module.named_parameters():
-            _set(engine, parameter, _WEIGHTS, weights[name].to(engine.device))
+            _set(engine, parameter, weights[name])
     return engine
 
 
@@ -83,42 +88,43 @@ def load_full_state(engine: Engine, full: FullState, *, num_updates: int) -> Non
         engine: built around a model that has these weights already.
         num_updates: Adam's step count.
     """
+    _make_optimizer_state(engine, num_updates)
     for name, parameter in engine.module.named_parameters():
-        for kind, value in full[name].items():
-            _set(engine, parameter, kind, value.to(engine.device))
-    for state in _base_optimizer(engine).state.values():
-        state["step"] = torch.full_like(torch.as_tensor(state["step"], dtype=torch.float32), num_updates)
+        _set(engine, parameter, full[name][_WEIGHTS])
+        for moment in _MOMENTS:
+            _set(engine, parameter, full[name][moment], moment)
 
 
-def _set(engine: Engine, parameter: torch.nn.Parameter, kind: str, value: torch.Tensor) -> None:
-    """Put one full tensor where this rank's optimizer keeps its part of it.
+def _make_optimizer_state(engine: Engine, num_updates: int) -> None:
+    """Make the moments that the first update would make, where DeepSpeed's setters look for them."""
+    optimizer = engine.optimizer
+    base = optimizer if is_plain(engine) else optimizer.optimizer
+    of_zero_3 = getattr(optimizer, "fp32_partitioned_groups_flat", None)  # between updates its groups are empty
+    for weights in of_zero_3 or [weights for group in base.param_groups for weights in group["params"]]:
+        state = base.state[weights]
+        step = state.get("step", torch.zeros((), device=weights.device))  # where fused Adam wants it
+        state["step"] = torch.full_like(torch.as_tensor(step, dtype=torch.float32), num_updates)
+        for moment in _MOMENTS:
+            state.setdefault(moment, torch.zeros_like(weights))
+    if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):  # ZeRO 1 and 2 do this after the first update
+        optimizer._lazy_init_hp_params_optimizer_state()
 
-    DeepSpeed's own setters want moments that exist, and before the first step they mostly do not.
-    """
-    optimizer, num_ranks = engine.optimizer, engine.dp_world_size
+
+def _set(engine: Engine, parameter: torch.nn.Parameter, full: torch.Tensor, moment: str | None = None) -> None:
+    """Put this rank's part of a full tensor where its optimizer keeps it: the fp32 weights, or a moment of theirs."""
+    full = full.to(engine.device)
     if is_plain(engine):
-        target = parameter if kind == _WEIGHTS else _moment(engine, parameter, kind)
-        target.copy_(value)
-    elif hasattr(parameter, "ds_tensor"):  # ZeRO 3: each rank holds an equal part, the last one padded
-        group, first, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
-        flat = optimizer.fp32_partitioned_groups_flat[group]
-        target = flat if kind == _WEIGHTS else _moment(engine, flat, kind)
-        part = F.pad(value.flatten(), (0, -value.numel() % num_ranks)).chunk(num_ranks)[engine.global_rank]
-        target.narrow(0, first, length).copy_(part)
-    elif mapping := getattr(parameter, "_hp_mapping", None):  # ZeRO 1 and 2: this rank's flat piece has a part of it
-        bf16_pieces = getattr(optimizer, "fp32_groups_flat_partition", None)
-        flat = (bf16_pieces or optimizer.single_partition_of_fp32_groups)[mapping.param_group_index]
-        target = flat if kind == _WEIGHTS else _moment(engine, flat, kind)
-        here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
-        target.narrow(0, here.start, here.numel).copy_(value.flatten().narrow(0, there.start, there.numel))
-
-
-def _base_optimizer(engine: Engine) -> torch.optim.Optimizer:
-    return engine.optimizer if is_plain(engine) else engine.optimizer.optimizer
-
-
-def _moment(engine: Engine, key: torch.Tensor, kind: str) -> torch.Tensor:
-    """A moment of the base optimizer, which may not have made its state yet."""
-    state = _base_optimizer(engine).state[key]
-    state.setdefault("step", torch.zeros((), device=key.device))  # where fused Adam wants it
-    return state.setdefault(kind, torch.zeros_like(key))
+        target = engine.optimizer.state[parameter][moment] if moment else parameter
+        target.copy_(full)
+    elif hasattr(parameter, "ds_id"):
+        # ZeRO 3: each rank holds an equal part, the last one padded. DeepSpeed's setter of full tensors does not pad.
+        num_ranks = engine.dp_world_size
+        part = F.pad(full.flatten(), (0, -full.numel() % num_ranks)).chunk(num_ranks)[engine.global_rank]
+        if moment:
+            safe_set_local_optimizer_state(parameter, part, moment)
+        else:
+            safe_set_local_fp32_param(parameter, part)
+    elif moment:
+        safe_set_full_optimizer_state(parameter, full, moment)
+    else:
+        safe_set_full_fp32_param(parameter, full)
