@@ -8,14 +8,10 @@ appears whole, at the end.
 
 import argparse
 import hashlib
-import shutil
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +23,7 @@ from tqdm import tqdm
 
 from data_tools.base.command_line import CommandParser
 from data_tools.base.errors import UserError, run_command
-from data_tools.base.files import sync_directory, whole_file, write_json
+from data_tools.base.files import whole_directory, whole_file, write_json
 from data_tools.base.processes import num_cores, worker_processes
 from data_tools.search.generator import MAX_ATTEMPTS, ExampleGenerator
 from data_tools.search.graphs import search_budget
@@ -53,8 +49,14 @@ def main(argv: list[str] | None = None) -> None:
     sources = {name: _source(args, name) for name in SPLIT_NAMES}
     budget = search_budget(args.max_input_size, _ALPHA, args.max_lookahead)
     print(f"{directory}: at most {budget.edges_allowed} edges, lookahead 0 … {budget.effective_max_lookahead}")
+    if directory.exists() and not args.overwrite:
+        raise UserError(f"{directory} exists; give --overwrite to replace it, or another --seed")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--scratch_dir: cannot write to {directory.parent} ({error.strerror})") from error
     began = time.perf_counter()
-    with _whole_directory(directory, args.overwrite) as partial_directory, worker_processes(args.workers) as executor:
+    with whole_directory(directory) as partial_directory, worker_processes(args.workers) as executor:
         files: dict[str, SplitFile] = {}
         used: set[bytes] = set()
         for name in SPLIT_NAMES:
@@ -138,29 +140,6 @@ def _make_row(source: ExampleGenerator, index: int, attempt: int = 0) -> tuple[b
     stage = source.max_lookahead
     example = source.example(index, stage, attempt)
     return prompt_digest(example.input_text), row_line(example, alpha=_ALPHA, stage=stage, seed=source.seed)
-
-
-@contextmanager
-def _whole_directory(directory: Path, overwrite: bool) -> Iterator[Path]:
-    """A hidden directory to write to, which takes the place of ``directory`` if the body ends well."""
-    if directory.exists() and not overwrite:
-        raise UserError(f"{directory} exists; give --overwrite to replace it, or another --seed")
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    except OSError as error:
-        raise UserError(f"--scratch_dir: cannot write to {directory.parent} ({error.strerror})") from error
-    try:
-        new, old = temporary / "new", temporary / "old"
-        new.mkdir()
-        yield new
-        sync_directory(new)
-        if directory.exists():
-            directory.rename(old)
-        new.rename(directory)
-        sync_directory(directory.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -23,13 +23,12 @@ from tqdm import tqdm
 
 from data_tools.base.command_line import CommandParser, natural, positive
 from data_tools.base.errors import UserError, run_command
-from data_tools.base.files import whole_file
+from data_tools.base.files import exclusive, whole_file
 from data_tools.base.processes import num_cores
 from data_tools.corpus.pack_progress import (
     FinishedFile,
     PackProgress,
     find_progress,
-    locked,
     pack_files,
     recorded_source,
     remove_pack,
@@ -56,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     args = _parse(argv)
     tokenizer = load_tokenizer(args.tokenizer)
     source = _open_source(args)
-    with locked(args.pack_dir):
+    with exclusive(args.pack_dir, "wait for it to end, or choose another --pack_dir"):
         asked = PackParameters(
             source_sha256=source.sha256,
             tokenizer_sha256=tokenizer.fingerprint,

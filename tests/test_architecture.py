@@ -60,6 +60,7 @@ ARROWS = {
 }  # fmt: skip
 # Everything else reaches DeepSpeed through these, for the reason given.
 DEEPSPEED_USERS = {
+    "ds_train.checkpoints.full_state",  # sets optimizer states
     "ds_train.checkpoints.save",
     "ds_train.config.json_checks",  # its own models of the JSON's blocks
     "ds_train.ranks.collectives",  # process group

@@ -1,12 +1,21 @@
-"""Files that are either whole or absent, and their hashes."""
+"""Files and directories that are either whole or absent; locks; hashes."""
 
+import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
+
+from data_tools.base.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -24,7 +33,60 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    sync(path.parent)
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """Give a hidden directory to fill; it takes the place of ``path``, synced to disk, if the body ends well.
+
+    Raises:
+        OSError: it cannot be made beside ``path``, or written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent, ignore_cleanup_errors=True) as temporary:
+        new = Path(temporary, "new")
+        new.mkdir()
+        yield new
+        for directory, _, names in os.walk(new):
+            for name in (*names, "."):
+                sync(Path(directory, name))
+        if path.exists():
+            path.rename(Path(temporary, "old"))
+        new.rename(path)
+        sync(path.parent)
+
+
+@contextmanager
+def exclusive(directory: Path, otherwise: str) -> Iterator[None]:
+    """Create a directory and hold its lock inside the block.
+
+    It is a POSIX record lock: the kernel releases it when its holder dies, and loader workers do not inherit it, which
+    may outlive a killed trainer by some seconds.
+
+    Args:
+        otherwise: what to do where it is held, for the message.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise UserError(f"{directory} is in use by {holder}; {otherwise}.") from error
+            logger.warning(
+                "%s: its file system has no locks (%s); two processes at once would damage what is there",
+                directory, error.strerror,
+            )  # fmt: skip
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def existing_parent(path: Path) -> Path:
@@ -32,9 +94,9 @@ def existing_parent(path: Path) -> Path:
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
 
 
-def sync_directory(directory: Path) -> None:
-    """Make renames in ``directory`` survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content, or renames in a directory, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -53,10 +53,6 @@ class CounterStream:
         words = self._philox.random_raw(count)
         return ((words >> _HALF_WORD) * np.uint64(bound) >> _HALF_WORD).tolist()
 
-    def uniform(self) -> float:
-        """A uniform float in [0, 1) with 53 random bits."""
-        return self.below(1 << 53) * 2.0**-53
-
     def choice(self, items: Sequence[T]) -> T:
         """A uniform element of a non-empty sequence."""
         return items[self.below(len(items))]

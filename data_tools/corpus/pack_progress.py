@@ -1,10 +1,6 @@
 """What a pack directory holds: nothing, finished files of an interrupted pack, or a complete pack; and whose it is."""
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,22 +140,3 @@ def remove_pack(directory: Path, keep: PackProgress | None = None) -> None:
     for path in pack_files(directory):
         if path.name not in kept:
             path.unlink()
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Create a directory and keep other packers out of it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is packing into {directory}. Wait for it, or choose another --pack_dir."
-            ) from None
-        except OSError:
-            pass  # a file system without locks: two packers of one directory are then the user's care
-        yield
-    finally:
-        os.close(descriptor)

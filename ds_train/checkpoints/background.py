@@ -1,35 +1,24 @@
-"""What lets training go on while its checkpoint is written: a copy of the state in memory, and a thread that writes.
+"""What lets training continue while its checkpoint is written: a copy of the state in memory, and a thread that writes.
 
 The copy takes as long as memory takes, the files as long as a disk; only the copy stops training.
 """
 
-import errno
-import fcntl
 import io
 import mmap
-import os
 import pickle
 import socket
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
-from pathlib import Path
-from typing import IO, Any, cast
+from contextlib import suppress
+from typing import Any
 
-import numpy as np
 import torch
-import xxhash
-from torch.utils.serialization import config
 
-from ds_train.checkpoints.manifest import FileEntry
+from ds_train.checkpoints.hashing_file import BULK_BYTES
+from ds_train.checkpoints.host_memory import available_host_bytes
 from ds_train.ranks.collectives import gather_objects
 
 _ROOM = 1.1  # free memory asked for, as a multiple of what a copy takes
-_BULK_BYTES = 1 << 20
-_CHUNK_BYTES = 1 << 24
-_MEMINFO = Path("/proc/meminfo")
-_CGROUP, _CGROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 class Snapshots:
@@ -109,7 +98,7 @@ def _host_buffer(num_bytes: int, is_pinned: bool) -> torch.Tensor:
 
     Of huge pages, where there are any: touched first in a tenth of the time, and written with a tenth of the work.
     """
-    if is_pinned or num_bytes < _BULK_BYTES:
+    if is_pinned or num_bytes < BULK_BYTES:
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=is_pinned)
     memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
@@ -145,131 +134,6 @@ def _too_little_memory(ranks: Sequence[tuple[str, int, int]]) -> str | None:
         if lacking * _ROOM > available:
             return f"{host} has {available / 2**30:.2f} GiB of memory free, a copy takes {lacking / 2**30:.2f} GiB"
     return None
-
-
-def available_host_bytes() -> int:
-    """Host memory that can still be allocated here: what the kernel says, or less where a cgroup (a job) sets a limit.
-
-    Without the kernel's files (not Linux) there is no limit to know.
-    """
-    if not _MEMINFO.exists():
-        return sys.maxsize
-    fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
-    return min([int(fields["MemAvailable"].split()[0]) * 1024, *_cgroup_bytes()])
-
-
-def _cgroup_bytes() -> list[int]:
-    """What each cgroup around this process leaves it. Its page cache counts as free: the kernel drops it at need."""
-    left = []
-    for line in _CGROUP.read_text().splitlines() if _CGROUP.exists() else ():
-        number, controllers, path = line.split(":", 2)
-        if number == "0":  # version 2
-            root, files, cached = _CGROUP_ROOT, ("memory.max", "memory.current"), "inactive_file"
-        elif controllers == "memory":
-            files, cached = ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"
-            root = _CGROUP_ROOT / "memory"
-        else:
-            continue
-        group = Path(path.lstrip("/"))
-        for directory in [root / part for part in (group, *group.parents)]:
-            try:
-                limit, used = (int((directory / name).read_text()) for name in files)
-                statistics = dict(row.split() for row in (directory / "memory.stat").read_text().splitlines())
-            except (OSError, ValueError):  # no such directory in this container; "max" is no limit
-                continue
-            left.append(max(0, limit - used + int(statistics.get(cached, 0))))
-    return left
-
-
-class HashingFile:
-    """A file that is hashed as it is written, past the page cache: nothing is read back, and nothing copied that lies
-    in whole pages both in memory and in the file.
-
-    The kernel's copy of what is written would cost a core more time than all the rest. File systems that know no
-    direct writes get ordinary ones.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._hash = xxhash.xxh3_128()
-        self._size = 0
-        self._chunk = np.frombuffer(mmap.mmap(-1, _CHUNK_BYTES), np.uint8)  # gathers what lies elsewhere in memory
-        self._filled = 0
-        self._direct = getattr(os, "O_DIRECT", 0)  # Linux
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        try:
-            self._descriptor = os.open(path, flags | self._direct, 0o666)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            self._direct = 0
-            self._descriptor = os.open(path, flags, 0o666)
-
-    def write(self, data: Any) -> int:
-        self._hash.update(data)
-        new = np.frombuffer(data, np.uint8) if len(data) else np.empty(0, np.uint8)
-        self._size += len(new)
-        if new.ctypes.data % mmap.PAGESIZE == self._filled % mmap.PAGESIZE == 0:
-            whole = len(new) // mmap.PAGESIZE * mmap.PAGESIZE
-            if whole >= _BULK_BYTES:
-                self._write_chunk(self._filled)
-                self._write(new[:whole])
-                new = new[whole:]
-        while len(new):
-            part = new[: _CHUNK_BYTES - self._filled]
-            self._chunk[self._filled : self._filled + len(part)] = part  # of all copies numpy's lets others run
-            self._filled, new = self._filled + len(part), new[len(part) :]
-            if self._filled == _CHUNK_BYTES:
-                self._write_chunk(_CHUNK_BYTES)
-        return len(data)
-
-    def _write_chunk(self, end: int) -> None:
-        """Write the chunk up to ``end`` and move what lies behind it to the front."""
-        self._write(self._chunk[:end])
-        self._chunk[: self._filled - end] = self._chunk[end : self._filled]
-        self._filled -= end
-
-    def _write(self, new: np.ndarray) -> None:
-        start = 0
-        while start < len(new):
-            try:
-                start += os.write(self._descriptor, new[start : start + _CHUNK_BYTES].data)
-            except OSError as error:  # some file systems say so only here, and a short write may end within a page
-                if error.errno != errno.EINVAL or not self._direct:
-                    raise
-                self._through_cache()
-
-    def _through_cache(self) -> None:
-        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, fcntl.fcntl(self._descriptor, fcntl.F_GETFL) & ~self._direct)
-        self._direct = 0
-
-    def flush(self) -> None:
-        """Called by torch; everything is written at the end."""
-
-    def finish(self) -> FileEntry:
-        """Write the rest, put all on the disk (fsync) and describe the file."""
-        self._write_chunk(self._filled // mmap.PAGESIZE * mmap.PAGESIZE)
-        if self._direct:
-            self._through_cache()
-        self._write_chunk(self._filled)
-        os.fsync(self._descriptor)
-        return FileEntry(self._size, self._hash.hexdigest())
-
-    def close(self) -> None:
-        os.close(self._descriptor)
-
-
-def write_file(path: Path, value: Any) -> FileEntry:
-    """``torch.save`` onto the disk (fsync).
-
-    Raises:
-        OSError: it cannot be written.
-        RuntimeError: what torch's zip writer makes of a write that failed.
-    """
-    # Pages: what lies in whole ones is not copied. No CRC: more work than all the rest, and the manifest has a hash.
-    options = {"save.storage_alignment": mmap.PAGESIZE, "save.compute_crc32": False}
-    with closing(HashingFile(path)) as file, config.patch(options):  # type: ignore[attr-defined]
-        torch.save(value, cast(IO[bytes], file))
-        return file.finish()
 
 
 def saving_thread() -> ThreadPoolExecutor:

@@ -1,8 +1,6 @@
 """A checkpoint as a Hugging Face directory."""
 
 import logging
-import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from data_tools.base.errors import UserError
-from data_tools.base.files import sync_directory
+from data_tools.base.files import whole_directory
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from ds_train.checkpoints.weights import checkpoint_weights, find_weights, saved_seq_len
 from ds_train.model.causal_lm import load_model_config
@@ -75,19 +73,11 @@ def _model_and_state(
 def _write(
     out: Path, model: PreTrainedModel, state: dict[str, torch.Tensor], tokenizer: TextTokenizer, seq_len: int
 ) -> None:
-    """Write everything into ``out``, whole or not at all."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        partial.mkdir(parents=True)
-        model.save_pretrained(partial, state_dict=state)
-        tokenizer.save(partial, max_length=seq_len)
-        for path in partial.iterdir():
-            path.chmod(partial.stat().st_mode & 0o666)  # safetensors makes its files private
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        partial.replace(out)  # an empty directory gives way
-        sync_directory(out.parent)
+        with whole_directory(out) as partial:  # an empty directory gives way
+            model.save_pretrained(partial, state_dict=state)
+            tokenizer.save(partial, max_length=seq_len)
+            for path in partial.iterdir():
+                path.chmod(partial.stat().st_mode & 0o666)  # safetensors makes its files private
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 import xxhash
 
 from data_tools.base.errors import UserError
-from data_tools.base.files import sync_directory, whole_file, write_json
+from data_tools.base.files import sync, whole_file, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def commit(directory: Path, step: int, entries: dict[str, FileEntry]) -> Path:
     if target.exists():  # damaged, else resume would have started from it
         delete(target)
     saving.rename(target)
-    sync_directory(directory)
+    sync(directory)
     with whole_file(directory / LATEST) as file:
         file.write(target.name.encode())
     return target

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
 from data_tools.base.errors import UserError
-from ds_train.checkpoints.background import Snapshots, saving_thread, write_file
+from ds_train.checkpoints.background import Snapshots, saving_thread
+from ds_train.checkpoints.hashing_file import write_file
 from ds_train.checkpoints.manifest import FileEntry, commit, file_entry, prune, saving_name, step_directories, sweep
 from ds_train.checkpoints.rank_rng import rng_state, seed_rng, set_rng_state
 from ds_train.checkpoints.state import TrainState

@@ -40,6 +40,25 @@ class EngineConfig:
     schedule: Schedule
     overrides: list[str]
 
+    @property
+    def zero(self) -> dict[str, Any]:
+        """The ``zero_optimization`` block."""
+        return self.deepspeed.get("zero_optimization", {})
+
+    @property
+    def zero_stage(self) -> int:
+        return self.zero.get("stage", 0)
+
+    @property
+    def precision(self) -> str:
+        """Of weights and activations: bf16, fp16 or fp32."""
+        return next((name for name in ("bf16", "fp16") if self.deepspeed.get(name, {}).get("enabled")), "fp32")
+
+    @property
+    def is_half(self) -> bool:
+        """Whether weights are in bf16 or fp16."""
+        return self.precision != "fp32"
+
 
 def default_json(phase: str) -> Path:
     """The shipped DeepSpeed JSON of a phase."""

@@ -12,38 +12,11 @@ from data_tools.base.errors import Problems, is_number
 
 # Top-level keys that have an effect here.
 KNOWN_KEYS = frozenset(
-    [
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "optimizer",
-        "scheduler",
-        "gradient_clipping",
-        "bf16",
-        "fp16",
-        "data_types",
-        "zero_optimization",
-        "zero_allow_untested_optimizer",
-        "zero_force_ds_cpu_optimizer",
-        "communication_data_type",
-        "prescale_gradients",
-        "gradient_predivide_factor",
-        "activation_checkpointing",
-        "aio",
-        "checkpoint",
-        "compile",
-        "comms_logger",
-        "flops_profiler",
-        "tensorboard",
-        "wandb",
-        "csv_monitor",
-        "comet",
-        "steps_per_print",
-        "wall_clock_breakdown",
-        "memory_breakdown",
-        "dump_state",
-        "log_level",
-    ]
+    """train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer scheduler
+    gradient_clipping bf16 fp16 data_types zero_optimization zero_allow_untested_optimizer
+    zero_force_ds_cpu_optimizer communication_data_type prescale_gradients gradient_predivide_factor
+    activation_checkpointing aio checkpoint compile comms_logger flops_profiler tensorboard wandb csv_monitor
+    comet steps_per_print wall_clock_breakdown memory_breakdown dump_state log_level""".split()
 )
 _OBJECTS = (
     ("optimizer",), ("optimizer", "params"), ("scheduler",), ("scheduler", "params"), ("bf16",), ("fp16",),

@@ -15,10 +15,9 @@ from typing import Any
 
 from data_tools.base.errors import UserError
 from data_tools.base.files import write_json
-from ds_train.ranks.signals import SIGNALS, STOP_FILE, ExitCode
+from ds_train.ranks.signals import BURST_S, SIGNALS, STOP_FILE, ExitCode
 
 _POLL_S = 0.1
-_BURST_S = 2.0  # signals that come together are one request
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ class _Runner:
         if self._asked_at is None:
             self._asked_at = now
             self._ask()
-        elif now - self._asked_at > _BURST_S and self._process:
+        elif now - self._asked_at > BURST_S and self._process:
             _say("killing the step at once")
             self._kill(signal.SIGKILL)
 

@@ -15,7 +15,7 @@ from ds_train.model.footprint import GIB, ModelShape, checkpoint_bytes, model_sh
 from ds_train.phases import pptrain, pretrain
 from ds_train.ranks.world import World
 from ds_train.run.assembly import CheckedRun, fresh_state
-from ds_train.run.summary import is_half, rank_memory
+from ds_train.run.summary import rank_memory
 from ds_train.training.phase import Cadence, PhaseParts
 
 PHASES: dict[str, ModuleType] = {"pptrain": pptrain, "pretrain": pretrain}
@@ -106,8 +106,8 @@ def _length_rows(prepared: CheckedRun, setup: PhaseParts) -> dict[str, str]:
 def _disk_rows(prepared: CheckedRun, shape: ModelShape, cadence: Cadence, problems: list[str]) -> dict[str, str]:
     """Checkpoints that retention keeps, and the one being written, must fit."""
     inputs, flags = prepared.inputs, prepared.inputs.run_flags
-    stage = inputs.engine.deepspeed.get("zero_optimization", {}).get("stage", 0)
-    size = checkpoint_bytes(shape.num_parameters, stage=stage, half=is_half(inputs.engine))
+    engine = inputs.engine
+    size = checkpoint_bytes(shape.num_parameters, stage=engine.zero_stage, half=engine.is_half)
     kept: int | None = flags.keep_last
     if flags.keep_last == 0:
         kept = cadence.max_steps and -(-cadence.max_steps // cadence.save_every)
@@ -136,8 +136,8 @@ def _memory_rows(
     prepared: CheckedRun, shape: ModelShape, gpus_per_node: int, gpu_memory_gb: float, problems: list[str]
 ) -> dict[str, str]:
     """Predictions for the configured stage in parts, and for the others in all."""
-    inputs, half = prepared.inputs, is_half(prepared.inputs.engine)
-    configured = inputs.engine.deepspeed.get("zero_optimization", {}).get("stage", 0)
+    inputs = prepared.inputs
+    configured, half = inputs.engine.zero_stage, inputs.engine.is_half
     at = partial(rank_memory, inputs, shape)
     own = at(configured)
     copy = 0  # of a checkpoint in host memory, while it is written behind training

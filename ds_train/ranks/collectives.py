@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from data_tools.base.errors import UserError
+from data_tools.base.processes import num_cores
 from ds_train.ranks.world import World, rendezvous
 
 T = TypeVar("T")
@@ -51,7 +52,7 @@ def init_distributed(world: World, timeout_s: float = 1800.0) -> None:
     deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout_s))
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         ranks_here = gather_objects(socket.gethostname()).count(socket.gethostname())
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+        torch.set_num_threads(max(1, num_cores() // ranks_here))
 
 
 def check_num_nodes(world: World, asked: int | None) -> None:

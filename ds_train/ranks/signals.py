@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 STOP_FILE = "STOP"
-_BURST_S = 2.0  # pdsh sends INT and TERM together, and a launcher repeats the terminal's signal: one request
+BURST_S = 2.0  # pdsh sends INT and TERM together, and a launcher repeats the terminal's signal: one request
 
 
 class ExitCode(IntEnum):
@@ -52,7 +52,7 @@ class _Received:
     def take(self, number: int) -> None:
         if self.number is None:
             self.number, self._time = number, time.monotonic()
-        elif time.monotonic() - self._time > _BURST_S:
+        elif time.monotonic() - self._time > BURST_S:
             os.write(2, f"\nsecond signal ({signal.Signals(number).name}): leaving at once\n".encode())
             os._exit(ExitCode.PREEMPTED)
 

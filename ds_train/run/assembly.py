@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from data_tools.base.files import exclusive
 from ds_train.checkpoints.full_state import fresh_engine
 from ds_train.checkpoints.manifest import choose_checkpoint, set_aside
 from ds_train.checkpoints.rank_rng import seed_rng
@@ -23,9 +24,8 @@ from ds_train.model.footprint import training_flops
 from ds_train.ranks.collectives import check_num_nodes, device_of, init_distributed, on_main, take_device
 from ds_train.ranks.signals import ExitCode, StopRequests, StopTraining
 from ds_train.ranks.watchdog import LONG_S, Watchdog, supervision
-from ds_train.run.fingerprints import common_fingerprints, precision, versions
+from ds_train.run.fingerprints import common_fingerprints, versions
 from ds_train.run.inputs import DEFAULT_MODEL, CommonInputs
-from ds_train.run.lock import run_lock
 from ds_train.run.record import LaunchRecord
 from ds_train.run.summary import startup_summary
 from ds_train.step.engine import Engine
@@ -81,7 +81,7 @@ def launch(prepared: CheckedRun) -> ExitCode:
         check_num_nodes(world, flags.num_nodes)
         stop = StopRequests(inputs.run_directory, world.is_main, device_of(world))
         watchdog = stack.enter_context(supervision(world, flags.hang_timeout_s))
-        on_main(world, lambda: stack.enter_context(run_lock(inputs.run_directory)))
+        on_main(world, lambda: stack.enter_context(_run_lock(inputs.run_directory)))
 
         # Build and train. A request to stop can arrive during either.
         run = None
@@ -175,13 +175,17 @@ def fresh_state(inputs: CommonInputs, setup: PhaseParts) -> TrainState:
         micro_batch=layout.micro_batch,
         grad_accum=layout.grad_accum,
         global_batch=layout.global_batch,
-        zero_stage=inputs.engine.deepspeed.get("zero_optimization", {}).get("stage", 0),
-        precision=precision(inputs.engine.deepspeed),
+        zero_stage=inputs.engine.zero_stage,
+        precision=inputs.engine.precision,
         stage=setup.first_stage,
         fingerprints=setup.fingerprints
         | common_fingerprints(inputs.engine, inputs.model_config, inputs.tokenizer, inputs.model_flags.seq_len),
         versions=versions(),
     )
+
+
+def _run_lock(run_directory: Path) -> AbstractContextManager[None]:
+    return exclusive(run_directory, "wait for it to end, stop it, or start another run with --run_name")
 
 
 def _initial_model(inputs: CommonInputs) -> PreTrainedModel:

@@ -16,11 +16,6 @@ from data_tools.corpus.tokenizer import TextTokenizer
 from ds_train.config.deepspeed_json import EngineConfig
 
 
-def precision(config: dict[str, Any]) -> str:
-    """bf16, fp16 or fp32, of a DeepSpeed JSON."""
-    return next((name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")), "fp32")
-
-
 def common_fingerprints(
     engine: EngineConfig, model_config: PretrainedConfig, tokenizer: TextTokenizer, seq_len: int
 ) -> dict[str, str]:

@@ -6,10 +6,8 @@ import torch
 
 from data_tools.base.text_table import pluralize
 from ds_train.checkpoints.state import TrainState
-from ds_train.config.deepspeed_json import EngineConfig
 from ds_train.model.attention import describe_attention
 from ds_train.model.footprint import GIB, RUNTIME, ModelShape, RankMemory, model_shape, predict
-from ds_train.run.fingerprints import precision
 from ds_train.run.inputs import DEFAULT_MODEL, CommonInputs
 from ds_train.step.engine import Engine
 from ds_train.training.phase import PhaseParts
@@ -26,13 +24,13 @@ def startup_summary(
     layout, schedule = inputs.engine.layout, inputs.engine.schedule
     shape = model_shape(inputs.model_config)
     tokens = layout.global_batch * inputs.model_flags.seq_len
-    zero, dtype = _zero_stage(inputs.engine), precision(inputs.engine.deepspeed)
     rows = {
         "run": f"{inputs.run_directory}, seed {inputs.run_flags.seed}",
         "starts": f"after step {state.step:,}, from {chosen}" if chosen else "fresh",
         "model": f"{_model_name(inputs)}, {shape.num_parameters:,} parameters",
         "layout": f"{pluralize(layout.world_size, 'rank')} × {layout.grad_accum} accumulation × "
-        f"micro batch {layout.micro_batch} = global batch {layout.global_batch:,}; ZeRO {zero}, {dtype}",
+        f"micro batch {layout.micro_batch} = global batch {layout.global_batch:,}; ZeRO {inputs.engine.zero_stage}, "
+        f"{inputs.engine.precision}",
         "device": _device(engine.device),
         "a step": f"at most {tokens:,} tokens, {layout.global_batch:,} × seq_len {inputs.model_flags.seq_len:,}",
         "learning rate": f"{schedule.base_lr:g} after {schedule.warmup_steps:,} warm-up steps",
@@ -49,27 +47,18 @@ def rank_memory(inputs: CommonInputs, shape: ModelShape, stage: int) -> RankMemo
     layout = inputs.engine.layout
     return predict(
         shape,
-        {**inputs.engine.deepspeed.get("zero_optimization", {}), "stage": stage},
-        half=is_half(inputs.engine),
+        {**inputs.engine.zero, "stage": stage},
+        half=inputs.engine.is_half,
         num_ranks=layout.world_size,
         row_tokens=layout.micro_batch * inputs.model_flags.seq_len,
         attention=inputs.model_config._attn_implementation,
     )
 
 
-def is_half(engine: EngineConfig) -> bool:
-    """Whether weights are in bf16 or fp16."""
-    return precision(engine.deepspeed) != "fp32"
-
-
 def _device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {pluralize(torch.get_num_threads(), 'thread')} a rank"
-
-
-def _zero_stage(engine: EngineConfig) -> int:
-    return engine.deepspeed.get("zero_optimization", {}).get("stage", 0)
 
 
 def _model_name(inputs: CommonInputs) -> str:
@@ -91,7 +80,7 @@ def _kernels(inputs: CommonInputs, engine: Engine) -> str:
 
 def _memory(inputs: CommonInputs, shape: ModelShape, device: torch.device) -> str:
     """The predicted memory; on a GPU also how much it has."""
-    predicted = rank_memory(inputs, shape, _zero_stage(inputs.engine)).device
+    predicted = rank_memory(inputs, shape, inputs.engine.zero_stage).device
     if device.type != "cuda":
         return f"about {(predicted - RUNTIME) / GIB:,.2g} GiB with rows of full length"
     total = torch.cuda.get_device_properties(device).total_memory

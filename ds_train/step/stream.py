@@ -4,8 +4,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from tempfile import TemporaryFile
@@ -16,12 +14,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data_tools.base.errors import UserError
+from data_tools.base.processes import end_with_parent
 from data_tools.samples.readers import Overflow, Reader
 from data_tools.samples.samplers import Cursor, GlobalBatchPlan, SampleKind, Sampler
 from ds_train.config.layout import Layout
 from ds_train.step.micro_batch import C4, SYNTHETIC, MicroBatch, pack
 
-_LOOK_FOR_TRAINER_S = 1.0
 _CLOSED = 1 << 62  # later than any plan's generation: workers skip what is left
 
 
@@ -220,11 +218,4 @@ def _init_worker(worker_id: int) -> None:
     dataset = cast(_BatchDataset, info.dataset)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if dataset.is_closed else None)
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_trainer, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with_trainer(trainer: int) -> None:
-    """End this worker when its trainer was killed; it would wait forever for its last batch to be taken."""
-    while os.getppid() == trainer:
-        time.sleep(_LOOK_FOR_TRAINER_S)
-    os._exit(1)
+    end_with_parent()  # a worker whose trainer was killed would wait forever for somebody to take its last batch

@@ -14,12 +14,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from data_tools.base.errors import UserError
 from data_tools.build_pretrain import main
-from data_tools.corpus.pack_progress import locked
 from data_tools.corpus.shards import PackedBlocks
 from data_tools.corpus.text_source import FileSource, shuffled_documents
 from data_tools.corpus.token_stream import TokenCursor, TokenStream
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from tests.support import packing
+from tests.support.holding import holder_of
 from tests.support.paths import REPOSITORY
 
 
@@ -53,7 +53,7 @@ def test_meta_says_what_was_written(root: Path) -> None:
     for file in [*meta["shards"], meta["validation"]]:
         content = (root / "pack" / file["name"]).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (file["size"], file["sha256"])
-    assert sorted(path.name for path in (root / "pack").iterdir()) == [
+    assert sorted(packing.bytes_of(root / "pack")) == [
         "meta.json", *(f"shard_{i:05d}.bin" for i in range(4)), "validation.bin"
     ]  # fmt: skip
 
@@ -138,7 +138,7 @@ def test_too_small_source_is_an_error_and_leaves_nothing(
     packing.write_corpus(tmp_path / "corpus", packing.make_documents(num_documents))
     with pytest.raises(UserError, match=told):
         packing.pack(tmp_path, tokenizer=root / "tokenizer")
-    assert list((tmp_path / "pack").iterdir()) == []
+    assert packing.bytes_of(tmp_path / "pack") == {}
 
 
 def test_too_small_source_says_exactly_what_would_fit(tmp_path: Path, root: Path) -> None:
@@ -183,8 +183,10 @@ def test_damaged_pack_and_foreign_files_are_refused_without_overwrite(root: Path
 
 
 def test_two_packers_of_one_directory_are_kept_apart(root: Path, tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(UserError, match="another process"):
+    holder = holder_of(tmp_path)
+    with pytest.raises(UserError, match=f"in use by process {holder.pid} on"):
         packing.pack(root, pack_dir=tmp_path)
+    holder.communicate()
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,8 @@ def pack(root: Path, **changes: object) -> Path:
 
 
 def bytes_of(directory: Path) -> dict[str, bytes]:
-    """Content of every file in a directory, by name."""
-    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+    """Content of every visible file in a directory, by name."""
+    return {path.name: path.read_bytes() for path in sorted(directory.glob("[!.]*"))}
 
 
 def expected_rows(corpus: Path, tokenizer: TextTokenizer) -> tuple[np.ndarray, np.ndarray]:

@@ -174,7 +174,7 @@ def kills_campaign(scratch: Path, phase: str, kills: int, seed: int, reference: 
         name = f"{phase}_kills{number}"
         for _ in range(6):  # so often at most is one run killed
             children = fork_ranks(scratch, phase, name, ranks)
-            time.sleep(draws.uniform() * seconds * 1.1)
+            time.sleep(draws.below(1_000) / 1_000 * seconds * 1.1)
             doomed = children if draws.below(3) == 0 else [children[draws.below(ranks)]]
             for child in doomed:
                 if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:

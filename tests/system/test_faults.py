@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.base.files import exclusive
 from ds_train.checkpoints.manifest import step_directories
-from ds_train.run.lock import run_lock
 from tests.support import tiny
 from tests.support.launching import REPOSITORY, environment, launch, read_log, run_all
 
@@ -105,7 +105,7 @@ def test_full_and_read_only_file_systems(tiny_scratch: Path, tmp_path: Path) -> 
 def test_second_trainer_on_a_run_directory_is_refused(tiny_scratch: Path) -> None:
     run = tiny_scratch / "locked"
     run.mkdir()
-    with run_lock(run):
+    with exclusive(run, "wait"):
         done = launch("ds_train/pptrain.py", *_arguments(tiny_scratch, "locked"), num_ranks=2)
     assert done.returncode == 1
     assert done.stdout.count(f"is in use by process {os.getpid()}") == 1

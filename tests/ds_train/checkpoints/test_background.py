@@ -1,7 +1,5 @@
 """Checkpoints written behind training: the state of their own step, and nothing given up of the commit protocol."""
 
-import errno
-import fcntl
 import json
 import os
 from pathlib import Path
@@ -11,8 +9,9 @@ import pytest
 import torch
 
 from ds_train.checkpoints import background as background_save
-from ds_train.checkpoints.background import Snapshots, available_host_bytes, write_file
-from ds_train.checkpoints.manifest import defect_of, file_entry, step_directories
+from ds_train.checkpoints.background import Snapshots
+from ds_train.checkpoints.hashing_file import write_file
+from ds_train.checkpoints.manifest import defect_of, step_directories
 from ds_train.checkpoints.save import read_state
 from tests.support import tiny
 from tests.support.launching import launch, read_log
@@ -85,67 +84,6 @@ def test_ranks_of_a_host_share_its_memory(snapshots: Snapshots, monkeypatch: pyt
         ranks = [("here", 4000, 7000), (other, 4000, 7000)]
         monkeypatch.setattr(background_save, "gather_objects", lambda value, ranks=ranks: ranks)
         assert (Snapshots().try_take({})[1] is None) == fits
-
-
-@pytest.mark.parametrize(
-    ("line", "directory", "names"),
-    [
-        ("0::/job/step", "job", ("memory.max", "memory.current", "inactive_file")),
-        ("4:memory:/job", "memory/job", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")),
-        ("0::/outside/of/the/container", ".", ("memory.max", "memory.current", "inactive_file")),
-    ],
-)
-def test_the_limit_of_a_job_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, directory: str, names: tuple[str, str, str]
-) -> None:
-    monkeypatch.setattr(background_save, "_CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(background_save, "_CGROUP_ROOT", tmp_path / "sys")
-    (tmp_path / "cgroup").write_text(f"1:cpu:/\n{line}\n")
-    before = available_host_bytes()
-    group = tmp_path / "sys" / directory
-    group.mkdir(parents=True)
-    limit, used, cached = names
-    (group / limit).write_text("5000\n")
-    (group / used).write_text("4000\n")
-    (group / "memory.stat").write_text(f"anon 7\n{cached} 300\n")
-    assert available_host_bytes() == 1300
-    (group / limit).write_text("max\n")
-    assert available_host_bytes() > before / 2
-
-
-@pytest.mark.parametrize("refused", ["nowhere", "open", "write"])
-def test_written_file_is_the_one_described(
-    refused: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, snapshots: Snapshots
-) -> None:
-    """Sizes around a chunk's, on file systems that take direct writes, and that refuse them early or late."""
-    monkeypatch.setattr(background_save, "_CHUNK_BYTES", 1 << 14)
-    monkeypatch.setattr(background_save, "_BULK_BYTES", 1 << 13)
-    refusals = []
-
-    def refuse(call, flags_of):
-        def refusing(target, *arguments):
-            if flags_of(target, *arguments) & os.O_DIRECT:
-                refusals.append(target)
-                raise OSError(errno.EINVAL, "Invalid argument")
-            return call(target, *arguments)
-
-        return refusing
-
-    if refused == "open":
-        monkeypatch.setattr(os, "open", refuse(os.open, lambda path, flags, mode=0: flags))
-    if refused == "write":
-        monkeypatch.setattr(os, "write", refuse(os.write, lambda file, data: fcntl.fcntl(file, fcntl.F_GETFL)))
-    for number, size in enumerate([0, 1, 4000, 4096, 16384 - 500, 16384, 16385, 70_000]):
-        value = {"a": torch.arange(size, dtype=torch.uint8), "b": ["text", torch.ones(3)]}
-        if number % 2:
-            value = snapshots.try_take(value)[0]
-        path = tmp_path / f"{size}.pt"
-        entry = write_file(path, value)
-        assert entry == file_entry(path)
-        loaded = torch.load(path)
-        assert torch.equal(loaded["a"], value["a"]) and torch.equal(loaded["b"][1], value["b"][1])
-    assert bool(refusals) == (refused != "nowhere")
-    assert torch.serialization.get_crc32_options()
 
 
 def test_a_snapshot_is_written_from_where_it_lies(

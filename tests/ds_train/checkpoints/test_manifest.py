@@ -3,8 +3,6 @@
 import json
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +23,6 @@ from ds_train.checkpoints.manifest import (
     step_name,
     sweep,
 )
-from ds_train.run.lock import run_lock
 
 FILES = {"mp_rank_00_model_states.pt": b"weights" * 50, "zero_pp_rank_0_optim_states.pt": b"adam" * 80}
 
@@ -159,32 +156,3 @@ def test_save_over_a_damaged_checkpoint_replaces_it(directory: Path) -> None:
     write_checkpoint(directory, 300)
     assert choose_checkpoint(directory, "auto") == directory / step_name(300)
     assert not list(directory.glob(".*"))
-
-
-class TestLock:
-    HOLDER = (
-        "import sys, pathlib; from ds_train.run.lock import run_lock\n"
-        "with run_lock(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
-    )
-
-    def _hold(self, run: Path) -> subprocess.Popen:
-        process = subprocess.Popen(
-            [sys.executable, "-c", self.HOLDER, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None and process.stdout.readline() == "held\n"
-        return process
-
-    def test_second_trainer_is_refused_and_told_by_whom(self, tmp_path: Path) -> None:
-        holder = self._hold(tmp_path)
-        with pytest.raises(UserError, match=rf"in use by process {holder.pid} on"), run_lock(tmp_path):
-            pass
-        holder.communicate()
-        with run_lock(tmp_path):
-            pass
-
-    def test_lock_of_a_killed_trainer_does_not_stand_in_the_way(self, tmp_path: Path) -> None:
-        holder = self._hold(tmp_path)
-        holder.kill()
-        holder.wait()
-        with run_lock(tmp_path):
-            pass

@@ -1,0 +1,41 @@
+"""How much host memory this process may still allocate: of the machine, and of the job that it runs in."""
+
+import sys
+from pathlib import Path
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP, _CGROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+def available_host_bytes() -> int:
+    """Host memory that can still be allocated here: what the kernel says, or less where a cgroup (a job) sets a limit.
+
+    Without the kernel's files (not Linux) there is no limit to know.
+    """
+    if not _MEMINFO.exists():
+        return sys.maxsize
+    fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+    return min([int(fields["MemAvailable"].split()[0]) * 1024, *_cgroup_bytes()])
+
+
+def _cgroup_bytes() -> list[int]:
+    """What each cgroup around this process leaves it. Its page cache counts as free: the kernel drops it at need."""
+    left = []
+    for line in _CGROUP.read_text().splitlines() if _CGROUP.exists() else ():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":  # version 2
+            root, files, cached = _CGROUP_ROOT, ("memory.max", "memory.current"), "inactive_file"
+        elif controllers == "memory":
+            files, cached = ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"
+            root = _CGROUP_ROOT / "memory"
+        else:
+            continue
+        group = Path(path.lstrip("/"))
+        for directory in [root / part for part in (group, *group.parents)]:
+            try:
+                limit, used = (int((directory / name).read_text()) for name in files)
+                statistics = dict(row.split() for row in (directory / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # no such directory in this container; "max" is no limit
+                continue
+            left.append(max(0, limit - used + int(statistics.get(cached, 0))))
+    return left
