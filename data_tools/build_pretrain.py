@@ -191,7 +191,7 @@ def _check_free_space(directory: Path, asked: PackParameters) -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = CommandParser(prog="build_pretrain", description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--scratch_dir", type=Path, help="the pack goes to SCRATCH_DIR/data/c4_packed")
     parser.add_argument("--pack_dir", type=Path, help="put the pack here instead")
     parser.add_argument(

@@ -163,7 +163,7 @@ def _cache_directory() -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see ``--help``."""
-    parser = CommandParser(prog="fetch_assets", description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser(description=__doc__)
     commands = parser.add_subparsers(dest="asset", required=True)
     tokenizer = commands.add_parser("tokenizer", help="the GPT-NeoX tokenizer, as DIR/tokenizer.json")
     corpus = commands.add_parser("corpus", help="English documents in C4's form, as DIR/*.json.gz")

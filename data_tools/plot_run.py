@@ -47,7 +47,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = CommandParser(prog="python -m data_tools.plot_run", description=__doc__)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=f"{len(COLOURS)} directories of runs at most")
     parser.add_argument("--out", type=Path, default=Path("report"), help="directory of the pictures (default: report)")
     parser.add_argument("--names", nargs="+", help="of the runs in legends (default: their directories')")

@@ -64,7 +64,7 @@ def _prompts(path: Path, limit: int) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see ``--help``."""
-    parser = CommandParser(prog="train_tokenizer", description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--corpus", nargs="+", required=True, help="files, directories or patterns of documents")
     parser.add_argument("--documents", type=int, default=5000, help="the first so many of them (default 5000)")
     parser.add_argument("--extra", type=Path, nargs="*", default=[], help="jsonl files of a data split")

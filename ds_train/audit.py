@@ -8,19 +8,16 @@ their ids), curriculum stage, learning rate, loss. Exit code 0 when they agree, 
 
 import json
 import math
-from contextlib import suppress
 from dataclasses import Field, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data_tools.base.command_line import CommandParser
 from data_tools.base.errors import UserError, run_command
 from data_tools.base.text_table import pluralize
 from data_tools.runs.logs import Row, read_logs
-from data_tools.runs.settings import flat
+from data_tools.runs.settings import flat, load_settings
 from ds_train.config.flags import role_of
 from ds_train.config.run_file import RUN_FILE
 from ds_train.config.trainer_flags import GROUPS
@@ -136,12 +133,7 @@ def _extent(rows: dict[int, Row]) -> str:
 
 def _settings(run: Path) -> dict[str, Any]:
     """What a run was started with: the effective DeepSpeed JSON, flattened, and the flags."""
-    found: dict[str, Any] = {}
-    with suppress(OSError, ValueError):  # the logs can be compared without
-        found |= flat(json.loads((run / "deepspeed.json").read_text(encoding="utf-8")))
-    with suppress(OSError, yaml.YAMLError):
-        found |= yaml.safe_load((run / RUN_FILE).read_text(encoding="utf-8"))
-    return found
+    return dict(flat(load_settings(run / "deepspeed.json"))) | load_settings(run / RUN_FILE)
 
 
 def _layout(settings: dict[str, Any]) -> str:

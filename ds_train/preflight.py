@@ -48,7 +48,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = CommandParser(
-        prog="python -m ds_train.preflight",
         description=__doc__,
         epilog="All other flags are the trainer's: see `pptrain.py --help`, `pretrain.py --help`.",
     )

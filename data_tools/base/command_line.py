@@ -5,6 +5,7 @@ import copy
 import difflib
 import sys
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from data_tools.base.errors import DEBUG, UserError
@@ -39,6 +40,7 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", HelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("prog", _program())
         super().__init__(*args, **kwargs)
         self.add_argument(DEBUG, action="store_true", help="show where an error arose (traceback)")
 
@@ -49,6 +51,12 @@ class CommandParser(argparse.ArgumentParser):
         given = sys.argv[1:] if args is None else list(args)
         refuse_unknown_flags(given, _flags(self))
         return super().parse_args(given, namespace)
+
+
+def _program() -> str:
+    """How this command was started."""
+    spec = sys.modules["__main__"].__spec__
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
 
 
 def _flags(parser: argparse.ArgumentParser) -> list[str]:

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = CommandParser(prog="python -m data_tools.inspect", description=__doc__)
+    parser = CommandParser(description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, lines, add_flags, text in _COMMANDS:
         command = commands.add_parser(name, help=text, description=f"Shows {text}.")

@@ -3,18 +3,13 @@
 import base64
 import html
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any
 
-import numpy as np
-
+from data_tools.runs.facts import evaluation_facts, run_facts
 from data_tools.runs.logs import Row, RunLogs
 
 _AXIS_NAMES = {"step": "steps", "tokens": "tokens", "time": "time"}
-_ROWS_AVERAGED = 5  # a single step's loss is noise
-_ABSENT = "–"
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -84,7 +79,7 @@ def report_page(
     parts = [
         f"<h1>{title}</h1>",
         '<div class="tables">',
-        _table("The runs", names, {label: [of(run) for run in runs] for label, of in _FACTS.items()}, colours),
+        _table("The runs", names, run_facts(runs), colours),
         _evaluation_table(evaluations),
         f"</div>\n<section>\n{_switch(axes)}",
         '<div class="pictures">', *map(_figure, pictures), "</div>\n</section>",
@@ -129,14 +124,13 @@ def _figure(picture: Picture) -> str:
 def _table(
     title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]], colours: Sequence[str] | None = None
 ) -> str:
-    """A table with a heading; rows that say nothing are left out."""
+    """A table with a heading."""
     dots = [f'<span class="colour" style="background: {colour}"></span>' for colour in colours or []]
     dots += [""] * (len(columns) - len(dots))
     head = "".join(f"<th>{dot}{_breakable(name)}</th>" for dot, name in zip(dots, columns, strict=True))
     body = "\n".join(
         f"<tr><th>{_breakable(label)}</th>{''.join(f'<td>{_breakable(cell)}</td>' for cell in cells)}</tr>"
         for label, cells in rows.items()
-        if any(cell != _ABSENT for cell in cells)
     )
     return (
         f'<div class="table"><h2>{title}</h2>\n<table>\n<thead><tr><th></th>{head}</tr></thead>\n'
@@ -152,93 +146,4 @@ def _breakable(text: str) -> str:
 def _evaluation_table(evaluations: Sequence[tuple[str, Row]]) -> str:
     if not evaluations:
         return ""
-    reports = [report for _, report in evaluations]
-    rows = {
-        "problems": [f"{report['num_examples']:,}" for report in reports],
-        "accuracy, any valid answer": [_number(report["accuracy_any"]) for report in reports],
-        "its 95 % interval": [_interval(report, "accuracy_any") for report in reports],
-        "accuracy, first answer": [_number(report["accuracy_first"]) for report in reports],
-        "95 % interval of that": [_interval(report, "accuracy_first") for report in reports],
-        "weighted loss": [_number(report["loss"]) for report in reports],
-        "C4 validation loss": [_number(report["c4_loss"]) for report in reports],
-    }
-    return _table("Evaluations", [name for name, _ in evaluations], rows)
-
-
-def _interval(report: Row, name: str) -> str:
-    low, high = (report.get(f"{name}_{end}") for end in ("low", "high"))
-    return _ABSENT if low is None or high is None else f"{low:.3f} – {high:.3f}"
-
-
-def _number(value: float | None) -> str:
-    return _ABSENT if value is None else f"{value:.3f}"
-
-
-def _last(column: str, num_averaged: int = 1) -> Callable[[RunLogs], str]:
-    def of(run: RunLogs) -> str:
-        values = run.column(column, "step")[1]
-        return _number(values[-num_averaged:].mean()) if len(values) else _ABSENT
-
-    return of
-
-
-def _best(column: str, pick: Callable[[np.ndarray], Any]) -> Callable[[RunLogs], str]:
-    def of(run: RunLogs) -> str:
-        steps, values = run.column(column, "step")
-        return f"{values[pick(values)]:.3f} at step {steps[pick(values)]:,.0f}" if len(values) else _ABSENT
-
-    return of
-
-
-def _tokens(run: RunLogs) -> str:
-    return f"{total:,.0f}" if np.isfinite(total := run.last_position("tokens")) else _ABSENT
-
-
-def _training_time(run: RunLogs) -> str:
-    return str(timedelta(seconds=round(seconds))) if np.isfinite(seconds := run.last_position("time")) else _ABSENT
-
-
-def _speed(run: RunLogs) -> str:
-    return f"{run.last_position('tokens') / seconds:,.0f}" if (seconds := run.last_position("time")) > 0 else _ABSENT
-
-
-def _wall_clock(run: RunLogs) -> str:
-    written = run.column("timestamp", "step")[1]
-    if not run.launches or not len(written):
-        return _ABSENT
-    return str(timedelta(seconds=round(written[-1] - run.launches[0]["timestamp"])))
-
-
-def _written(run: RunLogs) -> str:
-    written = run.column("timestamp", "step")[1]
-    return f"{datetime.fromtimestamp(written[-1], UTC):%Y-%m-%d %H:%M} UTC" if len(written) else _ABSENT
-
-
-def _stage(run: RunLogs) -> str:
-    (_, stages), (_, alphas) = (run.column(column, "step") for column in ("stage", "alpha"))
-    if not len(stages) or len(stages) != len(alphas):
-        return _ABSENT
-    return f"{stages[-1]:.0f} of {stages[-1] / alphas[-1]:.0f}"
-
-
-_FACTS: dict[str, Callable[[RunLogs], str]] = {
-    "optimizer steps": lambda run: f"{run.last_step:,}",
-    "tokens": _tokens,
-    "training time": _training_time,
-    "tokens per second": _speed,
-    "since the first launch": _wall_clock,
-    "launches": lambda run: str(len(run.launches) or _ABSENT),
-    "last row": _written,
-    "training loss": _last("loss", _ROWS_AVERAGED),
-    "training loss on C4": _last("c4_loss", _ROWS_AVERAGED),
-    "training loss on synthetic blocks": _last("mixin_loss", _ROWS_AVERAGED),
-    "synthetic share of tokens": _last("mixin_fraction"),
-    "stage": _stage,
-    "window accuracy": _last("curr_acc"),
-    "held-out accuracy": _last("heldout_acc"),
-    "best held-out accuracy": _best("heldout_acc", np.argmax),
-    "held-out loss": _last("heldout_loss"),
-    "lowest held-out loss": _best("heldout_loss", np.argmin),
-    "held-out C4 loss": _last("heldout_c4_loss"),
-    "lowest held-out C4 loss": _best("heldout_c4_loss", np.argmin),
-}
+    return _table("Evaluations", [name for name, _ in evaluations], evaluation_facts([row for _, row in evaluations]))

@@ -23,7 +23,7 @@ def read_settings(directory: Path, launches: Sequence[Row]) -> Settings:
     Raises:
         UserError: a file is not what its name says.
     """
-    flags, effective = _load(directory / "run.yaml"), _load(directory / "deepspeed.json")
+    flags, effective = load_settings(directory / "run.yaml"), load_settings(directory / "deepspeed.json")
     last = launches[-1] if launches else {}
     commit, *changes = last.get("git", "").split(" ", 1)
     git = " ".join([commit[:_COMMIT_DIGITS], *changes])
@@ -42,7 +42,7 @@ def tokenizer_of_runs(scratch_dir: Path | None) -> str:
         UserError: they were given several.
     """
     run_files = sorted(scratch_dir.glob("*/run.yaml")) if scratch_dir else []
-    flags = {path.parent.name: _load(path) for path in run_files}
+    flags = {path.parent.name: load_settings(path) for path in run_files}
     given = {run: of_run.get("tokenizer") or of_run.get("model_name") for run, of_run in flags.items()}
     named = {run: str(name) for run, name in given.items() if name and not str(name).startswith("pythia-")}
     if len(set(named.values())) > 1:
@@ -69,8 +69,12 @@ def _knows(settings: Settings, name: str) -> bool:
     return name in settings or (name.startswith(_DEEPSPEED) and any(key.startswith(_DEEPSPEED) for key in settings))
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """A YAML or JSON file; nothing where there is none."""
+def load_settings(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file of settings; none where there is no file.
+
+    Raises:
+        UserError: it is not what its name says.
+    """
     if not path.exists():
         return {}
     try:

@@ -16,7 +16,7 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 
-from ds_train.checkpoints.save import restore_rng
+from ds_train.checkpoints.save import mapped_file, restore_rng
 from ds_train.checkpoints.state import TrainState
 from ds_train.ranks.world import World
 from ds_train.step.engine import Engine, build_engine, is_plain
@@ -67,7 +67,7 @@ def read_full_state(directory: Path, names: list[str]) -> FullState:
     if (directory / "zero").is_dir():
         paths = sorted(path.parent for path in directory.glob(f"zero/*/{_WEIGHTS}.pt"))
         return {path.name: {kind: _tensor(path / f"{kind}.pt") for kind in (_WEIGHTS, *_MOMENTS)} for path in paths}
-    saved = torch.load(directory / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False, mmap=True)
+    saved = mapped_file(directory / "mp_rank_00_model_states.pt")
     moments = saved["optimizer"]["state"]
     return {
         name: {_WEIGHTS: saved["module"][name], **{kind: moments[number][kind] for kind in _MOMENTS}}
@@ -76,7 +76,7 @@ def read_full_state(directory: Path, names: list[str]) -> FullState:
 
 
 def _tensor(path: Path) -> torch.Tensor:
-    loaded = torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    loaded = mapped_file(path)
     return loaded["param"] if isinstance(loaded, dict) else loaded
 
 

@@ -255,9 +255,13 @@ def read_state(checkpoint: Path) -> TrainState:
     files = sorted(checkpoint.glob("*_model_states.pt"))
     if not files:
         raise UserError(f"{checkpoint} holds no model states; it is not a checkpoint of this program.")
+    return TrainState.from_client_state(mapped_file(files[0]), str(checkpoint))
+
+
+def mapped_file(path: Path) -> Any:
+    """What DeepSpeed saved in a file; tensors stay on disk until they are read."""
     # DeepSpeed reads its own files without the weights_only restriction; they are as trusted as the program.
-    client_state = torch.load(files[0], map_location="cpu", weights_only=False, mmap=True)
-    return TrainState.from_client_state(client_state, str(checkpoint))
+    return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
 
 
 def load(engine: Engine, directory: Path, saved: TrainState, world: World) -> None:

@@ -6,7 +6,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -14,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from data_tools.base.command_line import did_you_mean
 from data_tools.base.errors import UserError
 from ds_train.checkpoints.manifest import MANIFEST, defect_of, newest_usable
-from ds_train.checkpoints.save import DESCRIPTION, read_state
+from ds_train.checkpoints.save import DESCRIPTION, mapped_file, read_state
 from ds_train.model.causal_lm import build_model, load_model
 
 logger = logging.getLogger(__name__)
@@ -95,8 +94,8 @@ def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """
     shards = list(checkpoint.glob("*_optim_states.pt"))
     if not shards:
-        state = _load(checkpoint / "mp_rank_00_model_states.pt")["module"]
-    elif "zero_stage" in _load(shards[0])["optimizer_state_dict"]:
+        state = mapped_file(checkpoint / "mp_rank_00_model_states.pt")["module"]
+    elif "zero_stage" in mapped_file(shards[0])["optimizer_state_dict"]:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it prints its progress
@@ -111,22 +110,17 @@ def _weights_of_bf16_optimizer(checkpoint: Path, num_ranks: int) -> dict[str, to
 
     Each rank holds a flat piece of every parameter group, and a map from parameter names to slices of its piece.
     """
-    module_states = _load(checkpoint / "mp_rank_00_model_states.pt")
+    module_states = mapped_file(checkpoint / "mp_rank_00_model_states.pt")
     state = dict(module_states["module"])  # buffers, and the shapes of parameters
     pieces: dict[str, list[torch.Tensor]] = {}
     for rank in range(num_ranks):
-        shard = _load(checkpoint / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
+        shard = mapped_file(checkpoint / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
         for flat, slices in zip(shard["single_partition_of_fp32_groups"], shard["param_slice_mappings"], strict=True):
             for name, part in slices.items():
                 pieces.setdefault(name, []).append(flat[part.start : part.start + part.numel])
     state |= {name: torch.cat(parts).view_as(state[name]) for name, parts in pieces.items()}
     state |= {alias: state[name] for alias, name in module_states["shared_params"].items()}
     return state
-
-
-def _load(path: Path) -> dict[str, Any]:
-    # DeepSpeed reads its own files without the weights_only restriction; they are as trusted as the program.
-    return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
 
 
 def saved_seq_len(weights: Weights) -> int | None:

@@ -48,7 +48,7 @@ def test_command(tmp_path, two_runs, capsys):
     assert set(re.findall(r'(?:src|href)="(.{10})', page)) == {"data:image"} and "url(" not in page
     assert cells(page, "optimizer steps") == ["40", "20"] and cells(page, "tokens") == ["4,000", "4,000"]
     assert cells(page, "launches") == ["2", "1"] and cells(page, "stage") == ["3 of 8", "–"]
-    assert cells(page, "training loss") == ["2.500", "5.500"]
+    assert cells(page, "training loss, mean of 5 rows") == ["2.500", "5.500"]
     assert cells(page, "best held-out accuracy") == ["0.200 at step 30", "–"]
     assert cells(page, "seed") == ["1", "2"] and "curr_threshold" not in page
     assert cells(page, "accuracy, any valid answer") == ["0.500"]
@@ -66,7 +66,10 @@ def test_a_run_that_has_just_begun(tmp_path, monkeypatch):
         path.unlink()
     plot_run.main([*map(str, runs), "--out", str(tmp_path / "out")])
     page = (tmp_path / "out" / "report.html").read_text()
-    assert cells(page, "optimizer steps") == ["10", "1"] and cells(page, "training loss") == ["4.000", "–"]
+    assert cells(page, "optimizer steps") == ["10", "1"] and cells(page, "training loss, mean of 5 rows") == [
+        "4.000",
+        "–",
+    ]
     assert cells(page, "training time") == ["0:00:10", "–"] and cells(page, "launches") == ["1", "–"]
     assert "held-out" not in re.sub("<figcaption>.*?</figcaption>", "", page) and "Settings that differ" not in page
 

@@ -42,50 +42,61 @@ def report(checkpoint, **changes):
             "accuracy_first": 0.0, "c4_loss": None, "by_lookahead": rows} | changes  # fmt: skip
 
 
+def table(text):
+    """Its lines as first cell → other cells."""
+    rows = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines() if line]
+    return {row[0]: row[1:] for row in rows}
+
+
 def test_pptrain_shows_promotions_with_the_accuracy_that_earned_them(tmp_path):
-    assert summarize_run.summarize_run(write_run(tmp_path / "pptrain", PPTRAIN_TRAIN, PPTRAIN_EVAL)) == (
-        "pptrain: 30 steps, 3,000 tokens in 10 s (300 tokens/s)\n"
-        "  training loss 7.000 → 3.333\n"
-        "  stage 1 (alpha 0.125) mastered at step 20, window accuracy 0.985\n"
-        "  last: stage 2 (alpha 0.250), window accuracy –\n"
-        "  held-out problems of full difficulty (last at step 20): accuracy 0.000 → 0.500, weighted loss 7.250 → 4.500"
-    )
+    shown = table(summarize_run.summarize_runs([write_run(tmp_path / "pptrain", PPTRAIN_TRAIN, PPTRAIN_EVAL)]))
+    assert shown["optimizer steps"] == ["30"] and shown["tokens"] == ["3,000"]
+    assert shown["training time"] == ["0:00:10"] and shown["tokens per second"] == ["300"]
+    assert shown["training loss at first"] == ["7.000"] and shown["training loss, mean of 5 rows"] == ["3.333"]
+    assert shown["stage"] == ["2 of 8"]
+    assert shown["held-out accuracy at first"] == ["0.000"] and shown["held-out accuracy"] == ["0.500"]
+    assert shown["stage mastered"] == ["alpha", "step", "window accuracy"]
+    assert shown["1"] == ["0.125", "20", "0.985"] and "2" not in shown
 
 
 def test_the_last_stage_mastered_is_a_promotion_too(tmp_path):
     end = {"step": 30, "stage": 2, "alpha": 0.25, "heldout_acc": 1.0, "heldout_loss": 0.5, "num_examples": 9}
-    text = summarize_run.summarize_run(write_run(tmp_path, PPTRAIN_TRAIN, [*PPTRAIN_EVAL, end]))
-    assert "stage 2 (alpha 0.250) mastered at step 30" in text
+    shown = table(summarize_run.summarize_runs([write_run(tmp_path, PPTRAIN_TRAIN, [*PPTRAIN_EVAL, end])]))
+    assert shown["2"] == ["0.250", "30", "–"]
 
 
-def test_pretrain_shows_both_losses_and_held_out_c4(tmp_path):
-    assert summarize_run.summarize_run(write_run(tmp_path / "pretrain", PRETRAIN_TRAIN, PRETRAIN_EVAL)) == (
-        "pretrain: 20 steps\n"
-        "  training loss 8.000 → 7.000\n"
-        "  of which C4 9.000 → 7.750, synthetic 3.000 → 3.000\n"
-        "  synthetic share of tokens 0.125\n"
-        "  held-out C4 loss 8.500 → 6.250\n"
-        "  held-out problems of full difficulty (last at step 20): accuracy 0.250 → 0.125, weighted loss 4.000 → 3.000"
-    )
+def test_runs_stand_side_by_side_and_pretrain_shows_both_losses(tmp_path):
+    runs = [
+        write_run(tmp_path / "pptrain", PPTRAIN_TRAIN, PPTRAIN_EVAL),
+        write_run(tmp_path / "pretrain", PRETRAIN_TRAIN, PRETRAIN_EVAL),
+    ]
+    shown = table(summarize_run.summarize_runs(runs))
+    assert shown["pptrain"] == ["pretrain"]  # the heading
+    assert shown["training loss, mean of 5 rows"] == ["3.333", "7.000"]
+    assert shown["… on C4"] == ["–", "7.750"] and shown["… on synthetic blocks"] == ["–", "3.000"]
+    assert shown["synthetic share of tokens"] == ["–", "0.125"]
+    assert shown["held-out C4 loss at first"] == ["–", "8.500"] and shown["held-out C4 loss"] == ["–", "6.250"]
+    assert shown["stage mastered, pptrain"] == ["alpha", "step", "window accuracy"]
 
 
 def test_a_row_being_written_is_left_out(tmp_path):
     run = write_run(tmp_path, PPTRAIN_TRAIN, [])
     with (run / "logs" / "train.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')
-    assert ": 30 steps" in summarize_run.summarize_run(run)
+    assert table(summarize_run.summarize_runs([run]))["optimizer steps"] == ["30"]
 
 
-def test_evaluations_stand_side_by_side():
+def test_evaluations_stand_side_by_side(tmp_path):
     first = report("runs/demo/pptrain/checkpoints/step_00000700", c4_loss=8.25)
     second = report("exported/", by_lookahead=report("")["by_lookahead"][:1])
-    table = [
-        re.split(r"\s{2,}", line.strip()) for line in summarize_run.tabulate_evaluations([first, second]).splitlines()
-    ]
-    assert table[0] == ["pptrain/step_00000700", "exported"]
-    assert ["C4 validation loss", "8.250", "–"] in table
-    assert ["accuracy, any valid answer", "0.375", "0.375"] in table
-    assert ["any valid, lookahead 2", "0.500", "–"] in table
+    paths = [tmp_path / "first.json", tmp_path / "second.json"]
+    for path, content in zip(paths, (first, second), strict=True):
+        path.write_text(json.dumps(content))
+    shown = table(summarize_run.summarize_evaluations(paths))
+    assert shown["pptrain/step_00000700"] == ["exported"]  # the heading
+    assert shown["C4 validation loss"] == ["8.250", "–"]
+    assert shown["accuracy, any valid answer"] == ["0.375", "0.375"]
+    assert shown["any valid, lookahead 2"] == ["0.500", "–"]
 
 
 @pytest.mark.parametrize("content", [None, "", "no json\n"])
@@ -94,14 +105,15 @@ def test_a_directory_that_is_no_run_is_an_error(tmp_path, content):
         write_run(tmp_path, [], [])
         (tmp_path / "logs" / "train.jsonl").write_text(content)
     with pytest.raises(UserError, match=r"train\.jsonl"):
-        summarize_run.summarize_run(tmp_path)
+        summarize_run.summarize_runs([tmp_path])
 
 
 def test_command(tmp_path, capsys):
     run = write_run(tmp_path / "a", PPTRAIN_TRAIN, PPTRAIN_EVAL)
     (tmp_path / "e.json").write_text(json.dumps(report("r")))
     summarize_run.main([str(run), "--evaluation", str(tmp_path / "e.json")])
-    assert capsys.readouterr().out.startswith("a: 30 steps") and not capsys.readouterr().err
+    shown = table(capsys.readouterr().out)
+    assert shown["optimizer steps"] == ["30"] and shown["problems"] == ["6"]
     with pytest.raises(UserError, match="nothing to summarize"):
         summarize_run.main([])
     with pytest.raises(UserError, match=r"missing\.json"):

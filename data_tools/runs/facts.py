@@ -1,0 +1,143 @@
+"""What runs achieved, in words: the same facts for the terminal and for the page."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from data_tools.runs.logs import Row, RunLogs
+
+ABSENT = "–"
+_ROWS_AVERAGED = 5  # a single step's loss is noise
+
+
+def run_facts(runs: Sequence[RunLogs]) -> dict[str, list[str]]:
+    """Fact → its value in each run, of the facts that one of them has."""
+    return _known({label: [of(run) for run in runs] for label, of in _FACTS.items()})
+
+
+def mastered_stages(run: RunLogs) -> Iterator[list[str]]:
+    """Stage, alpha, step and window accuracy of each promotion: pptrain evaluates at its start and after each."""
+    if not len(run.mastered_at):
+        return
+    accuracies = dict(zip(*run.column("curr_acc", "step"), strict=True))
+    stages, alphas = run.evaluations["stage"], run.evaluations["alpha"]  # from each evaluation on
+    for stage, alpha, step in zip(stages, alphas, run.mastered_at, strict=False):
+        yield [f"{stage:.0f}", f"{alpha:.3f}", f"{step:,.0f}", _number(accuracies.get(step))]
+
+
+def evaluation_facts(reports: Sequence[Row]) -> dict[str, list[str]]:
+    """Fact → its value in each report of ``evaluate.py``, of the facts that one of them has."""
+    return _known(
+        {
+            "split": [report["split"] for report in reports],
+            "problems": [f"{report['num_examples']:,}" for report in reports],
+            "accuracy, any valid answer": [_number(report["accuracy_any"]) for report in reports],
+            "its 95 % interval": [_interval(report, "accuracy_any") for report in reports],
+            "accuracy, first answer": [_number(report["accuracy_first"]) for report in reports],
+            "95 % interval of that": [_interval(report, "accuracy_first") for report in reports],
+            "weighted loss": [_number(report["loss"]) for report in reports],
+            "C4 validation loss": [_number(report["c4_loss"]) for report in reports],
+        }
+    )
+
+
+def accuracy_by_lookahead(reports: Sequence[Row]) -> dict[str, list[str]]:
+    """Lookahead → the accuracy of each report of ``evaluate.py`` there."""
+    by_lookahead = [{row["lookahead"]: row["accuracy_any"] for row in report["by_lookahead"]} for report in reports]
+    return {str(n): [_number(rows.get(n)) for rows in by_lookahead] for n in sorted(set().union(*by_lookahead))}
+
+
+def _known(rows: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    return {label: cells for label, cells in rows.items() if set(cells) != {ABSENT}}
+
+
+def _interval(report: Row, name: str) -> str:
+    low, high = (report.get(f"{name}_{end}") for end in ("low", "high"))
+    return ABSENT if low is None or high is None else f"{low:.3f} – {high:.3f}"
+
+
+def _number(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.3f}"
+
+
+def _first(column: str) -> Callable[[RunLogs], str]:
+    def of(run: RunLogs) -> str:
+        values = run.column(column, "step")[1]
+        return _number(values[0]) if len(values) else ABSENT
+
+    return of
+
+
+def _last(column: str, num_averaged: int = 1) -> Callable[[RunLogs], str]:
+    def of(run: RunLogs) -> str:
+        values = run.column(column, "step")[1]
+        return _number(values[-num_averaged:].mean()) if len(values) else ABSENT
+
+    return of
+
+
+def _best(column: str, pick: Callable[[np.ndarray], Any]) -> Callable[[RunLogs], str]:
+    def of(run: RunLogs) -> str:
+        steps, values = run.column(column, "step")
+        return f"{values[pick(values)]:.3f} at step {steps[pick(values)]:,.0f}" if len(values) else ABSENT
+
+    return of
+
+
+def _tokens(run: RunLogs) -> str:
+    return f"{total:,.0f}" if np.isfinite(total := run.last_position("tokens")) else ABSENT
+
+
+def _training_time(run: RunLogs) -> str:
+    return str(timedelta(seconds=round(seconds))) if np.isfinite(seconds := run.last_position("time")) else ABSENT
+
+
+def _speed(run: RunLogs) -> str:
+    return f"{run.last_position('tokens') / seconds:,.0f}" if (seconds := run.last_position("time")) > 0 else ABSENT
+
+
+def _wall_clock(run: RunLogs) -> str:
+    written = run.column("timestamp", "step")[1]
+    if not run.launches or not len(written):
+        return ABSENT
+    return str(timedelta(seconds=round(written[-1] - run.launches[0]["timestamp"])))
+
+
+def _written(run: RunLogs) -> str:
+    written = run.column("timestamp", "step")[1]
+    return f"{datetime.fromtimestamp(written[-1], UTC):%Y-%m-%d %H:%M} UTC" if len(written) else ABSENT
+
+
+def _stage(run: RunLogs) -> str:
+    (_, stages), (_, alphas) = (run.column(column, "step") for column in ("stage", "alpha"))
+    if not len(stages) or len(stages) != len(alphas):
+        return ABSENT
+    return f"{stages[-1]:.0f} of {stages[-1] / alphas[-1]:.0f}"
+
+
+_FACTS: dict[str, Callable[[RunLogs], str]] = {
+    "optimizer steps": lambda run: f"{run.last_step:,}",
+    "tokens": _tokens,
+    "training time": _training_time,
+    "tokens per second": _speed,
+    "since the first launch": _wall_clock,
+    "launches": lambda run: str(len(run.launches) or ABSENT),
+    "last row": _written,
+    "training loss at first": _first("loss"),
+    f"training loss, mean of {_ROWS_AVERAGED} rows": _last("loss", _ROWS_AVERAGED),
+    "… on C4": _last("c4_loss", _ROWS_AVERAGED),
+    "… on synthetic blocks": _last("mixin_loss", _ROWS_AVERAGED),
+    "synthetic share of tokens": _last("mixin_fraction"),
+    "stage": _stage,
+    "window accuracy": _last("curr_acc"),
+    "held-out accuracy at first": _first("heldout_acc"),
+    "held-out accuracy": _last("heldout_acc"),
+    "best held-out accuracy": _best("heldout_acc", np.argmax),
+    "held-out loss": _last("heldout_loss"),
+    "lowest held-out loss": _best("heldout_loss", np.argmin),
+    "held-out C4 loss at first": _first("heldout_c4_loss"),
+    "held-out C4 loss": _last("heldout_c4_loss"),
+    "lowest held-out C4 loss": _best("heldout_c4_loss", np.argmin),
+}
