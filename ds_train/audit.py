@@ -1,9 +1,9 @@
-"""Compare two runs by their logs: in which step they part, and in what.
+"""Compare two runs by their logs: the first step at which they differ, and what differs.
 
     python -m ds_train.audit RUN_A RUN_B --loss_tolerance 1e-6
 
-Compared are the rows of logs/train.jsonl that both have: the samples consumed so far (``ledger``, a rolling hash of
-their ids), curriculum stage, learning rate, loss. Exit code 0 when they agree, 1 when not.
+Compares the rows of logs/train.jsonl that both have: the samples consumed so far (``ledger``, a rolling hash of their
+ids), curriculum stage, learning rate, loss. The exit code is 0 if they agree, else 1.
 """
 
 import json
@@ -36,9 +36,9 @@ class Comparison:
     """One column of both logs over their common steps.
 
     Attributes:
-        first: the first common step at which it differs, None where it never does.
-        values: of both runs at that step.
-        largest: largest absolute difference and its step; infinite where one run has no number.
+        first: the first common step at which it differs, None if it never does.
+        values: both runs' values at that step.
+        largest: the largest absolute difference and its step; infinite where one run has no number.
     """
 
     first: int | None
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     print(f"common steps: {len(steps)} ({steps[0]} to {steps[-1]})")
     results = compare(rows, others, steps, args.loss_tolerance)
     for column, result in results.items():
-        print(f"  {_NAMES[column]:<14}{_told(column, result, args.loss_tolerance)}")
+        print(f"  {_NAMES[column]:<14}{_described(column, result, args.loss_tolerance)}")
     print(_verdict(results, steps))
     return int(any(result.first is not None for result in results.values()))
 
@@ -78,7 +78,7 @@ def compare(
     """Compare the columns that both logs have.
 
     Raises:
-        UserError: one log has a column that the other lacks, so they are of different phases or versions.
+        UserError: one log has a column that the other lacks: the runs are of different phases or versions.
     """
     columns = [[name for name in _NAMES if name in log[steps[0]]] for log in (rows, others)]
     if columns[0] != columns[1] or "ledger" not in columns[0]:
@@ -98,14 +98,14 @@ def compare(
 
 
 def _distance(value: Any, other: Any) -> float:
-    """How far apart two logged values are; nulls, logged for numbers that were not finite, and ledgers: 0 or inf."""
+    """The distance of two logged values. Ledgers, and nulls for numbers that were not finite, give 0 or inf."""
     if value == other:
         return 0.0
     is_number = all(isinstance(v, int | float) for v in (value, other))
     return abs(value - other) if is_number else math.inf
 
 
-def _told(column: str, result: Comparison, loss_tolerance: float) -> str:
+def _described(column: str, result: Comparison, loss_tolerance: float) -> str:
     distance, step = result.largest
     most = f"; largest difference {distance:.2g}, at step {step}" if column == "loss" and distance else ""
     if result.first is None:
@@ -115,16 +115,15 @@ def _told(column: str, result: Comparison, loss_tolerance: float) -> str:
 
 
 def _verdict(results: dict[str, Comparison], steps: list[int]) -> str:
-    """The earliest difference, and the steps in which it must have come about: rows are log_every steps apart."""
+    """The earliest difference, and the steps in which it must have arisen: rows are log_every steps apart."""
     found = [result.first for result in results.values() if result.first is not None]
     if not found:
         return "The runs are equal at all common steps."
     first = min(found)
-    before = next(a for a, b in pairwise([0, *steps]) if b == first)  # they still agree there
+    before = next(a for a, b in pairwise([0, *steps]) if b == first)  # the last step at which they agree
     where = f"step {first}" if before == first - 1 else f"steps {before + 1} to {first}"
-    return (
-        f"The runs part in {where}: {', '.join(_NAMES[c] for c, result in results.items() if result.first == first)}."
-    )
+    differing = ", ".join(_NAMES[column] for column, result in results.items() if result.first == first)
+    return f"The runs first differ in {where}: {differing}."
 
 
 def _extent(rows: dict[int, Row]) -> str:
@@ -132,7 +131,7 @@ def _extent(rows: dict[int, Row]) -> str:
 
 
 def _settings(run: Path) -> dict[str, Any]:
-    """What a run was started with: the effective DeepSpeed JSON, flattened, and the flags."""
+    """The settings of a run: the DeepSpeed JSON in effect, flattened, and the flags."""
     return dict(flat(load_settings(run / "deepspeed.json"))) | load_settings(run / RUN_FILE)
 
 
@@ -147,14 +146,14 @@ def _layout(settings: dict[str, Any]) -> str:
 
 
 def _is_neutral(flag: Field) -> bool:
-    """Whether equal trajectories may differ in it; flags that override the JSON are compared in its effective form."""
+    """Whether equal trajectories may differ in this flag. Flags that override the JSON are compared there."""
     return role_of(flag) != "trajectory" or bool(flag.metadata["json_key"]) or flag.name == "deepspeed_config"
 
 
 def _differing(settings: dict[str, Any], others: dict[str, Any]) -> list[str]:
-    """Settings with other values in the two runs, but for those that may not change a trajectory."""
+    """Settings whose values differ between the runs, except those that cannot change a trajectory."""
     if not settings or not others:
-        return ["unknown, a run has neither deepspeed.json nor run.yaml"]
+        return ["unknown: a run has neither deepspeed.json nor run.yaml"]
     neutral = {
         item.name for groups in GROUPS.values() for group in groups for item in fields(group) if _is_neutral(item)
     }

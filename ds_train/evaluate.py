@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags; bad ones are refused before anything is read."""
+    """Parse the flags; refuses bad values before anything is read."""
     parser = CommandParser(description=__doc__)
     parser.add_argument("checkpoint", help="step, run or Hugging Face directory")
     parser.add_argument("--scratch_dir", required=True, help="directory of all data and runs")
@@ -36,13 +36,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pack_dir", type=Path, help="packed C4 (default: scratch_dir/data/c4_packed, if it exists)")
     parser.add_argument("--tokenizer", help="hub id, directory or tokenizer.json (default: the checkpoint's)")
     parser.add_argument("--seq_len", type=int, help="longest example, in tokens (default: the checkpoint's, or 2048)")
-    parser.add_argument("--num_examples", type=int, help="a seeded subset of so many examples (default: all)")
-    parser.add_argument("--seed", type=int, default=1337, help="of the subset (default 1337)")
+    parser.add_argument("--num_examples", type=int, help="size of a seeded subset of the examples (default: all)")
+    parser.add_argument("--seed", type=int, default=1337, help="seed of the subset (default 1337)")
     parser.add_argument("--micro_batch", type=int, default=8, help="examples per forward (default 8)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the model (default fp32)")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16"), default="fp32", help="precision of the model (default fp32)"
+    )
     parser.add_argument("--output", type=Path, help="write the results here as JSON")
-    parser.add_argument("--num_ranks", type=int, help="ranks that this launch must have; another number is an error")
-    parser.add_argument("--num_nodes", type=int, help="nodes that this launch must have; another number is an error")
+    parser.add_argument(
+        "--num_ranks", type=int, help="number of ranks that this launch must have; any other is an error"
+    )
+    parser.add_argument(
+        "--num_nodes", type=int, help="number of nodes that this launch must have; any other is an error"
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     args = parser.parse_args(argv)
     for name in ("seq_len", "num_examples", "micro_batch"):

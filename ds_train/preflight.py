@@ -2,8 +2,8 @@
 
 python -m ds_train.preflight pretrain --nodes 1 8 --gpus_per_node 8 --scratch_dir DIR …  (the trainer's own flags)
 
-Runs the trainer's own checks for the ranks asked about, on a login node, without a process group or a model. Each
-combination of --nodes and --deepspeed_config is a column. Exit code 0 when all of them would start, else 1.
+Runs the trainer's own checks for the given numbers of nodes, on a login node, without a process group or a model. Each
+combination of --nodes and --deepspeed_config is a column. The exit code is 0 if all of them would start, else 1.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         epilog="All other flags are the trainer's: see `pptrain.py --help`, `pretrain.py --help`.",
     )
     parser.add_argument("phase", choices=GROUPS)
-    parser.add_argument("--nodes", type=int, nargs="+", default=[1], help="numbers of nodes to check for (default: 1)")
+    parser.add_argument("--nodes", type=int, nargs="+", default=[1], help="numbers of nodes to check (default: 1)")
     parser.add_argument("--gpus_per_node", type=int, default=8, help="ranks on each node (default: 8)")
     parser.add_argument("--gpu_memory_gb", type=float, default=80.0, help="memory of a GPU in GiB (default: 80)")
     parser.add_argument("--deepspeed_config", nargs="+", help="DeepSpeed JSON files (default: the phase's)")
@@ -63,7 +63,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _collect_warnings() -> dict[str, None]:
-    """What the checks would warn of, each once (every column repeats them)."""
+    """Collect the warnings of the checks, each once: every column repeats them."""
     messages: dict[str, None] = {}
 
     class Collector(logging.Handler):
@@ -75,7 +75,7 @@ def _collect_warnings() -> dict[str, None]:
 
 
 def table(columns: list[tuple[str, dict[str, str]]]) -> str:
-    """Columns of equal rows as aligned text, titles first; a row that a column lacks stays empty."""
+    """Columns as aligned text, titles first; a cell is empty where a column lacks the row."""
     names = list(dict.fromkeys(name for _, rows in columns for name in rows))
     lines = [["", *(title for title, _ in columns)]]
     lines += [[name, *(rows.get(name, "") for _, rows in columns)] for name in names]

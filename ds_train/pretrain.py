@@ -16,7 +16,7 @@ from ds_train.ranks.signals import install_handlers
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train; help and mistakes are answered before the imports, which take seconds."""
+    """Train. Help and mistakes on the command line are reported before the imports, which take seconds."""
     parse_flags(*GROUPS["pretrain"], description=__doc__ or "", argv=argv)
     from ds_train.phases import pretrain
 
@@ -24,5 +24,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    install_handlers()  # a signal during the imports would kill
+    install_handlers()  # before the imports, during which a signal would kill
     run_entry(main)

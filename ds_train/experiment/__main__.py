@@ -2,28 +2,28 @@
 
     bash launch/experiment.sh CONFIG SCRATCH_DIR
 
-Three runs that differ in nothing but what is compared:
+It trains three models that differ only in what is compared:
 
     A  pre-pretrained weights, C4 with synthetic blocks
     B  random weights,         C4 only
     C  random weights,         C4 with synthetic blocks
 
-They share seed, steps, global batch, schedule, tokenizer, pack and held-out data. C4 is read in one order: the n-th C4
-block of a run is that of every run. A and C draw their synthetic blocks at the same places of the same steps; B reads
-further C4 blocks there. B and C start from equal weights, and so did the pre-pretraining of A.
+They share seed, steps, global batch, schedule, tokenizer, pack and held-out data. All read C4 in one order. A and C
+read synthetic blocks at the same positions of the same steps, where B reads further C4 blocks. B, C and the
+pre-pretraining of A start from the same random weights.
 
 CONFIG is a YAML file with sections of flags:
 
-    splits      of data_tools/build_data_splits.py
-    corpus      of data_tools/fetch_assets.py corpus; if it is there, its documents take the place of C4
-    tokenizer   of data_tools/train_tokenizer.py; or a hub id, directory or tokenizer.json
-    pack        of data_tools/build_pretrain.py; what follows from the training is not said again
-    training    of pptrain.py and pretrain.py alike
-    pptrain, pretrain   of one of them
-    evaluate    of evaluate.py
+    splits      for data_tools/build_data_splits.py
+    corpus      for data_tools/fetch_assets.py corpus, whose documents then replace C4
+    tokenizer   for data_tools/train_tokenizer.py; or a hub id, directory or tokenizer.json
+    pack        for data_tools/build_pretrain.py; its size follows from the training
+    training    for both pptrain.py and pretrain.py
+    pptrain, pretrain   for one of them
+    evaluate    for evaluate.py
 
-What ended well is recorded in SCRATCH_DIR/experiment.json and not run again. Ended by a signal (exit code 85), by STOP
-(86) or by an error, the same command goes on, also with another launcher or number of ranks.
+Finished steps are recorded in SCRATCH_DIR/experiment.json and not run again. After a signal (exit code 85), STOP (86)
+or an error, the same command continues, also with another launcher or number of ranks.
 """
 
 import shlex
@@ -43,12 +43,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--launcher",
         default="python ds_train/{}.py",
-        help="starts pptrain, pretrain and evaluate, each in the place of {}; flags follow",
+        help="starts pptrain, pretrain and evaluate, whose name replaces {}; flags follow",
     )
-    parser.add_argument("--dry_run", action="store_true", help="show each step, and whether it is done; start nothing")
+    parser.add_argument("--dry_run", action="store_true", help="show each step and whether it is done; start nothing")
     args = parser.parse_args(argv)
     if "{}" not in args.launcher:
-        raise UserError(f"--launcher {args.launcher!r} does not say with {{}} where pptrain, pretrain, … is to stand.")
+        raise UserError(f"--launcher {args.launcher!r} has no {{}}; put {{}} where the name of the program belongs.")
     scratch = args.scratch_dir.resolve()
     steps, record = Experiment(args.config, scratch, shlex.split(args.launcher)).steps(), scratch / "experiment.json"
     if args.dry_run:

@@ -1,4 +1,4 @@
-"""What the experiment compares, where its evaluations lie, and how they came out."""
+"""The conditions that the experiment compares, and the table of their results."""
 
 import json
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ class Condition:
 
     Attributes:
         run: name of its run directory.
-        title: for legends and tables.
-        is_pretrained: starts from the weights of the pre-pretraining, else from random ones.
-        is_mixed: reads synthetic blocks among those of C4.
+        title: its name in legends and tables.
+        is_pretrained: whether it starts from the pre-pretrained weights, not from random ones.
+        is_mixed: whether it reads synthetic blocks among those of C4.
     """
 
     run: str
@@ -36,12 +36,12 @@ CONDITIONS = (
 
 
 def evaluation_file(scratch: Path, run: str) -> Path:
-    """Where the evaluation of a run's last checkpoint lies."""
+    """The file with the evaluation of a run's last checkpoint."""
     return scratch / "evaluations" / f"{run}.json"
 
 
 def result_table(scratch: Path) -> str:
-    """How the conditions came out, with what each was trained on. All of them must have been evaluated."""
+    """The results of the conditions, with what each was trained on. All of them must have been evaluated."""
     before, pptrained = _outcome(scratch, PPTRAIN)
     rows = [["", "C4 loss", "test accuracy", "95 % interval", "steps", "tokens", "synthetic"]]
     for condition in CONDITIONS:
@@ -55,7 +55,7 @@ def result_table(scratch: Path) -> str:
             aligned(rows),
             f"Test accuracy: any valid answer, {before['num_examples']:,} problems of full difficulty.",
             "Steps and tokens of A: pre-pretraining + pretraining. Synthetic: share of the tokens of pretraining.",
-            f"The pre-pretraining {'finished its curriculum' if pptrained.finished else f'was left in {stage}'}.",
+            f"The pre-pretraining {'finished its curriculum' if pptrained.finished else f'ended in {stage}'}.",
         ]
     )
 

@@ -1,4 +1,4 @@
-"""The experiment's steps, from its file."""
+"""Turns the file of an experiment into its steps."""
 
 import shlex
 import sys
@@ -28,10 +28,10 @@ _SET_HERE = {
 
 
 class Experiment:
-    """A config as steps.
+    """The steps of a CONFIG.
 
     Raises:
-        UserError: it cannot be used, as far as that shows before there are data.
+        UserError: it has a fault that can be found before there are data.
     """
 
     def __init__(self, config: Path, scratch: Path, launcher: Sequence[str]) -> None:
@@ -42,7 +42,7 @@ class Experiment:
         self._check_flags()
 
     def steps(self) -> list[Step]:
-        """All that is to be done, in order."""
+        """All steps, in order."""
         return [*self._data(), *self._training(), *self._evaluations(), self._report()]
 
     def _tokenizer_spec(self) -> str:
@@ -53,21 +53,21 @@ class Experiment:
             return given
         if not self._documents():
             raise UserError(
-                f"{self._config}: tokenizer is to be trained, but there is no corpus, nor a source in pack."
+                f"{self._config}: tokenizer needs documents to be trained on; add corpus, or source under pack."
             )
         return str(self.scratch / "tokenizer")
 
     def _documents(self) -> list[str]:
-        """Where documents are read from; nothing: C4 from the hub."""
+        """Paths of the documents; none for C4 from the hub."""
         source = self._sections.get("pack", {}).get("source") or []
         if "corpus" in self._sections:
             if source:
-                raise UserError(f"{self._config}: corpus and the source in pack both say what is packed; keep one.")
+                raise UserError(f"{self._config}: corpus and source in pack both choose the documents; keep one.")
             return [str(self.scratch / "corpus")]
         return [source] if isinstance(source, str) else list(source)
 
     def _check_flags(self) -> None:
-        """Misspelt flags and values of the wrong kind, long before the trainers start; and the size of the pack."""
+        """Check names and kinds of all flags long before the trainers start, and find the size of the pack."""
         parsed: dict[str, Any] = {}
         trainers = [("pptrain", self._pptrain_flags()), *(("pretrain", self._pretrain_flags(c)) for c in CONDITIONS)]
         for phase, flags in trainers:
@@ -78,7 +78,7 @@ class Experiment:
             parsed = {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
         evaluate.parse(self._evaluate_flags(PPTRAIN))
         if not parsed["global_batch"]:
-            raise UserError(f"{self._config}: global_batch is missing under pretrain; the pack is to hold as much.")
+            raise UserError(f"{self._config}: global_batch is missing under pretrain; it decides the size of the pack.")
         self._seq_len: int = parsed["seq_len"]
         self._num_blocks: int = parsed["total_steps"] * parsed["global_batch"]  # what B reads
 
@@ -117,7 +117,7 @@ class Experiment:
         return Step(title, shlex.join([phase, *flags]), self._launch(phase, flags), directory, directory, check)
 
     def _check_training(self) -> None:
-        """What the trainers themselves would refuse, before the first of them has taken its hours."""
+        """Run the trainers' own checks before the first of them spends hours."""
         from ds_train.phases import pptrain, pretrain  # takes seconds
 
         world = World(0, 0, 1)
@@ -154,7 +154,7 @@ class Experiment:
         without: list[str] = []
         more = ["--pptrain_checkpoint", str(self.scratch / PPTRAIN) if condition.is_pretrained else "none"]
         if condition.is_pretrained:
-            without += ["model_name", "init"]  # the weights bring their own architecture
+            without += ["model_name", "init"]  # the weights determine the architecture
         if not condition.is_mixed:
             without += [name for name in self._sections.get("pretrain", {}) if name.startswith("mixin_")]
             more += ["--mixin_percent", "0"]
@@ -183,14 +183,14 @@ class Experiment:
 
 
 def _section(config: Path, name: str, value: Any) -> Any:
-    """A section, checked: flags, or for the tokenizer also a name. One without flags is there all the same."""
+    """Check a section: flags (perhaps none), or for the tokenizer also a name."""
     if name not in _SECTIONS:
         hint = did_you_mean(name, _SECTIONS, f"; expected one of {', '.join(_SECTIONS)}.")
         raise UserError(f"{config}: {name!r} is no section{hint}")
     if name == "tokenizer" and isinstance(value, str):
         return value
     if not isinstance(value or {}, dict):
-        raise UserError(f"{config}: {name} is {value!r}, expected flags, a line each.")
+        raise UserError(f"{config}: {name} is {value!r}, expected flags, one per line.")
     if twice := sorted(_SET_HERE & set(value or {})):
         raise UserError(f"{config}: {name}: {', '.join(twice)} is set by the experiment itself; leave it out.")
     return value or {}

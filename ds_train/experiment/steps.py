@@ -1,4 +1,4 @@
-"""Commands one after another: what has ended well is not run again, and a signal ends the one that runs."""
+"""Runs commands in order: skips those that have succeeded before, and ends the running one on a signal."""
 
 import json
 import os
@@ -22,15 +22,15 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True)
 class Step:
-    """A command that may be started again at any time: it goes on where it was, or begins anew.
+    """A command that may be repeated at any time: it continues where it was, or starts anew.
 
     Attributes:
-        title: of its heading.
-        cache_key: all that its result depends on; what starts it, and on how many ranks, is not among that.
+        title: its name in the output.
+        cache_key: all that its result depends on, without the launcher and the number of ranks.
         command: program and arguments.
         product: file or directory that it leaves.
-        run: the run directory of a trainer, which leaves with a checkpoint when it finds a file STOP there.
-        check: called before it is started; raises what would go wrong later.
+        run: the run directory of a trainer, which saves and exits when it finds a file STOP there.
+        check: called before the start; raises what the command would only find later.
         always_run: run it each time.
     """
 
@@ -44,13 +44,13 @@ class Step:
 
 
 def run_steps(steps: Sequence[Step], record: Path) -> int:
-    """Run all steps, but those that ended well before and have not changed since, nor any before them.
+    """Run all steps, except leading ones that have succeeded before and not changed since.
 
     Args:
-        record: JSON file with the identities of the steps that ended well, in order.
+        record: JSON file with the cache keys of the steps that have succeeded, in order.
 
     Returns:
-        0; or the exit code of the first step that ended otherwise; or 85 after a signal.
+        0, the exit code of the first step that failed, or 85 after a signal.
     """
     first = num_done(steps, record)
     began = time.monotonic()
@@ -68,25 +68,25 @@ def run_steps(steps: Sequence[Step], record: Path) -> int:
                 step.check()
             if code := runner.run(step):
                 return code
-            # What followed, if anything did, was made from something else.
+            # Later steps of the record are dropped: they depended on the former result of this one.
             write_json(record, [done.cache_key for done in steps[: number + 1]])
     return 0
 
 
 def num_done(steps: Sequence[Step], record: Path) -> int:
-    """How many of the first steps ended well and left what they make."""
+    """The number of leading steps that have succeeded and whose product still exists."""
     try:
         done = json.loads(record.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return 0
     except (OSError, ValueError) as error:
-        raise UserError(f"{record} cannot be read ({error}); remove it, and each step looks for itself.") from None
+        raise UserError(f"{record} cannot be read ({error}); remove it, and all steps are run again.") from None
     pairs = zip(steps, done, strict=False)
     return len([*takewhile(lambda pair: pair[0].cache_key == pair[1] and pair[0].product.exists(), pairs)])
 
 
 class _Runner:
-    """Runs steps. A first signal asks the running one to end, the next, two seconds later or more, kills it."""
+    """Runs steps. A first signal asks the running one to end; another, two seconds later or more, kills it."""
 
     def __init__(self) -> None:
         self._step: Step | None = None
@@ -108,19 +108,19 @@ class _Runner:
         return self._asked_at is not None
 
     def run(self, step: Step) -> int:
-        """The exit code of the step, as a shell would tell it; 85 if a signal ended it."""
-        # In a session of its own Ctrl-C reaches this process alone. Launchers take a signal badly, so trainers are
-        # stopped by a file, which works through all of them and on any node.
+        """Run a step; returns its exit code in a shell's form, or 85 if a signal ended it."""
+        # In a new session Ctrl-C reaches this process alone. Launchers do not pass signals on reliably, so trainers are
+        # stopped by a file, which works with all launchers and on any node.
         with subprocess.Popen(step.command, stdin=subprocess.DEVNULL, start_new_session=True) as process:
             self._step, self._process = step, process
-            if self.is_asked:  # before this process was known
+            if self.is_asked:  # the signal came before the process was known
                 self._ask()
             while (code := process.poll()) is None:
-                time.sleep(_POLL_S)  # a wait without end would not always wake up for a signal: any thread may get it
+                time.sleep(_POLL_S)  # a blocking wait might not wake up for a signal, which any thread may get
             self._process = None
         if self.is_asked:
             if step.run:
-                (step.run / STOP_FILE).unlink(missing_ok=True)  # not found, because the run ended by itself
+                (step.run / STOP_FILE).unlink(missing_ok=True)  # still there if the run ended before it saw the file
             if code and not (step.run and code == ExitCode.ERROR):
                 return ExitCode.PREEMPTED
         return 128 - code if code < 0 else code
@@ -138,7 +138,7 @@ class _Runner:
         if self._process is None or self._step is None:
             return
         if self._step.run:
-            _say("stopping after the present optimizer step, with a checkpoint; a second signal kills at once")
+            _say("stopping after the current optimizer step, with a checkpoint; a second signal kills at once")
             self._step.run.mkdir(parents=True, exist_ok=True)
             (self._step.run / STOP_FILE).touch()
         else:
@@ -152,4 +152,4 @@ class _Runner:
 
 
 def _say(text: str) -> None:
-    os.write(2, f"\nsignal: {text}\n".encode())  # print is not for signal handlers
+    os.write(2, f"\nsignal: {text}\n".encode())  # print is unsafe in signal handlers

@@ -1,7 +1,7 @@
-"""Attention over documents that lie end to end in one row: each attends to itself, and no mask is ever made.
+"""Attention over documents packed end to end in one row: each attends to itself only, without a mask.
 
-A mask costs rows² memory and makes every token look at all others of its row; here the cost of a row is that of its
-documents. Registered with transformers as ``packed``.
+A mask takes memory quadratic in the row, and every token would be compared with all others of its row. Here a row costs
+what its documents cost. Registered with transformers as ``packed``.
 """
 
 from inspect import signature
@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from data_tools.base.errors import UserError
 
 PACKED = "packed"
-_ELSEWHERE = ("softcap", "s_aux", "position_bias", "sliding_window")  # what some models add to attention
+_ELSEWHERE = ("softcap", "s_aux", "position_bias", "sliding_window")  # additions of some models, not supported
 
 
 def packed_attention(
@@ -31,11 +31,11 @@ def packed_attention(
     max_length_q: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention inside each document, in the form that transformers calls.
+    """Causal attention inside each document, with the signature that transformers calls.
 
     Args:
         query: (rows, heads, T, head size); key and value may have fewer heads, each for a group of query heads.
-        cu_seq_lens_q: (documents + 1,) int32, where documents begin in the rows laid end to end, and the end of all.
+        cu_seq_lens_q: (documents + 1,) int32, where each document begins in the concatenated rows, and the end of all.
         max_length_q: the longest document.
 
     Returns:
@@ -47,6 +47,8 @@ def packed_attention(
         raise UserError(
             f"{type(module).__name__} cannot use packed attention ({problem}); use --attn_implementation sdpa."
         )
+
+    # One call where rows are documents, or where a kernel takes several lengths; else one call per document.
     rows_are_documents = len(cu_seq_lens_q) - 1 == query.shape[0]
     grouped = query.shape[1] != key.shape[1]
     options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "is_causal": True, "enable_gqa": grouped}
@@ -63,7 +65,7 @@ def packed_attention(
 
 
 def _has_kernel(query: torch.Tensor, dropout: float) -> bool:
-    """Whether flash attention for rows of several lengths can do all documents in one call."""
+    """Whether torch's variable-length flash attention can take all documents in one call."""
     return (
         query.is_cuda
         and query.dtype in (torch.bfloat16, torch.float16)
@@ -79,7 +81,7 @@ def _by_kernel(
     from torch.nn.attention.varlen import varlen_attn
 
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
-    if scale is not None:  # what the kernel scales by, in all its versions, is 1 / √(head size)
+    if scale is not None:  # every version of the kernel scales by 1 / √(head size)
         query = query * (scale * query.shape[-1] ** 0.5)
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))  # (T, heads, head size)
     has_windows = "window_size" in signature(varlen_attn).parameters
@@ -93,7 +95,7 @@ AttentionInterface.register(PACKED, packed_attention)
 
 
 def choose_attention(config: PretrainedConfig, asked: str) -> str:
-    """The attention implementation for a model: ``auto`` becomes packed where the model can, else sdpa."""
+    """The attention implementation for a model: ``auto`` becomes packed if the model supports it, else sdpa."""
     if asked != "auto":
         return asked
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
@@ -104,7 +106,7 @@ def choose_attention(config: PretrainedConfig, asked: str) -> str:
 
 
 def describe_attention(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> str:
-    """Which attention a model will use on a device, in words."""
+    """Describe the attention that a model will use on a device."""
     chosen = config._attn_implementation
     if chosen != PACKED:
         return f"attention {chosen}"

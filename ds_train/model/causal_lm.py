@@ -1,4 +1,4 @@
-"""Build or load a Hugging Face causal LM the way packed, layout-independent training needs it."""
+"""Builds or loads a Hugging Face causal LM for packed, layout-independent training."""
 
 import json
 import logging
@@ -36,7 +36,7 @@ def load_model_config(name: str) -> PretrainedConfig:
         if is_preset(name):
             with as_file(_PRESETS / f"{name}.json") as path:
                 return AutoConfig.from_pretrained(path)
-        if name.startswith("pythia-"):  # a preset misspelt; the hub would be asked for long, and in vain
+        if name.startswith("pythia-"):  # a misspelt preset; a query to the hub would be long and in vain
             raise ValueError("no preset of that name")
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError, json.JSONDecodeError) as error:
@@ -55,7 +55,7 @@ def prepare_config(
     keep_dropout: bool,
     scratch: bool,
 ) -> PretrainedConfig:
-    """Settle what training needs of a model configuration; says in the log what it changed.
+    """Adapt a model configuration to training; the log reports each change.
 
     Args:
         config: changed in place.
@@ -66,7 +66,7 @@ def prepare_config(
         scratch: weights will be random, so position tables may grow.
 
     Raises:
-        UserError: the tokenizer has more ids than the model, or documents more positions.
+        UserError: the tokenizer has more ids than the model, or documents are longer than its positions.
     """
     if vocab_size > config.vocab_size:
         raise UserError(
@@ -84,7 +84,7 @@ def prepare_config(
         config.max_position_embeddings = seq_len
     if not keep_dropout:
         for name in [n for n, value in vars(config).items() if _is_dropout(n) and value]:
-            if not name.startswith("classifier"):  # of a head that no causal LM has
+            if not name.startswith("classifier"):  # it belongs to a head that no causal LM has
                 logger.warning(
                     "%s %s set to 0: dropout would depend on the layout (--keep_dropout)", name, vars(config)[name]
                 )
@@ -105,7 +105,7 @@ def _has_rotary_positions(config: PretrainedConfig) -> bool:
 
 
 def build_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    """A model with random fp32 weights: the same on every rank and in every layout, from the seed alone."""
+    """A model with random fp32 weights, which depend on the seed only, not on rank or layout."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -128,6 +128,6 @@ def _finish(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def save_description(directory: Path, config: PretrainedConfig, tokenizer: TextTokenizer) -> None:
-    """Write config.json and the tokenizer beside weights, so that a checkpoint explains itself."""
+    """Write config.json and the tokenizer beside weights, so that a checkpoint can be used without its run."""
     config.save_pretrained(directory)
     tokenizer.save(directory)

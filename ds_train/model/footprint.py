@@ -1,8 +1,8 @@
-"""What a model costs: memory of a rank and FLOPs of training, predicted from shapes alone.
+"""Predicts from shapes alone what a model costs: memory of a rank, and FLOPs of training.
 
-What each ZeRO stage keeps follows DeepSpeed 0.19's source; a test compares real engines. DeepSpeed's own
-estimators (``estimate_zero2_model_states_mem_needs`` and its like) know no stage 1, count half-precision gradients in
-addition to the fp32 ones that stages 2 and 3 accumulate in, and leave out buckets and gathered weights.
+The memory of each ZeRO stage follows DeepSpeed 0.19's source; a test compares real engines. DeepSpeed's own estimators
+(``estimate_zero2_model_states_mem_needs`` and the like) do not know stage 1, count half-precision gradients in addition
+to the fp32 ones in which stages 2 and 3 accumulate, and leave out buckets and gathered weights.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ RUNTIME = int(1.5 * GIB)  # CUDA context, NCCL, cuBLAS workspaces and fragmentat
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a prediction needs to know of a model.
+    """The shape of a model, as far as a prediction needs it.
 
     Attributes:
         num_parameters: shared ones counted once.
@@ -42,10 +42,10 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class RankMemory:
-    """Bytes of one rank. `host` lies in the node's memory, the rest on the accelerator.
+    """Bytes of one rank: `host` in the node's memory, the rest on the accelerator.
 
     Attributes:
-        weights, gradients, optimizer: model states, as they lie between two micro-batches of a step.
+        weights, gradients, optimizer: model states between two micro-batches of a step.
         buffers: communication buckets and, in stage 3, weights gathered for computing.
         activations: what backward needs of one micro-batch, logits included.
     """
@@ -59,12 +59,12 @@ class RankMemory:
 
     @property
     def device(self) -> int:
-        """Peak on the accelerator, with what the runtime takes."""
+        """Peak memory of the accelerator, including the runtime."""
         return self.weights + self.gradients + self.optimizer + self.buffers + self.activations + RUNTIME
 
 
 def model_shape(config: PretrainedConfig) -> ModelShape:
-    """Read the shape off a model on the meta device: no weight is allocated."""
+    """Read the shape from a model on the meta device, which allocates no weights."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     parameters = dict(model.named_parameters())  # lists a shared parameter once
@@ -97,20 +97,23 @@ def predict(
     3       2/N (4/N)   4/N                                                          12/N
     ======  ==========  ===========================================================  =========
 
-    Offloading the optimizer moves its 12/N and the gradients' share to the host, with a half-precision copy and
-    a second fp32 copy of the gradients there; stage 1 keeps whole fp32 accumulators on the device.
+    Offloading the optimizer moves its 12/N and the gradients' share to the host, and adds a half-precision and a
+    second fp32 copy of the gradients there; stage 1 keeps whole fp32 accumulators on the device.
 
     Args:
-        zero: the block; settings it lacks are DeepSpeed's defaults.
+        zero: the block; missing settings have DeepSpeed's defaults.
         half: bf16 or fp16.
         row_tokens: tokens of the longest row: micro batch × seq_len.
         attention: implementation, see `activations`.
     """
+    # On the accelerator, without offloading.
     stage, p, width = int(zero.get("stage", 0)), shape.num_parameters, 2 if half else 4
     share = num_ranks if stage > 0 else 1
     optimizer = (_MOMENTS + (_MASTER if stage > 0 else 0)) * p // share
     weights = width * p // (share if stage == 3 else 1)
     gradients = 4 * p // (share if stage >= 2 else 1)
+
+    # What offloading moves to the host.
     host = 0
     if _is_offloaded(zero, "offload_optimizer") and stage > 0:
         extra = {1: 4 + width, 2: 8 + width, 3: 8}[stage]  # measured: see the test
@@ -135,15 +138,15 @@ def _is_offloaded(zero: dict[str, Any], what: str) -> bool:
 
 
 def _buffers(zero: dict[str, Any], stage: int, num_parameters: int, width: int, num_ranks: int, half: bool) -> int:
-    """Buckets, as large as the JSON says however small the model is; stage 3 also gathers weights to compute with.
+    """Communication buckets, which have the JSON's size even for a small model; stage 3 also gathers weights.
 
-    Gradients travel in fp32 (``communication_data_type``). Stage 1 in half precision reduces its fp32 accumulators in
-    place. The others send a copy of a bucket. The bucket holds fp32 too, but for stage 2, where it has the width of the
+    Gradients are sent in fp32 (``communication_data_type``). Stage 1 in half precision reduces its fp32 accumulators in
+    place; the others send a copy of a bucket. The bucket is fp32 too, except in stage 2, where it has the width of the
     weights.
     """
     if stage == 1 and half and not _is_offloaded(zero, "offload_optimizer"):
         return 0
-    if stage == 0:  # the engine all-reduces through a flat copy of at most so many gradients
+    if stage == 0:  # the engine all-reduces a flat copy of the gradients, in parts of this size
         return 4 * min(num_parameters, _ALLREDUCE_BUCKET) if num_ranks > 1 else 0
     bucket_size = int(zero.get("reduce_bucket_size", BUCKET))
     bucket = bucket_size if zero.get("contiguous_gradients", True) else 0
@@ -160,11 +163,11 @@ def _buffers(zero: dict[str, Any], stage: int, num_parameters: int, width: int, 
 def activations(shape: ModelShape, row_tokens: int, width: int, attention: str) -> int:
     """Bytes that the forward of one row keeps for backward, and its logits with their gradient.
 
-    A layer keeps (10 h + k f) numbers a token: Korthikanti et al. (arXiv 2205.05198, equation 1: 34 h bytes with
+    A layer keeps (10 h + k f) numbers per token: Korthikanti et al. (arXiv 2205.05198, equation 1: 34 h bytes with
     dropout masks and the 4 h of a plain feed-forward part, attention matrices apart) without dropout, plus 2 h for the
-    rotated queries and keys; k is 2, or 4 where the feed-forward part is gated. Documents packed into one row bring a
-    mask of T² in every layer with sdpa, eager attention keeps two more for each head, packed and flash_attention none.
-    The cross entropy makes no fp32 copy of the logits (see losses.py), but a gradient as large as they are.
+    rotated queries and keys; k is 2, or 4 where the feed-forward part is gated. For documents packed into one row, sdpa
+    adds a mask of T² per layer, eager attention two more per head, packed and flash_attention nothing. The cross
+    entropy makes no fp32 copy of the logits (see losses.py), but a gradient of their size.
     """
     per_layer = row_tokens * (10 * shape.hidden + (4 if shape.gated else 2) * shape.intermediate)
     if attention in ("sdpa", "eager"):
@@ -178,36 +181,36 @@ def checkpoint_bytes(num_parameters: int, *, stage: int, half: bool) -> int:
     return num_parameters * ((2 if half else 4) + _MOMENTS + (_MASTER if stage > 0 else 0))
 
 
-# Dense bf16 FLOP/s by what the device's name contains (NVIDIA's data sheets, SXM and PCIe forms apart).
+# Dense bf16 FLOP/s by a part of the device's name (NVIDIA's data sheets; SXM and PCIe differ).
 PEAK_FLOPS = {"H100 80GB HBM3": 989e12, "H100 SXM": 989e12, "H100 PCIe": 756e12, "H200": 989e12, "A100": 312e12}
 
 
 @dataclass(frozen=True)
 class TrainingFlops:
-    """Operations of forward and backward together.
+    """FLOPs of forward and backward together.
 
     Attributes:
-        per_token: 6 for each parameter that a token is multiplied with, so not those of an input embedding.
-        per_pair: of a document of n tokens, for each of its n² pairs: 6 × layers × hidden size.
+        per_token: 6 for each parameter that a token is multiplied with, which excludes an input embedding.
+        per_pair: for each of the n² pairs of a document of n tokens: 6 × layers × hidden size.
     """
 
     per_token: float
     per_pair: float
 
     def of_documents(self, lengths: Iterable[int]) -> float:
-        """Of documents with so many tokens each."""
+        """FLOPs of documents with these lengths in tokens."""
         return sum(self.per_token * length + self.per_pair * length**2 for length in lengths)
 
 
 def training_flops(config: PretrainedConfig) -> TrainingFlops:
-    """Of a model, from its shapes alone."""
+    """The FLOPs of a model, from its shapes alone."""
     shape = model_shape(config)
     embedding = 0 if config.tie_word_embeddings else shape.vocab_size * shape.hidden
     return TrainingFlops(6.0 * (shape.num_parameters - embedding), 6.0 * shape.num_layers * shape.hidden)
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """What a device does at most in bf16, None where that is not known."""
+    """Peak FLOP/s of a device in bf16, None if unknown."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

@@ -1,4 +1,4 @@
-"""The accuracy-gated curriculum: when the stage advances. Pure, exact, in integers."""
+"""The accuracy-gated curriculum: the rule by which the stage advances, computed exactly, in integers."""
 
 import math
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from data_tools.base.errors import UserError
 
 @dataclass(frozen=True)
 class Curriculum:
-    """Stages start_stage … max_stage; a full window of flags with enough correct ones advances the stage.
+    """Stages start_stage … max_stage. A full window of accuracy flags with enough correct ones advances the stage.
 
     Attributes:
         max_stage: the last stage (alpha 1); training ends when it is mastered.
-        window: number of latest accuracy flags, in global sample order, that the rule looks at.
+        window: number of latest accuracy flags that the rule looks at, in global sample order.
         threshold: required accuracy; compared in integers (0.98 of 200 is 196).
         check_every: the rule is applied at optimizer steps divisible by this.
         start_stage: first stage.
@@ -36,13 +36,13 @@ class Curriculum:
             raise UserError(f"--curr_threshold {self.threshold} is not in (0, 1]; 0.98 asks for 98 % correct.")
         if self.start_stage > self.max_stage:
             raise UserError(
-                f"--start_stage {self.start_stage} lies beyond the last stage {self.max_stage} (--max_lookahead); "
+                f"--start_stage {self.start_stage} is beyond the last stage {self.max_stage} (--max_lookahead); "
                 f"choose 1 … {self.max_stage}."
             )
 
     @property
     def required(self) -> int:
-        """Correct flags needed in a full window; the decimal digits of the threshold are taken at their word."""
+        """Correct flags needed in a full window, from the threshold's decimal digits: 0.98 is exactly 98/100."""
         return math.ceil(Fraction(str(self.threshold)) * self.window)
 
     def alpha(self, stage: int) -> float:

@@ -22,7 +22,7 @@ BeforeBatch = Callable[[], None]  # called by all ranks before each of their bat
 
 
 def do_nothing() -> None:
-    """For evaluations that nobody interrupts."""
+    """The `BeforeBatch` of an evaluation that nothing interrupts."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,11 @@ class HeldOut:
 def heldout_examples(
     rows: SplitRows, tokenizer: TextTokenizer, *, seq_len: int, subset_size: int | None, seed: int
 ) -> HeldOut:
-    """Tokenize a seeded subset of a split (all of it for None); rows longer than seq_len are left out."""
+    """Tokenize a seeded subset of a split, without rows longer than seq_len.
+
+    Args:
+        subset_size: number of rows; None takes all.
+    """
     chosen = np.arange(len(rows))
     if subset_size is not None and subset_size < len(rows):
         chosen = np.sort(permutation(seed, "evaluation subset", len(rows))[:subset_size])
@@ -104,7 +108,7 @@ def _run(
     world: World,
     before_batch: BeforeBatch,
 ) -> float | None:
-    """Sum(w · nll) / sum(w) over all samples; each rank takes every world-size'th run of ``micro_batch`` samples."""
+    """Sum(w · nll) / sum(w) over all samples. Ranks take micro-batches of the samples in turn."""
     device = device_of(world)
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     for first in range(0, len(samples), micro_batch * world.size):
@@ -112,7 +116,7 @@ def _run(
         mine = first + world.rank * micro_batch
         part = samples[mine : mine + micro_batch]
         if not part:
-            # Under ZeRO-3 a forward is collective: a rank without samples runs one whose result is dropped.
+            # Under ZeRO 3 a forward is collective: a rank without samples joins it and drops the result.
             forward(pack(samples[:1]).to(device))
             continue
         batch = pack(part, mine).to(device)

@@ -1,4 +1,4 @@
-"""What a launch would be: whether it starts, fits, and how long it is. Nothing is built, no process group joined."""
+"""Checks a launch without building anything or joining a process group: does it start, does it fit, how long is it?"""
 
 import shutil
 from dataclasses import dataclass
@@ -43,6 +43,7 @@ def report(
     phase: str, launch: Launch, trainer_flags: list[str], gpu_memory_gb: float, problems: list[str]
 ) -> dict[str, str]:
     """The rows of one column; raises the trainer's own ``UserError`` where it would refuse."""
+    # The trainer's own checks, up to the checkpoint that it would resume from.
     argv = [*trainer_flags, *(["--deepspeed_config", launch.config] if launch.config else [])]
     prepared = PHASES[phase].prepare(argv, launch.world)
     setup = prepared.make_setup()
@@ -60,6 +61,8 @@ def report(
             accepted=flags.accept_change or (),
         )  # fmt: skip
         step = saved.step
+
+    # What would run, and what it needs.
     shape = model_shape(inputs.model_config)
     rows = {
         "ranks": f"{layout.world_size}",
@@ -74,7 +77,7 @@ def report(
 
 
 def _length_rows(prepared: CheckedRun, setup: PhaseParts) -> dict[str, str]:
-    """Steps, tokens and data of the whole run."""
+    """Rows about the steps, tokens and data of the whole run."""
     schedule, layout = prepared.inputs.engine.schedule, prepared.inputs.engine.layout
     seq_len, steps = prepared.inputs.model_flags.seq_len, setup.cadence.max_steps
     rows = {"warm-up steps": f"{schedule.warmup_steps:,}"}
@@ -104,7 +107,7 @@ def _length_rows(prepared: CheckedRun, setup: PhaseParts) -> dict[str, str]:
 
 
 def _disk_rows(prepared: CheckedRun, shape: ModelShape, cadence: Cadence, problems: list[str]) -> dict[str, str]:
-    """Checkpoints that retention keeps, and the one being written, must fit."""
+    """Rows about disk space: the checkpoints that retention keeps, and the one being written, must fit."""
     inputs, flags = prepared.inputs, prepared.inputs.run_flags
     engine = inputs.engine
     size = checkpoint_bytes(shape.num_parameters, stage=engine.zero_stage, half=engine.is_half)
@@ -122,12 +125,12 @@ def _disk_rows(prepared: CheckedRun, shape: ModelShape, cadence: Cadence, proble
     free = shutil.disk_usage(existing_parent(inputs.run_directory)).free
     rows = {"checkpoint": _gib(size), "free for checkpoints": _gib(free + own)}
     if kept is None:
-        return rows | {"needed for checkpoints": "grows without end"}
+        return rows | {"needed for checkpoints": "grows without limit"}
     needed = (kept + 1) * size
     if needed > free + own:
         problems.append(
             f"checkpoints need {_gib(needed)} in {inputs.run_directory} ({kept} kept and one being written, "
-            f"{_gib(size)} each), {_gib(free + own)} are there; free some, or use a smaller --keep_last."
+            f"{_gib(size)} each), but {_gib(free + own)} are available; free some, or use a smaller --keep_last."
         )
     return rows | {"needed for checkpoints": f"{kept} + 1: {_gib(needed)}"}
 
@@ -135,12 +138,12 @@ def _disk_rows(prepared: CheckedRun, shape: ModelShape, cadence: Cadence, proble
 def _memory_rows(
     prepared: CheckedRun, shape: ModelShape, gpus_per_node: int, gpu_memory_gb: float, problems: list[str]
 ) -> dict[str, str]:
-    """Predictions for the configured stage in parts, and for the others in all."""
+    """Rows about memory: the parts of the configured ZeRO stage, and the total of every stage."""
     inputs = prepared.inputs
     configured, half = inputs.engine.zero_stage, inputs.engine.is_half
     at = partial(rank_memory, inputs, shape)
     own = at(configured)
-    copy = 0  # of a checkpoint in host memory, while it is written behind training
+    copy = 0  # of a checkpoint in host memory, while it is written in the background
     if not inputs.run_flags.sync_save:
         copy = checkpoint_bytes(shape.num_parameters, stage=configured, half=half) // inputs.engine.layout.world_size
     rows = {f"rank memory, ZeRO {stage}": _gib(at(stage).device) for stage in range(4) if not (half and stage == 0)}

@@ -1,4 +1,4 @@
-"""The phase: pre-pretrain a causal LM on an endless graph-search stream whose difficulty rises with its accuracy."""
+"""The phase pptrain: an endless stream of graph-search problems, whose difficulty rises with the model's accuracy."""
 
 import logging
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class PPTrain:
-    """The phase: flags go into the window, and a full, accurate window advances the stage."""
+    """Adds accuracy flags to the window; a full and accurate window advances the stage."""
 
     curriculum: Curriculum
     heldout: HeldOut
@@ -80,7 +80,7 @@ class PPTrain:
 
 
 def _check_data(flags: PPTrainFlags, splits: Splits) -> None:
-    """Flags that repeat what the splits were built with must agree with it."""
+    """Refuse size flags that contradict the splits."""
     for name in ("max_input_size", "max_lookahead"):
         given, built = getattr(flags, name), getattr(splits.meta, name)
         if given not in (None, built):
@@ -107,7 +107,7 @@ def _check_overflow(heldout: HeldOut, seq_len: int) -> None:
         raise UserError(f"all {total} examples of eval.jsonl are longer than --seq_len {seq_len}; use a larger one.")
     if heldout.num_too_long:
         logger.warning(
-            "%.1f %% of the alpha-1 examples are longer than seq_len %d: late stages replace that many candidates. "
+            "%.1f %% of the alpha-1 examples are longer than seq_len %d; late stages replace this share of candidates. "
             "With seq_len 2048 use max_lookahead 64 and max_input_size 384 (0 %%); lookahead 128 needs seq_len 4096 "
             "(74 %% too long at 2048).",
             100 * heldout.num_too_long / total,
@@ -116,7 +116,11 @@ def _check_overflow(heldout: HeldOut, seq_len: int) -> None:
 
 
 def prepare(argv: list[str] | None, world: World) -> CheckedRun:
-    """Parse and check everything; a ``UserError`` tells all problems. Nothing is built, no process group joined."""
+    """Parse and check everything, without building anything or joining a process group.
+
+    Raises:
+        UserError: with all problems in one message.
+    """
     all_flags, sources = parse_flags(*GROUPS["pptrain"], description="", argv=argv)
     run, flags, model, data, overrides = all_flags
     problems = Problems()

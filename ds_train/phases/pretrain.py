@@ -1,4 +1,4 @@
-"""The phase: pretrain on packed C4 with a share of synthetic graph-search blocks mixed in."""
+"""The phase pretrain: packed C4 with a share of synthetic graph-search blocks mixed in."""
 
 import logging
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Pretrain:
-    """The phase: no curriculum; a fixed number of steps and evaluations at a fixed cadence."""
+    """Trains for a fixed number of steps, without a curriculum, and evaluates at a fixed cadence."""
 
     total_steps: int
     eval_every: int
@@ -64,8 +64,8 @@ class Pretrain:
 
     def status(self, row: Row) -> str:
         losses = (("C4", row["c4_loss"]), ("mixin", row["mixin_loss"]))
-        told = "  ".join(f"{name} {loss:.4g}" for name, loss in losses if loss is not None)
-        return f"{told}  synthetic {row['mixin_fraction']:.2%}"
+        shown = "  ".join(f"{name} {loss:.4g}" for name, loss in losses if loss is not None)
+        return f"{shown}  synthetic {row['mixin_fraction']:.2%}"
 
     def promote(self, state: TrainState) -> bool:
         return False
@@ -89,7 +89,7 @@ class Pretrain:
 
 
 def _initial_weights(run: RunFlags, flags: PretrainFlags) -> Weights | None:
-    """Where model and weights come from; a run that has checkpoints of its own describes itself."""
+    """The weights and model to start from. A run that has checkpoints takes its model from the newest."""
     if flags.pptrain_checkpoint == "none":
         return None
     directory = Path(run.scratch_dir) / (run.run_name or "pretrain")
@@ -123,7 +123,11 @@ def _fingerprints(flags: PretrainFlags, splits: Splits, blocks: PackedBlocks) ->
 
 
 def prepare(argv: list[str] | None, world: World) -> CheckedRun:
-    """Parse and check everything; a ``UserError`` tells all problems. Nothing is built, no process group joined."""
+    """Parse and check everything, without building anything or joining a process group.
+
+    Raises:
+        UserError: with all problems in one message.
+    """
     all_flags, sources = parse_flags(*GROUPS["pretrain"], description="", argv=argv)
     run, flags, model, data, overrides = all_flags
     problems = Problems()
@@ -160,6 +164,7 @@ def _setup(
     inputs: CommonInputs, flags: PretrainFlags, data: DataFlags, share: MixinShare, splits: Splits, blocks: PackedBlocks
 ) -> PhaseParts:
     run, layout, seq_len = inputs.run_flags, inputs.engine.layout, inputs.model_flags.seq_len
+    # The mixture, and whether the pack has enough blocks for it.
     table = on_main(inputs.world, lambda: _mixin_table(inputs, flags, share, splits))
     sampler = MixtureSampler(layout.global_batch, run.seed, share, blocks.num_blocks, table.num_blocks, table.fill)
     needed = c4_blocks_needed(sampler, flags.total_steps)
@@ -168,6 +173,8 @@ def _setup(
             f"the run needs {needed} C4 blocks but {blocks.directory} holds {blocks.num_blocks}; pack more, take fewer "
             "--total_steps, or give --allow_repeat."
         )
+
+    # Held-out problems.
     heldout = heldout_examples(
         splits.rows("eval"), inputs.tokenizer, seq_len=seq_len, subset_size=data.eval_subset_size, seed=run.seed
     )

@@ -1,4 +1,4 @@
-"""The scores of a checkpoint: accuracy by lookahead on a split, and loss on held-out C4."""
+"""Scores a checkpoint: accuracy by lookahead on a split, and loss on held-out C4."""
 
 import argparse
 import logging
@@ -34,8 +34,9 @@ def score(args: argparse.Namespace) -> int:
     """Load the checkpoint, evaluate it on all ranks, print the table and write the report. Collective.
 
     Args:
-        args: of ``ds_train/evaluate.py``.
+        args: the flags of ``ds_train/evaluate.py``.
     """
+    # Find and check all inputs.
     world = world_from_env()
     set_up_logging(world)
     check_num_ranks(world, args.num_ranks)
@@ -44,7 +45,7 @@ def score(args: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(args.tokenizer or str(weights.description))
     seq_len = args.seq_len or saved_seq_len(weights) or _DEFAULT_SEQ_LEN
     if not args.seq_len and not saved_seq_len(weights):
-        logger.warning("%s does not say its seq_len; longer examples than %d are left out", weights.path, seq_len)
+        logger.warning("%s has no seq_len; examples longer than %d are left out", weights.path, seq_len)
     blocks = _pack(args, tokenizer.fingerprint)
     heldout = heldout_examples(
         splits.rows(args.split), tokenizer, seq_len=seq_len, subset_size=args.num_examples, seed=args.seed
@@ -53,6 +54,8 @@ def score(args: argparse.Namespace) -> int:
         raise UserError(
             f"all examples of {args.split}.jsonl are longer than seq_len {seq_len}; give a larger --seq_len."
         )
+
+    # Load the model and evaluate it.
     model = _load(weights, world, seq_len, tokenizer.vocab_size, _DTYPES[args.dtype])
     init_distributed(world)
     check_num_nodes(world, args.num_nodes)
@@ -63,6 +66,8 @@ def score(args: argparse.Namespace) -> int:
     if blocks:
         with _bar("C4", blocks.num_validation_blocks, *how) as bar:
             c4_loss = evaluate_c4(model, blocks, micro_batch=args.micro_batch, world=world, before_batch=bar.update)
+
+    # Print and write the report.
     report = {
         "checkpoint": str(weights.path),
         "data_dir": str(splits.directory),
@@ -79,7 +84,7 @@ def score(args: argparse.Namespace) -> int:
 
 
 def _pack(args: argparse.Namespace, tokenizer_fingerprint: str) -> PackedBlocks | None:
-    """The pack whose validation blocks are scored; the default one is left out where it does not fit."""
+    """The pack whose validation blocks are scored; None if there is no default pack."""
     directory = args.pack_dir or Path(args.scratch_dir) / "data" / "c4_packed"
     if not args.pack_dir and not (directory / META_NAME).exists():
         return None
@@ -87,13 +92,13 @@ def _pack(args: argparse.Namespace, tokenizer_fingerprint: str) -> PackedBlocks 
     if blocks.meta.tokenizer_sha256 != tokenizer_fingerprint:
         raise UserError(
             f"{directory} was packed with another tokenizer ({blocks.meta.tokenizer}) than the checkpoint's; "
-            "give --pack_dir of a fitting one."
+            "give the --pack_dir of a pack with the checkpoint's tokenizer."
         )
     return blocks
 
 
 def _bar(name: str, num_samples: int, micro_batch: int, world: World) -> "tqdm[NoReturn]":
-    """Rank 0's progress over the batches of all ranks; nothing where output is a file."""
+    """Rank 0's progress bar over the batches of all ranks; hidden where the output is a file."""
     total = -(-num_samples // (micro_batch * world.size))
     return tqdm(desc=name, total=total, unit="batch", disable=None if world.is_main else True, leave=False)
 
@@ -114,7 +119,7 @@ def _load(weights: Weights, world: World, seq_len: int, vocab_size: int, dtype: 
 
 
 def summarize(result: HeldOutResult, heldout: HeldOut) -> dict[str, Any]:
-    """Loss and accuracies, over everything and by lookahead; what ``--output`` holds of them."""
+    """Loss and accuracies over all examples and by lookahead, in the form that ``--output`` writes."""
     groups = [(lookahead, heldout.lookahead == lookahead) for lookahead in np.unique(heldout.lookahead).tolist()]
     return {
         "num_too_long": heldout.num_too_long,

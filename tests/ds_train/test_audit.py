@@ -61,7 +61,7 @@ def test_each_column_is_compared(audited, column: str, what: str, value: Any) ->
     rows = _rows()
     rows[6][column] = value
     code, said = audited(rows)
-    assert code == 1 and said.endswith(f"The runs part in step 7: {what}.\n")
+    assert code == 1 and said.endswith(f"The runs first differ in step 7: {what}.\n")
     assert said.count("first differs at step 7") == 1 and said.count("equal") == 3
 
 
@@ -71,7 +71,7 @@ def test_interval_and_earliest_difference(audited) -> None:
         row["ledger"] = row["ledger"] if row["step"] < 20 else "f" * 32
         row["loss"] += 0.5 * (row["step"] >= 20) + 0.5 * (row["step"] >= 32)
     code, said = audited(rows, rows=_rows(60))
-    assert code == 1 and said.endswith("The runs part in steps 17 to 20: samples, loss.\n")
+    assert code == 1 and said.endswith("The runs first differ in steps 17 to 20: samples, loss.\n")
     assert "common steps: 10 (4 to 40)" in said
     assert "first differs at step 20 (2.0 | 2.5); largest difference 1, at step 32" in said
 
@@ -93,7 +93,7 @@ def test_tolerance_is_for_losses_alone(audited) -> None:
     rows = _rows()
     rows[0]["lr"] += 1e-12
     code, said = audited(rows, "--loss_tolerance", "1")
-    assert code == 1 and said.endswith("The runs part in step 1: learning rate.\n")
+    assert code == 1 and said.endswith("The runs first differ in step 1: learning rate.\n")
 
 
 def test_null_losses(audited) -> None:
@@ -169,4 +169,4 @@ def test_command_needs_no_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", code, *map(str, runs)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
     )
     assert done.returncode == 1
-    assert done.stdout.endswith("The runs part in steps 6 to 10: loss.\n")
+    assert done.stdout.endswith("The runs first differ in steps 6 to 10: loss.\n")

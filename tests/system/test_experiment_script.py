@@ -70,7 +70,7 @@ def test_interrupted_twice_it_comes_out_the_same(config: Path, launcher: dict[st
             wait_for_step(stopped / run, 10, process)
             process.send_signal(number)
             assert process.wait(120) == 85, log.read_text()[-3000:]
-        assert "stopping after the present optimizer step" in log.read_text()
+        assert "stopping after the current optimizer step" in log.read_text()
         assert not (stopped / run / "STOP").exists()
     assert 10 <= max(steps_logged(stopped / B)) < PRETRAIN_STEPS and not (stopped / C / "logs").exists()
     output = finish(command, log, **launcher)

@@ -123,8 +123,8 @@ def test_shipped_configs(path: Path) -> None:
         ({"pretrain": {"run_name": "x"}}, "pretrain: run_name is set by the experiment itself"),
         ({"pretrain": {}}, "global_batch is missing"),
         ({"tokenizer": None}, "tokenizer is missing"),
-        ({"tokenizer": {"vocab_size": 300}}, "tokenizer is to be trained, but there is no corpus"),
-        ({"corpus": {}, "pack": {"source": "x"}}, "both say what is packed"),
+        ({"tokenizer": {"vocab_size": 300}}, "tokenizer needs documents to be trained on"),
+        ({"corpus": {}, "pack": {"source": "x"}}, "both choose the documents"),
         ({"splits": {"max_input_size": 24}}, "max_lookahead, seed missing"),
         ({"training": 3}, "training is 3, expected flags"),
         ({"evaluate": {"micro_batch": 0}}, "--micro_batch is 0"),
@@ -137,7 +137,7 @@ def test_mistakes_are_named(tmp_path: Path, changed: dict[str, Any], said: str) 
 
 
 def test_a_launcher_without_a_place_for_the_phase(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--launcher 'deepspeed' does not say with \{\}"):
+    with pytest.raises(UserError, match=r"--launcher 'deepspeed' has no \{\}"):
         __main__.main([str(write(tmp_path)), str(tmp_path / "scratch"), "--launcher", "deepspeed"])
     assert not (tmp_path / "scratch").exists()
 
@@ -165,4 +165,4 @@ def test_result_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[1].split("mix")[1].split() == "4.2500 0.0000 0.0000 … 0.0188 1,200 + 50 5,000 + 1,000 0.0%".split()
     assert lines[3].split("mix")[1].split() == "4.2500 0.4000 0.3346 … 0.4692 50 1,000 4.0%".split()
     assert lines[5].startswith("Test accuracy: any valid answer, 200 problems")
-    assert lines[7] == "The pre-pretraining was left in stage 7 of 64."
+    assert lines[7] == "The pre-pretraining ended in stage 7 of 64."
