@@ -11,6 +11,7 @@ import hashlib
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,15 +26,18 @@ from data_tools.base.command_line import CommandParser, natural, positive
 from data_tools.base.errors import UserError, run_command
 from data_tools.base.files import exclusive, whole_file
 from data_tools.base.processes import num_cores
+from data_tools.base.text_table import pluralize
+from data_tools.corpus.document_files import SUFFIXES
 from data_tools.corpus.pack_progress import (
     FinishedFile,
     PackProgress,
     find_progress,
     pack_files,
-    recorded_source,
+    recorded,
     remove_pack,
 )
 from data_tools.corpus.shards import (
+    META_NAME,
     PROGRESS_NAME,
     VALIDATION_NAME,
     PackedFile,
@@ -42,12 +46,20 @@ from data_tools.corpus.shards import (
     little_endian,
     token_dtype,
 )
-from data_tools.corpus.text_source import SUFFIXES, DocumentSource, FileSource, HubSource, shuffled_documents
+from data_tools.corpus.text_source import (
+    TEXT_FIELD,
+    DocumentSource,
+    FileSource,
+    HubSource,
+    add_source_flags,
+    shuffled_documents,
+)
 from data_tools.corpus.token_stream import TokenStream
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 
 _DEFAULT_STEPS = 10_000
 _DEFAULT_BATCH = 32
+_NUM_SHOWN = 5  # records that were left out
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -56,6 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = load_tokenizer(args.tokenizer)
     source = _open_source(args)
     with exclusive(args.pack_dir, "wait for it to end, or choose another --pack_dir"):
+        begun = {} if args.overwrite else recorded(args.pack_dir)
         asked = PackParameters(
             source_sha256=source.sha256,
             tokenizer_sha256=tokenizer.fingerprint,
@@ -68,12 +81,15 @@ def main(argv: list[str] | None = None) -> None:
             val_blocks=args.val_blocks,
             seed=args.seed,
             shuffle_buffer=args.shuffle_buffer,
+            special_tokens_as_text=begun.get("special_tokens_as_text", not begun),
         )
         progress = find_progress(args.pack_dir, asked, args.overwrite)
         if progress is None:
             print(f"{args.pack_dir} already holds this pack, complete: {asked.num_blocks:,} blocks")
             return
         progress.source = source.description
+        if not asked.special_tokens_as_text:
+            tokenizer = tokenizer.with_special_tokens()
         _pack(args.pack_dir, progress, source, tokenizer, args.workers)
 
 
@@ -95,8 +111,8 @@ def _pack(
         total=total, initial=tokens_before, unit="tok", unit_scale=True, mininterval=interval_s, desc="packing"
     ) as bar:
         stream = TokenStream(documents, tokenizer, progress.end, num_workers=num_workers)
-        _write_files(directory, progress, stream, bar)
-    meta = _meta(progress, tokenizer)
+        _write_files(directory, progress, source, stream, bar)
+    meta = _meta(progress, source, tokenizer)
     meta.write(directory)
     (directory / PROGRESS_NAME).unlink()
     elapsed_s = time.monotonic() - started_s
@@ -105,9 +121,24 @@ def _pack(
         f"documents, {meta.val_blocks:,} validation blocks from {meta.num_validation_documents:,} others; "
         f"{(total - tokens_before) / elapsed_s:,.0f} tokens/s"
     )
+    if meta.left_out:
+        print(f"left out: {_listed(meta.left_out)}")
+    if meta.num_split_documents:
+        print(
+            f"{pluralize(meta.num_split_documents, 'document')} mention {tokenizer.eos_token}, which became the token "
+            "that ends documents: the pack holds each of them in parts"
+        )
 
 
-def _write_files(directory: Path, progress: PackProgress, stream: TokenStream, bar: tqdm) -> None:
+def _listed(left_out: Sequence[str]) -> str:
+    """The first few of what was left out, and how many more there are."""
+    more = len(left_out) - _NUM_SHOWN
+    return " ".join([*left_out[:_NUM_SHOWN], *([f"And {more:,} more, see {META_NAME}."] if more > 0 else [])])
+
+
+def _write_files(
+    directory: Path, progress: PackProgress, source: DocumentSource, stream: TokenStream, bar: tqdm
+) -> None:
     asked = progress.parameters
     for name, num_blocks in list(asked.file_blocks().items())[len(progress.finished) :]:
         try:
@@ -115,12 +146,13 @@ def _write_files(directory: Path, progress: PackProgress, stream: TokenStream, b
         except _SourceEndsError as end:
             given = (progress.num_tokens + end.tokens_written) // asked.block_len
             validation = min(given, asked.val_blocks)
+            left_out = source.left_out(stream.cursor.document + 1)
             remove_pack(directory)
             raise UserError(
                 f"the source is too small: its {stream.cursor.document:,} documents gave {given - validation:,} of "
                 f"{asked.num_blocks:,} blocks of {asked.block_len} tokens, after {validation:,} of "
                 f"{asked.val_blocks:,} validation blocks. Give more documents, or ask for less with --num_blocks "
-                "(and --val_blocks). Nothing was kept."
+                f"(and --val_blocks). Nothing was kept.{' Left out: ' if left_out else ''}{_listed(left_out)}"
             ) from None
         if name == VALIDATION_NAME:
             stream.finish_document()  # its rest would put a validation document into a shard
@@ -156,28 +188,35 @@ def _write_blocks(
     return PackedFile(path.name, num_blocks, parameters.file_bytes(num_blocks), digest.hexdigest())
 
 
-def _meta(progress: PackProgress, tokenizer: TextTokenizer) -> PackMeta:
+def _meta(progress: PackProgress, source: DocumentSource, tokenizer: TextTokenizer) -> PackMeta:
     files = [item.file for item in progress.finished]
     validation = files.pop(0) if progress.parameters.val_blocks else None
-    num_validation_documents = progress.finished[0].end.document if validation else 0
-    num_documents = progress.end.document + (progress.end.token > 0)  # the last one may have a part in
+    end, validation_end = progress.end, progress.finished[0].end
+    num_validation_documents = validation_end.document - validation_end.num_untokenized if validation else 0
+    num_read = end.document + (end.token > 0)  # the last one may have a part in
+    left_out = source.left_out(num_read + progress.parameters.shuffle_buffer)
+    if end.num_untokenized:
+        documents = pluralize(end.num_untokenized, "document")
+        left_out.append(f"{documents} so long and uniform that no place to cut was found.")
     return PackMeta(
         **vars(progress.parameters),
         source=progress.source,
         tokenizer=tokenizer.name,
-        num_documents=num_documents - num_validation_documents,
+        num_documents=num_read - end.num_untokenized - num_validation_documents,
         num_validation_documents=num_validation_documents,
         shards=tuple(files),
         validation=validation,
         versions={name: version(name) for name in ("numpy", "tokenizers")},
+        num_split_documents=end.num_split,
+        left_out=tuple(left_out),
     )
 
 
 def _open_source(args: argparse.Namespace) -> DocumentSource:
     if args.source:
-        return FileSource(args.source)
+        return FileSource(args.source, args.text_field, args.skip_bad)
     # A dataset revised in between would make an unfinished pack impossible to finish.
-    return HubSource(recorded_source(args.pack_dir).get("revision"))
+    return HubSource(recorded(args.pack_dir).get("source", {}).get("revision"))
 
 
 def _check_free_space(directory: Path, asked: PackParameters) -> None:
@@ -201,6 +240,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help=f'files, directories or glob patterns ({" ".join(SUFFIXES)}) with C4\'s {{"text": …}}; each .txt file is '
         "one document (default: stream allenai/c4 en from the Hub)",
     )
+    add_source_flags(parser)
     parser.add_argument("--tokenizer", default="EleutherAI/pythia-160m", help="hub id, directory or tokenizer.json")
     parser.add_argument("--seq_len", type=positive, default=2048, help="blocks hold one token more (default 2048)")
     parser.add_argument("--total_steps", type=positive, help=f"optimizer steps to feed (default {_DEFAULT_STEPS})")
@@ -219,6 +259,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         if args.scratch_dir is None:
             raise UserError("where to? Give --scratch_dir (the pack goes to its data/c4_packed) or --pack_dir.")
         args.pack_dir = args.scratch_dir / "data" / "c4_packed"
+    if not args.source and (args.text_field != TEXT_FIELD or args.skip_bad):
+        raise UserError("--text_field and --skip_bad are about local files: give --source.")
     if args.num_blocks is None:
         args.num_blocks = (args.total_steps or _DEFAULT_STEPS) * (args.effective_batch or _DEFAULT_BATCH)
     elif args.total_steps or args.effective_batch:

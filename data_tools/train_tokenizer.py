@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_tools.base.command_line import CommandParser
 from data_tools.base.errors import UserError, run_command
-from data_tools.corpus.text_source import FileSource
+from data_tools.corpus.text_source import DocumentSource, FileSource, add_source_flags
 from data_tools.corpus.tokenizer import TextTokenizer
 
 EOS_TOKEN = "<|endoftext|>"
@@ -45,8 +45,7 @@ def train_bpe(texts: Iterator[str], vocab_size: int, name: str = "bpe") -> TextT
     return TextTokenizer(tokenizer, EOS_TOKEN, name)
 
 
-def _documents(arguments: Sequence[str], limit: int) -> Iterator[str]:
-    source = FileSource(arguments)
+def _documents(source: DocumentSource, limit: int) -> Iterator[str]:
     return islice(chain.from_iterable(source.read_part(part) for part in range(source.num_parts)), limit)
 
 
@@ -66,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command; see ``--help``."""
     parser = CommandParser(description=__doc__)
     parser.add_argument("--corpus", nargs="+", required=True, help="files, directories or patterns of documents")
+    add_source_flags(parser)
     parser.add_argument("--documents", type=int, default=5000, help="the first so many of them (default 5000)")
     parser.add_argument("--extra", type=Path, nargs="*", default=[], help="jsonl files of a data split")
     parser.add_argument("--extra_rows", type=int, default=2000, help="the first so many of each (default 2000)")
@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write tokenizer.json into")
     args = parser.parse_args(argv)
     extra = chain.from_iterable(_prompts(path, args.extra_rows) for path in args.extra)
-    tokenizer = train_bpe(chain(_documents(args.corpus, args.documents), extra), args.vocab_size)
+    source = FileSource(args.corpus, args.text_field, args.skip_bad)
+    tokenizer = train_bpe(chain(_documents(source, args.documents), extra), args.vocab_size)
     tokenizer.save(args.out)
     print(f"{args.out}: {tokenizer.vocab_size:,} ids, EOS {tokenizer.eos_id}")
 

@@ -71,12 +71,13 @@ class PackProgress:
         return progress
 
 
-def recorded_source(directory: Path) -> dict[str, Any]:
-    """The description of the source that a complete or unfinished pack in a directory was made of, {} if none."""
+def recorded(directory: Path) -> dict[str, Any]:
+    """What a complete or unfinished pack in a directory records of its parameters and its source, {} if none."""
     for name in (META_NAME, PROGRESS_NAME):
         try:
-            return dict(json.loads((directory / name).read_text(encoding="utf-8"))["source"])
-        except (OSError, ValueError, KeyError, TypeError):
+            content = json.loads((directory / name).read_text(encoding="utf-8"))
+            return {**content.get("parameters", content), "source": dict(content["source"])}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return {}
 

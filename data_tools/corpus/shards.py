@@ -47,7 +47,7 @@ class PackedFile:
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PackParameters:
     """All that the bytes of a pack are a function of; two packs with equal parameters are identical.
 
@@ -62,6 +62,8 @@ class PackParameters:
         blocks_per_shard: blocks of every shard but the last.
         val_blocks: blocks of validation.bin; 0: no such file.
         seed, shuffle_buffer: of the document shuffle.
+        special_tokens_as_text: whether a special token that a text mentions holds its characters. Up to version 0.1,
+            which does not record it, it was that token.
     """
 
     source_sha256: str
@@ -75,6 +77,7 @@ class PackParameters:
     val_blocks: int
     seed: int
     shuffle_buffer: int
+    special_tokens_as_text: bool = False
 
     @property
     def block_len(self) -> int:
@@ -101,7 +104,7 @@ class PackParameters:
         ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PackMeta(PackParameters):
     """meta.json: the parameters, where the tokens come from, and what was written.
 
@@ -113,6 +116,8 @@ class PackMeta(PackParameters):
         shards: the shards in order.
         validation: validation.bin, or None.
         versions: of the libraries that wrote the pack.
+        num_split_documents: documents whose own text gave the EOS token, which parts them.
+        left_out: documents that are in no file, and why.
     """
 
     source: dict[str, Any]
@@ -122,6 +127,8 @@ class PackMeta(PackParameters):
     shards: tuple[PackedFile, ...]
     validation: PackedFile | None
     versions: dict[str, str]
+    num_split_documents: int = 0
+    left_out: tuple[str, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -151,7 +158,9 @@ class PackMeta(PackParameters):
             content = json.loads(path.read_text(encoding="utf-8"))
             shards = tuple(PackedFile(**shard) for shard in content["shards"])
             validation = PackedFile(**content["validation"]) if content["validation"] else None
-            rest = {f.name: content[f.name] for f in fields(cls) if f.name not in ("shards", "validation")}
+            rest = {f.name: content[f.name] for f in fields(cls) if f.name in content}
+            rest |= {"shards": shards, "validation": validation, "left_out": tuple(content.get("left_out", ()))}
+            return cls(**rest)
         except FileNotFoundError:
             raise UserError(_no_meta_message(directory)) from None
         except (ValueError, KeyError, TypeError) as error:
@@ -159,7 +168,6 @@ class PackMeta(PackParameters):
                 f"{path} is not the meta.json of a pack written by this version ({type(error).__name__}: {error}). "
                 "Pack again with data_tools/build_pretrain.py --overwrite."
             ) from None
-        return cls(**rest, shards=shards, validation=validation)
 
 
 def _no_meta_message(directory: Path) -> str:

@@ -4,25 +4,20 @@ A source is a number of parts (files) that can each be read on their own. Parts 
 documents pass through a shuffle buffer, so memory does not grow with the source.
 """
 
-import gzip
+import argparse
 import hashlib
-import io
 import json
-import zlib
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any, Protocol
 
-import zstandard
-
+from data_tools.base.command_line import natural
 from data_tools.base.errors import UserError
 from data_tools.base.rng import CounterStream, permutation
+from data_tools.corpus.document_files import Unusable, find_files, read_records
 
 HUB_DATASET = ("allenai/c4", "en", "train")
-_TEXT_FIELD = "text"
-_JSON_LINES = (".json.gz", ".jsonl.gz", ".jsonl", ".json.zst", ".jsonl.zst")
-SUFFIXES = (*_JSON_LINES, ".parquet", ".txt")
+TEXT_FIELD = "text"  # of C4
 
 
 class DocumentSource(Protocol):
@@ -41,6 +36,10 @@ class DocumentSource(Protocol):
 
     def read_part(self, part: int) -> Iterator[str]:
         """The documents of one part, in order."""
+        ...
+
+    def left_out(self, num_documents: int) -> list[str]:
+        """What was passed over before so many documents that are not empty were read, in sentences."""
         ...
 
 
@@ -98,9 +97,12 @@ class HubSource:
         stream = self._dataset()
         try:
             for row in stream.shard(num_shards=stream.num_shards, index=part):
-                yield row[_TEXT_FIELD]
+                yield row[TEXT_FIELD]
         except Exception as error:  # the network, after the clients' own retries
             raise _unreachable(error) from None
+
+    def left_out(self, num_documents: int) -> list[str]:
+        return []
 
     def _dataset(self) -> Any:
         if self._stream is None:
@@ -112,7 +114,7 @@ class HubSource:
             except Exception as error:  # the clients below raise many kinds, by cause and version
                 raise _unreachable(error) from None
             # Other columns would be parsed for nothing: timestamps become datetime objects.
-            self._stream = stream.select_columns([_TEXT_FIELD])
+            self._stream = stream.select_columns([TEXT_FIELD])
         return self._stream
 
 
@@ -133,104 +135,64 @@ def _unreachable(error: Exception) -> UserError:
 
 
 class FileSource:
-    """Local files, one part each.
-
-    ``.jsonl`` and ``.json.gz``, ``.jsonl.gz``, ``.json.zst``, ``.jsonl.zst``: a JSON object with a string ``text`` on
-    each line, as C4 has it. ``.parquet``: a string column ``text``. ``.txt``: the whole file is one document.
+    """Local files, one part each; see `document_files`.
 
     Args:
         arguments: files, directories (searched at every depth) and glob patterns.
+        text_field: key or column that holds the text.
+        skip_bad: bad records (no JSON, no text, no UTF-8) to pass over; one more is an error.
 
     Raises:
-        UserError: an argument matches nothing, or a named file is of another form.
+        UserError: an argument matches nothing, or a named file is of another form; from `read_part`, a file is
+            damaged, or has too many bad records.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
-        named = [pair for argument in arguments for pair in _matches(argument)]
+    def __init__(self, arguments: Sequence[str], text_field: str = TEXT_FIELD, skip_bad: int = 0) -> None:
+        named = [pair for argument in arguments for pair in find_files(argument, text_field)]
         # A file named twice is read once; names are relative, so a moved directory is still the same source.
         by_path = {path.resolve(): name for name, path in reversed(named)}
         self._paths = sorted(by_path, key=lambda path: (by_path[path], str(path)))
+        self._text_field = text_field
+        self._skip_bad = skip_bad
+        self._num_read = 0  # documents that are not empty
+        self._passed_over: list[tuple[int, Unusable]] = []  # documents read before it
         sizes = [path.stat().st_size for path in self._paths]
         self.description = {"paths": list(arguments), "num_files": len(sizes), "num_bytes": sum(sizes)}
-        self.sha256 = _hash_of([[by_path[path], size] for path, size in zip(self._paths, sizes, strict=True)])
+        identity: list[Any] = [[by_path[path], size] for path, size in zip(self._paths, sizes, strict=True)]
+        if text_field != TEXT_FIELD:
+            self.description["text_field"] = text_field
+            identity.append(text_field)
+        self.sha256 = _hash_of(identity)
 
     @property
     def num_parts(self) -> int:
         return len(self._paths)
 
     def read_part(self, part: int) -> Iterator[str]:
-        path = self._paths[part]
-        try:
-            if path.suffix == ".txt":
-                yield path.read_bytes().decode("utf-8")
-            elif path.suffix == ".parquet":
-                yield from _read_parquet(path)
-            else:
-                yield from _read_json_lines(path)
-        except (OSError, EOFError, UnicodeDecodeError, zlib.error, zstandard.ZstdError) as error:
-            raise UserError(f"cannot read {path} ({type(error).__name__}: {error}). Replace or remove it.") from None
-
-
-def _matches(argument: str) -> list[tuple[str, Path]]:
-    """(name relative to the argument, path) of each file an argument stands for, sorted by name."""
-    root = Path(argument).expanduser()
-    if root.is_file():
-        if not root.name.endswith(SUFFIXES):
-            raise UserError(f"{argument}: unknown kind of file. Expected one of {', '.join(SUFFIXES)}.")
-        return [(root.name, root)]
-    if root.is_dir():
-        found = [(path.relative_to(root).as_posix(), path) for path in root.rglob("*")]
-        found = [(name, path) for name, path in found if not name.startswith(".") and "/." not in name]
-    else:
-        pattern = str(root.relative_to(root.anchor))
-        found = [(path.name, path) for path in Path(root.anchor).glob(pattern)]
-    files = sorted((name, path) for name, path in found if name.endswith(SUFFIXES) and path.is_file())
-    if not files:
-        problem = "holds" if root.is_dir() else "matches"
-        raise UserError(f"{argument}: {problem} no file ending in {', '.join(SUFFIXES)}.")
-    return files
-
-
-def _read_json_lines(path: Path) -> Iterator[str]:
-    with _open_text(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.isspace():
+        for record in read_records(self._paths[part], self._text_field):
+            if isinstance(record, Unusable):
+                self._pass_over(record)
                 continue
-            try:
-                text = json.loads(line)[_TEXT_FIELD]
-            except (ValueError, KeyError, TypeError):
-                text = None
-            if not isinstance(text, str):
-                expected = f'a JSON object with a string "{_TEXT_FIELD}"'
-                raise UserError(f"{path}, line {number}: expected {expected}, got {line.rstrip()[:80]!r}.")
-            yield text
+            self._num_read += bool(record)
+            yield record
+
+    def left_out(self, num_documents: int) -> list[str]:
+        return [record.problem for num_before, record in self._passed_over if num_before < num_documents]
+
+    def _pass_over(self, record: Unusable) -> None:
+        self._passed_over.append((self._num_read, record))
+        num_bad = sum(not other.is_too_large for _, other in self._passed_over)
+        if num_bad > self._skip_bad:
+            raise UserError(
+                f"{record.problem} It is bad record number {num_bad}. Pass over it with --skip_bad {num_bad} (or "
+                "more), which keeps what is finished; a corrected file is another source, whose pack begins anew."
+            )
 
 
-def _open_text(path: Path) -> io.TextIOBase:
-    # newline="\n": JSON lines end there only, whatever other separators the text has.
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="\n")
-    if path.suffix == ".zst":
-        return zstandard.open(path, "rt", encoding="utf-8", newline="\n")
-    return path.open(encoding="utf-8", newline="\n")
-
-
-def _read_parquet(path: Path) -> Iterator[str]:
-    import pyarrow
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        with ParquetFile(path) as file:
-            if _TEXT_FIELD not in file.schema_arrow.names:
-                raise UserError(f'{path}: no column "{_TEXT_FIELD}", only {", ".join(file.schema_arrow.names)}.')
-            batches = file.iter_batches(batch_size=1024, columns=[_TEXT_FIELD])
-            texts = chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
-            for row, text in enumerate(texts, start=1):
-                if not isinstance(text, str):
-                    raise UserError(f'{path}, row {row}: expected a string in "{_TEXT_FIELD}", got {text!r}.')
-                yield text
-    except pyarrow.ArrowException as error:
-        raise OSError(error) from None
+def add_source_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of commands that read documents; see `FileSource`."""
+    parser.add_argument("--text_field", default=TEXT_FIELD, help="key or column of the text (default text)")
+    parser.add_argument("--skip_bad", type=natural, default=0, help="bad records to pass over (default 0)")
 
 
 def _hash_of(value: Any) -> str:

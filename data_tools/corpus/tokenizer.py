@@ -26,19 +26,30 @@ _USUAL_EOS_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|eos
 class TextTokenizer:
     """A tokenizer that adds nothing to the text: no special tokens, no truncation, no padding.
 
+    A text that mentions a special token holds its characters: ``<|endoftext|>`` in a web page ends no document.
+
     Args:
         backend: the tokenizer; changed in place (truncation and padding are switched off).
         eos_token: the end-of-document token.
         name: how the user named it, for messages and metadata.
         config: the content of its tokenizer_config.json, kept for `save`.
+        special_tokens_as_text: False makes a mentioned special token that token, as versions up to 0.1 did.
 
     Raises:
         UserError: the EOS token is not in the vocabulary.
     """
 
-    def __init__(self, backend: Tokenizer, eos_token: str, name: str, config: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        backend: Tokenizer,
+        eos_token: str,
+        name: str,
+        config: dict[str, Any] | None = None,
+        special_tokens_as_text: bool = True,
+    ) -> None:
         backend.no_truncation()
         backend.no_padding()
+        backend.encode_special_tokens = special_tokens_as_text
         self.name = name
         self.eos_token = eos_token
         eos_id = backend.token_to_id(eos_token)
@@ -51,6 +62,16 @@ class TextTokenizer:
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self._backend = backend
         self._config = config or {}
+        self._special_tokens_as_text = special_tokens_as_text
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ = state
+        self._backend.encode_special_tokens = self._special_tokens_as_text  # its own pickle leaves this out
+
+    def with_special_tokens(self) -> "TextTokenizer":
+        """The same tokenizer, for which a mentioned special token is that token: for packs begun by version 0.1."""
+        backend = Tokenizer.from_str(self.serialized)
+        return TextTokenizer(backend, self.eos_token, self.name, self._config, special_tokens_as_text=False)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens; parallel over the cores (``RAYON_NUM_THREADS``)."""
@@ -59,6 +80,12 @@ class TextTokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of one text, without special tokens."""
         return self.encode_batch([text])[0]
+
+    def encode_with_places(self, text: str) -> np.ndarray:
+        """Token id, first character and end in the text of each token: (n, 3) int64."""
+        encoded = self._backend.encode(text, add_special_tokens=False)
+        places = np.array(encoded.offsets, np.int64).reshape(-1, 2)
+        return np.column_stack([np.array(encoded.ids, np.int64), places])
 
     def encode_spaced(self, words: Sequence[str]) -> list[bytes]:
         """Token ids (as int64) of each word with a space before it; for tokenizers that encode words on their own."""

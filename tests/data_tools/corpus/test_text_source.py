@@ -14,6 +14,7 @@ import zstandard
 
 from data_tools.base.errors import UserError
 from data_tools.corpus import text_source
+from data_tools.corpus.document_files import SUFFIXES
 from data_tools.corpus.text_source import FileSource, HubSource, buffer_shuffle, shuffled_documents
 from tests.support import packing
 
@@ -24,19 +25,25 @@ def json_lines(documents: list[str]) -> bytes:
     return "".join(json.dumps({"text": text, "url": "u"}) + "\n" for text in documents).encode()
 
 
+ZST = zstandard.ZstdCompressor().compress(json_lines(DOCUMENTS))
+
+
 def write(directory: Path, kind: str) -> Path:
     """DOCUMENTS as files of a kind."""
     directory.mkdir()
-    if kind == ".txt":
+    pack = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}.get(kind.split(".")[-1], bytes)
+    if kind.startswith(".txt"):
         for number, text in enumerate(DOCUMENTS):
-            (directory / f"{number}.txt").write_bytes(text.encode())
-    elif kind == ".parquet":
+            (directory / f"{number}{kind}").write_bytes(pack(text.encode()))
+    elif kind in (".parquet", ".arrow"):
         table = pyarrow.table({"url": ["u"] * len(DOCUMENTS), "text": DOCUMENTS})
-        pyarrow.parquet.write_table(table, directory / "part.parquet")
+        if kind == ".parquet":
+            pyarrow.parquet.write_table(table, directory / "part.parquet")
+        else:
+            with pyarrow.ipc.new_stream(directory / "part.arrow", table.schema) as file:
+                file.write_table(table)
     else:
-        content = json_lines(DOCUMENTS)
-        pack = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress, "jsonl": bytes}
-        (directory / f"part{kind}").write_bytes(pack[kind.split(".")[-1]](content))
+        (directory / f"part{kind}").write_bytes(pack(json_lines(DOCUMENTS)))
     return directory
 
 
@@ -44,7 +51,7 @@ def read_all(source: text_source.DocumentSource) -> list[str]:
     return [text for part in range(source.num_parts) for text in source.read_part(part)]
 
 
-@pytest.mark.parametrize("kind", text_source.SUFFIXES)
+@pytest.mark.parametrize("kind", SUFFIXES)
 def test_each_kind_of_file(tmp_path: Path, kind: str) -> None:
     assert read_all(FileSource([str(write(tmp_path / "data", kind))])) == DOCUMENTS
 
@@ -79,12 +86,19 @@ def test_nested_directories_are_searched(tmp_path: Path) -> None:
         ("x.jsonl", b'{"text": "a"}\n{"text": 5}\n', "x.jsonl, line 2"),
         ("x.jsonl", b'["a"]\n', "x.jsonl, line 1"),
         ("x.jsonl", b'{"text": "cut o', "x.jsonl, line 1"),
-        ("x.jsonl", b'{"text": "\xff"}\n', "cannot read .*x.jsonl .UnicodeDecodeError"),
-        ("x.txt", b"\xff", "cannot read .*x.txt"),
+        ("x.jsonl", b'{"text": "\xff"}\n', "x.jsonl, line 1"),
+        ("x.jsonl", b'{"text": null}\n', "x.jsonl, line 1: expected .*got .*null.*--skip_bad 1"),
+        ("x.jsonl", b"[" * 10**6, "x.jsonl, line 1"),
+        ("x.json", b'[{"text": "a"}, {"text": "b"}]', "x.json, line 1"),
+        ("x.txt", b"\xff", "x.txt: expected UTF-8"),
         ("x.json.gz", b"plain", "cannot read .*x.json.gz"),
         ("x.json.gz", gzip.compress(json_lines(DOCUMENTS * 99))[:-9], "cannot read .*x.json.gz .EOFError"),
         ("x.jsonl.zst", b"plain", "cannot read .*x.jsonl.zst .ZstdError"),
+        ("x.jsonl.zst", ZST[:-1], "cannot read .*x.jsonl.zst .EOFError: the file was cut"),
+        ("x.jsonl.zst", ZST + ZST[:9], "cannot read .*x.jsonl.zst .EOFError: the file was cut"),
+        ("x.txt.zst", ZST[:5], "cannot read .*x.txt.zst .EOFError: the file was cut"),
         ("x.parquet", b"plain", "cannot read .*x.parquet"),
+        ("x.arrow", b"plain", "cannot read .*x.arrow"),
     ],
 )
 def test_broken_files_are_named(tmp_path: Path, name: str, content: bytes, told: str) -> None:
