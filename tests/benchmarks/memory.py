@@ -64,7 +64,7 @@ def rank_memory(scratch: Path, model_name: str, num_ranks: int) -> tuple[float, 
     shutil.rmtree(run, ignore_errors=True)
     flags = f"""--scratch_dir {scratch} --tokenizer {scratch}/tokenizer --model_name {model_name} --start_stage 32
         --max_steps 2 --global_batch 4 --micro_batch 2 --log_every 1 --eval_subset_size 1""".split()
-    done = launch("ds_train/pptrain.py", *flags, num_ranks=num_ranks)
+    done = launch("ds_train/pptrain.py", *flags, num_ranks=num_ranks, through_launcher=True)
     if done.returncode:
         raise SystemExit(done.stdout[-3000:])
     sizes = [path.stat().st_size for path in run.glob("checkpoints/step_*/**/*optim_states.pt")]

@@ -38,10 +38,10 @@ def launch_and_resume(scratch: Path) -> list[float]:
 
 
 def seconds_to_first_step(scratch: Path, first_step: int) -> float:
-    flags = [*tiny.flags(scratch), "--global_batch", "4", "--micro_batch", "2"]
+    flags = [*tiny.flags(scratch, precision=None), "--global_batch", "4", "--micro_batch", "2"]
     last_step = str(first_step + STEPS - 1)
     started = time.time()
-    done = launch("ds_train/pptrain.py", *flags, "--max_steps", last_step, num_ranks=2)
+    done = launch("ds_train/pptrain.py", *flags, "--max_steps", last_step, num_ranks=2, through_launcher=True)
     if done.returncode:
         raise SystemExit(done.stdout[-3000:])
     return next(row["timestamp"] for row in read_log(scratch / "pptrain") if row["step"] == first_step) - started

@@ -56,7 +56,7 @@ def scratch(tiny_scratch: Path, tmp_path: Path) -> Path:
 
 
 def test_pretrain_on_one_and_two_nodes(scratch, capsys):
-    flags = [*tiny.flags(scratch), *BATCH, *FRESH, "--total_steps", "20"]
+    flags = [*tiny.flags(scratch, precision=None), *BATCH, *FRESH, "--total_steps", "20"]
     code, output = run(capsys, "pretrain", *flags, "--nodes", "1", "2", "--gpus_per_node", "2")
     assert code == 0 and output.endswith("would start\n")
     assert cells(output, "ranks") == ["2", "4"]
@@ -68,14 +68,16 @@ def test_pretrain_on_one_and_two_nodes(scratch, capsys):
 
 
 def test_pptrain_says_how_long_the_curriculum_is_at_least(scratch, capsys):
-    code, output = run(capsys, "pptrain", *tiny.flags(scratch), *BATCH, "--gpus_per_node", "1", "--curr_window", "100")
+    code, output = run(
+        capsys, "pptrain", *tiny.flags(scratch, precision=None), *BATCH, "--gpus_per_node", "1", "--curr_window", "100"
+    )
     assert code == 0
     assert cells(output, "stages, steps at least") == [f"8, {8 * 20}"]  # 13 steps fill the window; checked at 20
     assert cells(output, "steps") == ["until finished"]
 
 
 def test_every_launch_that_cannot_start_is_told_and_the_others_are_shown(scratch, capsys):
-    flags = [*tiny.flags(scratch), *BATCH, "--gpus_per_node", "2"]
+    flags = [*tiny.flags(scratch, precision=None), *BATCH, "--gpus_per_node", "2"]
     code, output = run(capsys, "pptrain", *flags, "--nodes", "1", "3", "8")
     assert code == 1 and output.endswith("would not start\n")
     assert cells(output, "ranks") == ["2"]
@@ -94,7 +96,7 @@ def test_every_launch_that_cannot_start_is_told_and_the_others_are_shown(scratch
     ],
 )
 def test_it_refuses_in_the_trainers_own_words(scratch, capsys, flags):
-    given = [*tiny.flags(scratch), *BATCH, *FRESH, *flags]
+    given = [*tiny.flags(scratch, precision=None), *BATCH, *FRESH, *flags]
     with pytest.raises(UserError) as refused:
         prepared = pretrain.prepare(given, World(0, 0, 2))
         prepared.make_setup()
@@ -106,7 +108,14 @@ def test_it_refuses_in_the_trainers_own_words(scratch, capsys, flags):
 def test_several_json_files_are_columns(scratch, capsys):
     configs = [str(REPOSITORY / "ds_configs" / f"pptrain{n}.json") for n in ("", "_zero3")]
     code, output = run(
-        capsys, "pptrain", *tiny.flags(scratch), *BATCH, "--gpus_per_node", "2", "--deepspeed_config", *configs
+        capsys,
+        "pptrain",
+        *tiny.flags(scratch, precision=None),
+        *BATCH,
+        "--gpus_per_node",
+        "2",
+        "--deepspeed_config",
+        *configs,
     )
     assert code == 0
     assert cells(output, "") == ["1 × 2 pptrain", "1 × 2 pptrain_zero3"]
@@ -116,7 +125,7 @@ def test_several_json_files_are_columns(scratch, capsys):
 def test_too_little_disk_and_too_little_memory_are_problems(scratch, capsys, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(launch_check.shutil, "disk_usage", lambda _: usage(2, 1, 1))
-    flags = [*tiny.flags(scratch), *BATCH, "--gpus_per_node", "1", "--gpu_memory_gb", "0.1"]
+    flags = [*tiny.flags(scratch, precision=None), *BATCH, "--gpus_per_node", "1", "--gpu_memory_gb", "0.1"]
     code, output = run(capsys, "pptrain", *flags)
     assert code == 1
     assert "checkpoints need" in output and "3 kept and one being written" in output

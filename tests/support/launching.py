@@ -3,22 +3,23 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
+import tempfile
 import uuid
-from contextlib import suppress
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tests.support.paths import REPOSITORY, SUPPORT
 
 TIMEOUT_S = 600
-DYING_WORDS_S = 5
 _OF_THIS_PROCESS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # its port may still be taken
 
 
-def environment(num_ranks: int = 1) -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Variables for quiet CPU runs: one thread a rank (thread counts change the bits), the venv's programs first."""
     return {
         **{name: value for name, value in os.environ.items() if name not in _OF_THIS_PROCESS},
@@ -33,29 +34,98 @@ def environment(num_ranks: int = 1) -> dict[str, str]:
 
 
 def launch(script: str, *arguments: str, num_ranks: int, through_launcher: bool = False) -> subprocess.CompletedProcess:
-    """Run a script of the repository on so many ranks; more than one go through the ``deepspeed`` launcher.
+    """Run a script of the repository on some ranks, forked from a process that has imported everything.
+
+    Args:
+        through_launcher: start the ranks with ``deepspeed`` instead, each as a new process, as users do.
 
     Returns:
-        the finished process; standard error is merged into ``stdout``.
+        the finished processes; standard error is merged into ``stdout``.
     """
-    command = [sys.executable, script]
-    if num_ranks > 1 or through_launcher:
-        port = 20_000 + uuid.uuid4().int % 10_000
-        command = ["deepspeed", "-q", "--num_gpus", str(num_ranks), "--master_port", str(port), script]
+    if through_launcher:
+        return _launch_with_deepspeed(script, *arguments, num_ranks=num_ranks)
+    with tempfile.TemporaryDirectory() as directory:
+        output = Path(directory) / "output"
+        codes = _rank_server().run(script, arguments, [output] * num_ranks)
+        code = next((code for code in codes if code), 0)
+        return subprocess.CompletedProcess([script, *arguments], code, output.read_text())
+
+
+def launch_unsupervised(script: str, *arguments: str, num_ranks: int, killed_last: int) -> tuple[list[int], list[str]]:
+    """Run a script on ranks that nobody ends when one of them fails.
+
+    Args:
+        killed_last: this rank is killed when all others have ended.
+
+    Returns:
+        the exit code and the output of each rank.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        outputs = [Path(directory) / str(rank) for rank in range(num_ranks)]
+        codes = _rank_server().run(script, arguments, outputs, killed_last)
+        return codes, [output.read_text() for output in outputs]
+
+
+class _RankServer:
+    """The client of rank_server.py: one process for all tests, which answers one job after another."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "tests/support/rank_server.py"], cwd=REPOSITORY, env=environment(), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+
+    def run(
+        self, script: str, arguments: Sequence[str], outputs: list[Path], killed_last: int | None = None
+    ) -> list[int]:
+        """Exit codes of ranks that write their output to these files."""
+        ranks = [environment() | variables for variables in _launcher_variables(len(outputs))]
+        job = {"script": script, "arguments": arguments, "environment": ranks, "outputs": [*map(str, outputs)],
+               "killed_last": killed_last, "timeout_s": TIMEOUT_S}  # fmt: skip
+        group = int(self._exchange(json.dumps(job)))
+        try:
+            return json.loads(self._exchange())
+        except BaseException:
+            os.killpg(group, signal.SIGKILL)
+            raise
+
+    def _exchange(self, request: str = "") -> str:
+        """Send a request, if there is one, and read the next answer."""
+        assert self._process.stdin and self._process.stdout
+        if request:
+            self._process.stdin.write(request + "\n")
+            self._process.stdin.flush()
+        return self._process.stdout.readline()
+
+
+@cache
+def _rank_server() -> _RankServer:
+    return _RankServer()
+
+
+def _launcher_variables(num_ranks: int) -> list[dict[str, str]]:
+    """What a launcher tells each of several ranks on one node; a process alone has no launcher."""
+    if num_ranks == 1:
+        return [{}]
+    common = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **common} for rank in range(num_ranks)]
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def _launch_with_deepspeed(script: str, *arguments: str, num_ranks: int) -> subprocess.CompletedProcess:
+    command = ["deepspeed", "-q", "--num_gpus", str(num_ranks), "--master_port", str(free_port()), script]
     process = subprocess.Popen(
-        [*command, *arguments], cwd=REPOSITORY, env=environment(num_ranks), text=True, start_new_session=True,
+        [*command, *arguments], cwd=REPOSITORY, env=environment(), text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
         output, _ = process.communicate(timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGABRT)  # each says where its threads are
-        time.sleep(DYING_WORDS_S)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        raise AssertionError(
-            f"{command} took longer than {TIMEOUT_S} s:\n{process.communicate()[0][-50_000:]}"
-        ) from None
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)  # the launcher's children would outlive it
         raise

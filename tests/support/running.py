@@ -24,7 +24,7 @@ def variables(**more: str) -> dict[str, str]:
 
 def trainer_flags(scratch: Path, run_name: str, **more: Any) -> list[str]:
     """A tiny run of two ranks with one micro-batch a step, unless ``more`` says otherwise."""
-    flags = {"run_name": run_name, "global_batch": 8, "micro_batch": 4, "mixed_precision": "no", **more}
+    flags = {"run_name": run_name, "global_batch": 8, "micro_batch": 4, **more}
     return [*tiny.flags(scratch), *(str(part) for name, value in flags.items() for part in (f"--{name}", value))]
 
 

@@ -31,12 +31,17 @@ def build_tiny_scratch(directory: Path) -> Path:
     return directory
 
 
-def flags(scratch: Path) -> list[str]:
-    """Flags that point a run at a tiny scratch directory."""
+def flags(scratch: Path, precision: str | None = "no") -> list[str]:
+    """Flags that point a run at a tiny scratch directory.
+
+    Args:
+        precision: of ``--mixed_precision``; fp32, because some CPUs emulate bf16. None leaves it to the JSON.
+    """
     return [
         "--scratch_dir", str(scratch),
         "--model_name", str(scratch / "model"), "--tokenizer", str(scratch / "tokenizer"),
         "--seq_len", str(SEQ_LEN), "--eval_subset_size", "8", "--log_every", "1", "--warmup_steps", "4",
+        *(["--mixed_precision", precision] if precision else []),
     ]  # fmt: skip
 
 

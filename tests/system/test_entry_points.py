@@ -36,7 +36,7 @@ COMMON = "--global_batch 16 --micro_batch 4 --lr 4e-3 --log_every 5".split()
 @pytest.fixture(scope="module")
 def scratch(tiny_scratch: Path) -> Path:
     """pptrain, then pretrain from its checkpoint, on two ranks in bf16 with ZeRO-1, as shipped."""
-    flags = {name: [*tiny.flags(tiny_scratch), *COMMON] for name in TRAIN_FIELDS}
+    flags = {name: [*tiny.flags(tiny_scratch, precision=None), *COMMON] for name in TRAIN_FIELDS}
     flags["pptrain"] += "--max_steps 40 --curr_window 32 --curr_threshold 0.5 --save_every 15 --run_name first".split()
     flags["pretrain"] += "--total_steps 40 --mixin_percent 0.2 --pptrain_run first --run_name second".split()
     flags["pretrain"] += "--eval_every 15 --allow_repeat".split()
@@ -44,7 +44,7 @@ def scratch(tiny_scratch: Path) -> Path:
         at = flags["pretrain"].index(name)
         del flags["pretrain"][at : at + 2]
     for phase, arguments in flags.items():
-        done = launch(f"ds_train/{phase}.py", *arguments, num_ranks=2)
+        done = launch(f"ds_train/{phase}.py", *arguments, num_ranks=2, through_launcher=True)
         assert done.returncode == 0, done.stdout[-4000:]
         (tiny_scratch / f"{phase}.out").write_text(done.stdout)
     return tiny_scratch
@@ -115,7 +115,11 @@ class TestTwoRanks:
 
     def test_finished_run_has_nothing_to_do(self, scratch: Path) -> None:
         before = read_log(scratch / "first")
-        arguments = [*tiny.flags(scratch), *COMMON, *"--max_steps 40 --curr_window 32 --curr_threshold 0.5".split()]
+        arguments = [
+            *tiny.flags(scratch, precision=None),
+            *COMMON,
+            *"--max_steps 40 --curr_window 32 --curr_threshold 0.5".split(),
+        ]
         done = launch("ds_train/pptrain.py", *arguments, "--run_name", "first", num_ranks=2)
         assert done.returncode == 0, done.stdout[-4000:]
         assert read_log(scratch / "first") == before

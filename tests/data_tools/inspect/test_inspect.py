@@ -83,7 +83,7 @@ def assert_shows(output: str, tokenizer, documents: Sequence[Document]) -> None:
 
 def trained_by(phase, scratch: Path, *flags: object):
     """Sampler and readers of a run with these flags, built by the trainer itself."""
-    given = [*tiny.flags(scratch), "--global_batch", "4", "--micro_batch", "4", *map(str, flags)]
+    given = [*tiny.flags(scratch, precision=None), "--global_batch", "4", "--micro_batch", "4", *map(str, flags)]
     return phase.prepare(given, World(0, 0, 1)).make_setup()
 
 

@@ -20,7 +20,7 @@ from tests.system.test_resume import _assert_same_checkpoint, _comparable
 
 STEPS = 8
 LAYOUTS = {
-    "zero0_fp32": ("0", "no"), "zero1_bf16": ("1", "bf16"), "zero2_bf16": ("2", "bf16"), "zero3_bf16": ("3", "bf16"),
+    "zero0_fp32": ("0", "no"), "zero1_bf16": ("1", "bf16"), "zero2_fp32": ("2", "no"), "zero3_bf16": ("3", "bf16"),
     "zero3_fp32": ("3", "no"),
 }  # fmt: skip
 

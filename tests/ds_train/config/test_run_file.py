@@ -123,7 +123,7 @@ def test_a_written_file_gives_the_same_flags(parsed) -> None:
 
 def test_print_config_shows_all_and_trains_nothing(tiny_scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = [
-        *tiny.flags(tiny_scratch),
+        *tiny.flags(tiny_scratch, precision=None),
         "--run_name",
         "printed",
         "--global_batch",
@@ -145,7 +145,17 @@ def test_print_config_shows_all_and_trains_nothing(tiny_scratch: Path, capsys: p
 
 
 def test_a_run_directory_keeps_what_repeats_the_run(tiny_scratch: Path, tmp_path: Path) -> None:
-    argv = [*tiny.flags(tiny_scratch), "--global_batch", "8", "--micro_batch", "2", "--lr", "2e-3", "--resume", "none"]
+    argv = [
+        *tiny.flags(tiny_scratch, precision=None),
+        "--global_batch",
+        "8",
+        "--micro_batch",
+        "2",
+        "--lr",
+        "2e-3",
+        "--resume",
+        "none",
+    ]
     first = pptrain.prepare(argv, World(0, 0, 1))
     settings = LaunchRecord(first.all_flags, first.sources, first.inputs.engine)
     for step in (0, 5):
@@ -167,7 +177,15 @@ def test_a_run_file_means_the_same_from_any_directory(
 ) -> None:
     monkeypatch.chdir(tiny_scratch.parent)
     (tmp_path / "pythia-160m").mkdir()  # a preset all the same
-    argv = [*tiny.flags(Path(tiny_scratch.name)), "--global_batch", "8", "--micro_batch", "2", "--resume", "none"]
+    argv = [
+        *tiny.flags(Path(tiny_scratch.name), precision=None),
+        "--global_batch",
+        "8",
+        "--micro_batch",
+        "2",
+        "--resume",
+        "none",
+    ]
     first = pptrain.prepare([*argv, "--model_name", "pythia-160m", "--seq_len", "64"], World(0, 0, 1))
     LaunchRecord(first.all_flags, first.sources, first.inputs.engine).record(tmp_path, World(0, 0, 1), 0)
     monkeypatch.chdir(tmp_path)

@@ -139,8 +139,9 @@ def test_every_file_trains_and_all_scales_alike(tiny_scratch, tmp_path):
     runs = [
         {
             "phase": phase,
-            "argv": [*tiny.flags(tiny_scratch), "--run_name", f"shipped_{phase}{scale}", "--num_workers", "0",
-                     "--deepspeed_config", str(CONFIGS / f"{phase}{scale}.json"), *length[phase].split()],
+            "argv": [*tiny.flags(tiny_scratch, precision=None), "--run_name", f"shipped_{phase}{scale}",
+                     "--num_workers", "0", "--deepspeed_config", str(CONFIGS / f"{phase}{scale}.json"),
+                     *length[phase].split()],
             "code": {"pptrain": 0, "pretrain": 86}[phase],
         }
         for phase in length

@@ -1,43 +1,21 @@
 """A rank that dies, hangs or fails ends the job on all ranks, with a message that names it."""
 
 import os
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.support.launching import REPOSITORY, environment
+from tests.support.launching import REPOSITORY, launch, launch_unsupervised
 
 TIMEOUT_S = 3
 
 
 def _run(fault: str, broken: int, num_ranks: int = 2) -> tuple[list[int], list[str]]:
     """Start ranks as a launcher would, that looks on; returns their exit codes and what each said."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    ranks = []
-    for rank in range(num_ranks):
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_PORT": port}
-        variables = {**environment(), "MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}}
-        command = [sys.executable, "tests/system/watched_rank.py", fault, str(broken), str(TIMEOUT_S)]
-        ranks.append(
-            subprocess.Popen(
-                command, cwd=REPOSITORY, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-        )
-    said = [""] * num_ranks
-    try:
-        for rank in sorted(range(num_ranks), key=lambda rank: rank == broken):
-            if rank == broken:
-                ranks[rank].kill()  # a frozen or stuck one goes on for ever
-            said[rank] = ranks[rank].communicate(timeout=90)[0]
-    finally:
-        for process in ranks:
-            process.kill()
-    return [process.returncode for process in ranks], said
+    # A frozen or stuck rank goes on for ever; a slow one must not be killed before the other has ended well.
+    arguments = (fault, str(broken), str(TIMEOUT_S))
+    return launch_unsupervised("tests/system/watched_rank.py", *arguments, num_ranks=num_ranks, killed_last=broken)
 
 
 @pytest.mark.launch
@@ -67,7 +45,6 @@ def test_four_ranks_name_the_one() -> None:
 
 @pytest.mark.launch
 def test_announced_long_work_is_waited_for() -> None:
-    # The broken rank is only slow; it must not be killed by the test before the other has ended well.
     codes, said = _run("slow", 1)
     assert codes[0] == 0, said
 
@@ -75,15 +52,9 @@ def test_announced_long_work_is_waited_for() -> None:
 @pytest.mark.launch
 @pytest.mark.parametrize(("fault", "words"), [("error", "a mistake of this rank"), ("refused", "disk is full")])
 @pytest.mark.parametrize("broken", [0, 1])
-def test_an_error_of_one_rank_ends_all_with_code_1(fault: str, words: str, broken: int, tmp_path: Path) -> None:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    command = ["deepspeed", "-q", "--num_gpus", "2", "--master_port", str(port), "tests/system/watched_rank.py"]
-    done = subprocess.run(
-        [*command, fault, str(broken), str(TIMEOUT_S)], cwd=REPOSITORY, env=environment(2), text=True, timeout=90,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+def test_an_error_of_one_rank_ends_all_with_code_1(fault: str, words: str, broken: int) -> None:
+    arguments = (fault, str(broken), str(TIMEOUT_S))
+    done = launch("tests/system/watched_rank.py", *arguments, num_ranks=2, through_launcher=True)
     assert done.returncode == 1, done.stdout
     assert done.stdout.count(words) == 1 or fault == "error", done.stdout
     assert "sign of life" not in done.stdout and "not reachable" not in done.stdout, done.stdout

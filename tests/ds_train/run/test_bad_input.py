@@ -147,7 +147,7 @@ LATE = ("pack too small", "seq_len too small", "missing checkpoint")
 def test_one_clear_error(
     scratch: Path, phase: str, damage: Callable[[Path], list[str]], message: str, request: pytest.FixtureRequest
 ) -> None:
-    arguments = [*tiny.flags(scratch), *BATCH, *LENGTH[phase], *damage(scratch)]
+    arguments = [*tiny.flags(scratch, precision=None), *BATCH, *LENGTH[phase], *damage(scratch)]
     with pytest.raises(UserError, match=f"(?s){message}"):
         MAINS[phase](arguments)
     if not any(name in request.node.name for name in LATE):
@@ -158,7 +158,17 @@ def test_one_clear_error(
 
 
 def test_all_problems_are_reported_at_once(scratch: Path) -> None:
-    flags = [*tiny.flags(scratch), "--global_batch", "9", "--micro_batch", "4", "--mixin_percent", "7", "--lr", "-1"]
+    flags = [
+        *tiny.flags(scratch, precision=None),
+        "--global_batch",
+        "9",
+        "--micro_batch",
+        "4",
+        "--mixin_percent",
+        "7",
+        "--lr",
+        "-1",
+    ]
     with pytest.raises(UserError) as error:
         pretrain.main([*flags, "--total_steps", "0", "--log_every", "0", "--pptrain_checkpoint", "none"])
     for part in ("5 problems", "global batch 9", "--mixin_percent is 7", "--total_steps is 0", "--log_every is 0"):
@@ -168,12 +178,13 @@ def test_all_problems_are_reported_at_once(scratch: Path) -> None:
 @pytest.mark.parametrize("flag", ["--learning_rate", "--max_step", "--global_batch=eight"])
 def test_unknown_flags_and_wrong_kinds(scratch: Path, flag: str) -> None:
     with pytest.raises(UserError, match=flag.split("=")[0]):
-        pptrain.main([*tiny.flags(scratch), flag, "1"])
+        pptrain.main([*tiny.flags(scratch, precision=None), flag, "1"])
 
 
 @pytest.mark.launch
 def test_exit_code_and_one_message_through_the_launcher(scratch: Path) -> None:
-    done = launch("ds_train/pptrain.py", *tiny.flags(scratch), "--global_batch", "9", "--micro_batch", "4", num_ranks=2)
+    flags = [*tiny.flags(scratch, precision=None), "--global_batch", "9", "--micro_batch", "4"]
+    done = launch("ds_train/pptrain.py", *flags, num_ranks=2, through_launcher=True)
     assert done.returncode == 1
     assert done.stdout.count("error: global batch 9") == 1
     assert "Traceback" not in done.stdout
