@@ -42,6 +42,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[Row],
     }
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize("phase", PHASE_FLAGS)
 def test_reference_gives_the_trainers_losses(runs: dict[str, tuple[list[Row], list[Row]]], phase: str):
     ours, reference = runs[phase]
@@ -51,6 +52,7 @@ def test_reference_gives_the_trainers_losses(runs: dict[str, tuple[list[Row], li
     assert all(abs(after["loss"] - before["loss"]) > 1e-4 for before, after in pairwise(ours)), "no step changed much"
 
 
+@pytest.mark.launch
 def test_what_is_compared_holds_padding_and_both_sources(runs: dict[str, tuple[list[Row], list[Row]]]):
     for _, reference in runs.values():
         assert reference[-1]["positions"] > reference[-1]["tokens"]
@@ -59,6 +61,7 @@ def test_what_is_compared_holds_padding_and_both_sources(runs: dict[str, tuple[l
     )
 
 
+@pytest.mark.launch
 def test_runs_over_other_tokens_are_not_compared(runs: dict[str, tuple[list[Row], list[Row]]]):
     (ours, reference), (_, other) = runs.values()
     assert compare_rows(ours, reference, dropped=2).loss_difference < 1e-5

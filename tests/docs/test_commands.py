@@ -70,6 +70,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     return found
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize("command", ALL, ids=str)
 def test_command(command: Command | Code, outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes[_text(command)]

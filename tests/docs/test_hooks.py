@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.support.launching import REPOSITORY
@@ -23,6 +24,7 @@ def _run(repository: Path, *command: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.service
 def test_hooks_stop_a_bad_commit(tmp_path: Path) -> None:
     """As the page says to install and to run them, in a small repository with this one's settings."""
     for name in (_HOOKS, "pyproject.toml", "setup.cfg", ".gitignore"):

@@ -19,6 +19,7 @@ from tests.support.waiting import wait_until
 from tests.system.conftest import ONE_NODE_STEPS
 
 _LOST = NAMES[1]
+pytestmark = [pytest.mark.launch, pytest.mark.service]
 
 
 def _command(hosts: Hosts, scratch: Path, run_name: str, **flags: object) -> list[str]:
@@ -26,7 +27,6 @@ def _command(hosts: Hosts, scratch: Path, run_name: str, **flags: object) -> lis
     return hosts.command(NAMES[0], [*script("pptrain_hostfile"), *trainer_flags(scratch, run_name, **flags)])
 
 
-@pytest.mark.launch
 def test_two_nodes_equal_one(hosts: Hosts, scratch: Path, one_node: Path, tmp_path: Path) -> None:
     command = _command(hosts, scratch, "two_nodes", max_steps=ONE_NODE_STEPS)
     said = finish(command, tmp_path / "output", HOSTFILE=str(hosts.hostfile))
@@ -35,7 +35,6 @@ def test_two_nodes_equal_one(hosts: Hosts, scratch: Path, one_node: Path, tmp_pa
     assert steps_logged(scratch / "two_nodes") == list(range(1, ONE_NODE_STEPS + 1))
 
 
-@pytest.mark.launch
 def test_lost_node_ends_the_other_and_comes_back(hosts: Hosts, scratch: Path, one_node: Path, tmp_path: Path) -> None:
     run, log = scratch / "lost_node", tmp_path / "output"
     command = _command(hosts, scratch, run.name, max_steps=ONE_NODE_STEPS, save_every=20)
@@ -57,7 +56,6 @@ def test_lost_node_ends_the_other_and_comes_back(hosts: Hosts, scratch: Path, on
     assert steps_logged(run) == list(range(1, ONE_NODE_STEPS + 1))
 
 
-@pytest.mark.launch
 def test_stop_file_reaches_all_nodes(hosts: Hosts, scratch: Path, tmp_path: Path) -> None:
     run, log = scratch / "stopped", tmp_path / "output"
     with running(_command(hosts, scratch, run.name, max_steps=100_000), log, HOSTFILE=str(hosts.hostfile)) as process:
@@ -68,7 +66,6 @@ def test_stop_file_reaches_all_nodes(hosts: Hosts, scratch: Path, tmp_path: Path
     assert not (run / "STOP").exists()
 
 
-@pytest.mark.launch
 @pytest.mark.slow
 def test_silent_node_ends_the_other(hosts: Hosts, scratch: Path, tmp_path: Path) -> None:
     """A host that vanishes without closing its connections: only the watchdog can tell."""

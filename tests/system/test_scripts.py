@@ -17,6 +17,7 @@ _PHASES = ("pptrain", "pretrain")
 _LAUNCHED = (*_PHASES, "evaluate")
 
 
+@pytest.mark.service  # which may have to be installed
 @pytest.mark.parametrize("path", _SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck_finds_nothing(path: Path) -> None:
     require_programs({"shellcheck": "shellcheck"})

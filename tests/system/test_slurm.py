@@ -26,6 +26,7 @@ from tests.support.running import (
 from tests.support.slurm import Slurm
 from tests.support.waiting import wait_until
 
+pytestmark = [pytest.mark.launch, pytest.mark.service]
 _README = REPOSITORY / "launch" / "README.md"
 _TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1"]
 

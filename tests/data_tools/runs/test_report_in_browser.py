@@ -12,6 +12,7 @@ from data_tools import plot_run
 from tests.support.packages import require_programs
 from tests.support.runs import pptrain_rows, pretrain_rows, report, stage_rows, write_run
 
+pytestmark = pytest.mark.service
 _NARROW, _WIDE = 380, 1600  # CSS pixels
 _FLAGS = (
     *"--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run".split(),
