@@ -57,9 +57,11 @@ def is_compared(item: Field) -> bool:
     return role_of(item) == "trajectory" and not item.metadata["through"] and not item.metadata["json_key"]
 
 
-def compared_values(flags: Any) -> dict[str, str]:
-    """The fingerprints of a parsed dataclass that are simply a flag's value."""
-    return {item.name: str(getattr(flags, item.name)) for item in fields(flags) if is_compared(item)}
+def compared_values(all_flags: Iterable[Any]) -> dict[str, str]:
+    """The fingerprints of parsed dataclasses that are simply a flag's value."""
+    return {
+        item.name: str(getattr(flags, item.name)) for flags in all_flags for item in fields(flags) if is_compared(item)
+    }
 
 
 def names_with_role(groups: Iterable[type], *roles: Role) -> set[str]:

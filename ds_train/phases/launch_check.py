@@ -57,7 +57,7 @@ def report(
     if chosen:
         saved = read_state(chosen)
         adapted_state(
-            saved, fresh_state(inputs, setup), chosen, strict_layout=flags.strict_layout,
+            saved, fresh_state(inputs, setup, prepared.all_flags), chosen, strict_layout=flags.strict_layout,
             accepted=flags.accept_change or (),
         )  # fmt: skip
         step = saved.step

@@ -11,7 +11,7 @@ from data_tools.samples.samplers import CurriculumSampler, SampleKind
 from data_tools.search.generator import ExampleGenerator
 from data_tools.search.splits import Splits, find_data_dir
 from ds_train.checkpoints.state import TrainState
-from ds_train.config.flags import compared_values, parse_flags
+from ds_train.config.flags import parse_flags
 from ds_train.config.trainer_flags import GROUPS, DataFlags, PPTrainFlags
 from ds_train.phases.curriculum import Curriculum
 from ds_train.phases.evaluation import BeforeBatch, HeldOut, evaluate_heldout, heldout_examples
@@ -90,14 +90,11 @@ def _check_data(flags: PPTrainFlags, splits: Splits) -> None:
             )
 
 
-def _fingerprints(
-    flags: PPTrainFlags, curriculum: Curriculum, splits: Splits, source: ExampleGenerator
-) -> dict[str, str]:
+def _fingerprints(curriculum: Curriculum, splits: Splits, source: ExampleGenerator) -> dict[str, str]:
     return {
         "splits": splits.fingerprint,
         "generator": f"{source.name} {source.version}",
         "max_stage": str(curriculum.max_stage),
-        **compared_values(flags),
     }
 
 
@@ -189,7 +186,7 @@ def _setup(
         sampler=CurriculumSampler(layout.global_batch),
         readers={SampleKind.STREAM: reader},
         first_stage=flags.start_stage,
-        fingerprints=_fingerprints(flags, curriculum, splits, source),
+        fingerprints=_fingerprints(curriculum, splits, source),
         summary={
             "curriculum": f"stages {flags.start_stage} … {curriculum.max_stage}; the next one once "
             f"{curriculum.threshold:.0%} of the last {curriculum.window} answers are right",

@@ -16,7 +16,7 @@ from ds_train.checkpoints.manifest import step_directories
 from ds_train.checkpoints.save import DESCRIPTION
 from ds_train.checkpoints.state import TrainState
 from ds_train.checkpoints.weights import Weights, find_weights
-from ds_train.config.flags import compared_values, parse_flags
+from ds_train.config.flags import parse_flags
 from ds_train.config.trainer_flags import GROUPS, DataFlags, PretrainFlags, RunFlags
 from ds_train.phases.evaluation import BeforeBatch, HeldOut, evaluate_c4, evaluate_heldout, heldout_examples
 from ds_train.ranks.collectives import on_main
@@ -114,14 +114,6 @@ def _check_pack(blocks: PackedBlocks, inputs: CommonInputs, problems: Problems) 
         )
 
 
-def _fingerprints(flags: PretrainFlags, splits: Splits, blocks: PackedBlocks) -> dict[str, str]:
-    return {
-        "splits": splits.fingerprint,
-        "pack": blocks.meta.fingerprint,
-        **compared_values(flags),
-    }
-
-
 def prepare(argv: list[str] | None, world: World) -> CheckedRun:
     """Parse and check everything, without building anything or joining a process group.
 
@@ -189,7 +181,7 @@ def _setup(
             SampleKind.MIXIN: MixinReader(splits.rows("mixin"), table, inputs.tokenizer, flags.mixin_loss),
         },
         first_stage=0,
-        fingerprints=_fingerprints(flags, splits, blocks),
+        fingerprints={"splits": splits.fingerprint, "pack": blocks.meta.fingerprint},
         summary={
             "length": f"{flags.total_steps:,} steps, {needed:,} of {blocks.num_blocks:,} blocks",
             "mixin": f"{' → '.join(f'{end:.1%}' for end in dict.fromkeys((share.start, share.end)))} of the tokens, "

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from ds_train.checkpoints.resume import adapted_state, restored_engine
 from ds_train.checkpoints.save import Checkpoints, read_state
 from ds_train.checkpoints.state import TrainState
 from ds_train.checkpoints.weights import model_with_weights
+from ds_train.config.flags import compared_values
 from ds_train.model.causal_lm import build_model, load_model, save_description
 from ds_train.model.footprint import training_flops
 from ds_train.ranks.collectives import check_num_nodes, device_of, init_distributed, on_main, take_device
@@ -111,7 +112,7 @@ def _build_run(
     world, layout, flags = inputs.world, inputs.engine.layout, inputs.run_flags
     directory = inputs.run_directory / "checkpoints"
     chosen = on_main(world, lambda: choose_checkpoint(directory, flags.resume, flags.resume_from))
-    state = fresh_state(inputs, setup)
+    state = fresh_state(inputs, setup, settings.all_flags)
     stop.check()
     if world.is_main and inputs.engine.deepspeed.get("wandb", {}).get("enabled"):
         join_wandb(inputs.run_directory, is_resumed=chosen is not None)
@@ -166,7 +167,7 @@ def _restored(inputs: CommonInputs, chosen: Path, current: TrainState) -> tuple[
     return restored_engine(model, inputs.engine.deepspeed, chosen, saved, current, world), state
 
 
-def fresh_state(inputs: CommonInputs, setup: PhaseParts) -> TrainState:
+def fresh_state(inputs: CommonInputs, setup: PhaseParts, all_flags: Iterable[Any]) -> TrainState:
     """The state before the first step; a checkpoint is compared with it."""
     layout = inputs.engine.layout
     return TrainState(
@@ -179,6 +180,7 @@ def fresh_state(inputs: CommonInputs, setup: PhaseParts) -> TrainState:
         precision=inputs.engine.precision,
         stage=setup.first_stage,
         fingerprints=setup.fingerprints
+        | compared_values(all_flags)
         | common_fingerprints(inputs.engine, inputs.model_config, inputs.tokenizer, inputs.model_flags.seq_len),
         versions=versions(),
     )

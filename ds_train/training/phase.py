@@ -63,7 +63,7 @@ class PhaseParts:
         sampler: chooses the samples of each global batch.
         readers: read the samples of each kind.
         first_stage: curriculum stage of a fresh start; 0 without a curriculum.
-        fingerprints: settings that a resumed checkpoint must match, in addition to those that all phases share.
+        fingerprints: what a resumed checkpoint must match, in addition to flags and what all phases share.
         summary: rows for the summary at the start, name → description.
     """
 

@@ -74,6 +74,7 @@ def test_sampler_plan_runs(capsys: pytest.CaptureFixture[str]):
     assert "global batch 8,192" in capsys.readouterr().out
 
 
+@pytest.mark.launch
 def test_data_path_runs(gpt_neox_tokenizer_path: Path):
     """In a process of its own: it keeps to one core."""
     command = [sys.executable, "-m", "tests.benchmarks.data_path", "--stages", "1", "--batches", "1"]

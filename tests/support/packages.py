@@ -1,8 +1,10 @@
 """Programs that the system tests need, from Debian's packages."""
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -18,10 +20,12 @@ def _install(packages: tuple[str, ...]) -> str:
         return "they would start services on this machine; install them yourself"
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     said = ""
-    for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *packages]):
-        done = subprocess.run(["apt-get", *command], env=environment, text=True, capture_output=True)
-        if done.returncode != 0:
-            said = f"apt-get {command[0]}: {done.stderr.strip()[-300:]}"
+    with (Path(tempfile.gettempdir()) / "tests_install_packages.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of these tests may install some, too
+        for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *packages]):
+            done = subprocess.run(["apt-get", *command], env=environment, text=True, capture_output=True)
+            if done.returncode != 0:
+                said = f"apt-get {command[0]}: {done.stderr.strip()[-300:]}"
     return said
 
 

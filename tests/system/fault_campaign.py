@@ -7,6 +7,7 @@ SIGKILL: nothing is flushed, no handler runs.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import signal
@@ -125,7 +126,8 @@ def comparable(run: Path) -> dict[str, Any]:
 
 def _tensors(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.float().flatten().tolist()
+        content = value.contiguous().flatten().view(torch.uint8).numpy()
+        return str(value.dtype), tuple(value.shape), hashlib.sha256(content).hexdigest()
     if isinstance(value, dict):
         return {str(key): _tensors(item) for key, item in value.items() if key not in ("versions", "ds_config")}
     return [_tensors(item) for item in value] if isinstance(value, list | tuple) else None

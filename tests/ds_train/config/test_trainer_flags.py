@@ -1,57 +1,90 @@
 """Every flag has a role, and what follows from roles: fingerprints, run files, audit."""
 
-from dataclasses import MISSING, Field, fields
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
 
 import pytest
 
 from data_tools.base.errors import UserError
 from ds_train.audit import _is_neutral
 from ds_train.checkpoints.state import TrainState
-from ds_train.config.flags import AT_START, compared_values, is_compared, parse_flags, role_of
+from ds_train.config.flags import AT_START, compared_values, flag, is_compared, parse_flags, role_of
 from ds_train.config.json_checks import KNOWN_KEYS
 from ds_train.config.run_file import as_run_file
 from ds_train.config.trainer_flags import GROUPS
-from tests.support.paths import REPOSITORY
+from ds_train.phases import pptrain, pretrain
+from ds_train.ranks.world import World
+from ds_train.run.assembly import fresh_state
+from tests.support import tiny
 
 FLAGS = [(phase, item) for phase, groups in GROUPS.items() for group in groups for item in fields(group)]
-EVERY_FLAG = pytest.mark.parametrize(("phase", "item"), FLAGS, ids=[f"{phase}-{item.name}" for phase, item in FLAGS])
-# What phases compare besides the values of flags: contents of files, by hash.
-OF_CONTENTS = {"splits", "generator", "max_stage", "pack"}
+LAUNCHES = {"pptrain": (pptrain, []), "pretrain": (pretrain, ["--total_steps", "8", "--pptrain_checkpoint", "none"])}
 
 
-def _fingerprints_of_the_source() -> set[str]:
-    """Names that `common_fingerprints` gives; `test_elastic.py` holds that each refuses a resume."""
-    source = (REPOSITORY / "ds_train/run/fingerprints.py").read_text()
-    return {name for name in ("optimizer", "schedule", "tokenizer", "model", "seq_len") if f'"{name}":' in source}
+@dataclass(frozen=True)
+class OneMore:
+    """Flags of another topic."""
+
+    is_new: bool = flag(True, "decides what is computed", "trajectory")
 
 
-@EVERY_FLAG
-def test_its_effect_is_compared_where_it_says(phase: str, item: Field) -> None:
-    role, through, json_key = role_of(item), item.metadata["through"], item.metadata["json_key"]
-    assert role in ("trajectory", "speed", "record", "launch")
-    if role != "trajectory":
-        assert through is None
-    elif through:
-        state = {field.name for field in fields(TrainState)}
-        assert through in {AT_START, *state, *OF_CONTENTS, *_fingerprints_of_the_source()}
-    if json_key:
-        assert json_key.split(".")[0] in KNOWN_KEYS
-    assert is_compared(item) == (role == "trajectory" and not through and not json_key)
+@pytest.fixture(scope="module", params=GROUPS)
+def phase(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
-@EVERY_FLAG
-def test_run_files_hold_all_but_what_concerns_one_start(phase: str, item: Field) -> None:
-    all_flags, sources = parse_flags(*GROUPS[phase], description="", argv=["--scratch_dir", "/data"])
-    text = as_run_file(all_flags, {}, sources, remarks=[])
-    is_there = f"\n{item.name}:" in text
-    assert is_there == (role_of(item) != "launch")
+@pytest.fixture(scope="module")
+def fingerprints(phase: str, tiny_scratch: Path) -> dict[str, str]:
+    """What a resumed run must agree with, had it a further group of flags."""
+    module, flags = LAUNCHES[phase]
+    checked = module.prepare([*tiny.flags(tiny_scratch), "--global_batch", "8", *flags], World(0, 0, 1))
+    return fresh_state(checked.inputs, checked.make_setup(), [*checked.all_flags, OneMore()]).fingerprints
 
 
-@EVERY_FLAG
-def test_audit_shows_what_decides_a_trajectory(phase: str, item: Field) -> None:
-    is_shown = not _is_neutral(item)
-    assert not is_shown or role_of(item) == "trajectory"
-    assert is_shown or not is_compared(item)
+def _wrong(is_wrong: Callable[[str, Field], bool]) -> list[str]:
+    """Names of the flags for which something is wrong."""
+    return [f"{phase} --{item.name}" for phase, item in FLAGS if is_wrong(phase, item)]
+
+
+def test_roles_and_places_of_comparison_fit_together() -> None:
+    def is_wrong(_: str, item: Field) -> bool:
+        role, through, json_key = role_of(item), item.metadata["through"], item.metadata["json_key"]
+        is_unknown_key = json_key is not None and json_key.split(".")[0] not in KNOWN_KEYS
+        return is_unknown_key or (through is not None and (role != "trajectory" or json_key is not None))
+
+    assert _wrong(is_wrong) == []
+
+
+def test_what_decides_a_trajectory_is_compared_where_it_says(phase: str, fingerprints: dict[str, str]) -> None:
+    """`test_elastic.py` holds that another value refuses a resume."""
+    held = {AT_START, *fingerprints, *(field.name for field in fields(TrainState))}
+
+    def is_wrong(of_phase: str, item: Field) -> bool:
+        through = item.metadata["through"]
+        in_itself = is_compared(item) and item.name not in fingerprints
+        return of_phase == phase and (in_itself or (through is not None and through not in held))
+
+    assert _wrong(is_wrong) == []
+    assert fingerprints["is_new"] == "True", "flags of every group are compared"
+
+
+def test_run_files_hold_all_but_what_concerns_one_start() -> None:
+    lines = defaultdict(set)
+    for phase, groups in GROUPS.items():
+        all_flags, sources = parse_flags(*groups, description="", argv=["--scratch_dir", "/data"])
+        text = as_run_file(all_flags, {}, sources, remarks=[])
+        lines[phase] = {line.split(":")[0] for line in text.splitlines()}
+    assert _wrong(lambda phase, item: (item.name in lines[phase]) == (role_of(item) == "launch")) == []
+
+
+def test_audit_shows_what_decides_a_trajectory() -> None:
+    def is_wrong(_: str, item: Field) -> bool:
+        is_shown = not _is_neutral(item)
+        return (is_shown and role_of(item) != "trajectory") or (is_compared(item) and not is_shown)
+
+    assert _wrong(is_wrong) == []
 
 
 def test_saving_and_logging_are_no_differences() -> None:
@@ -70,7 +103,7 @@ def test_saving_and_logging_are_no_differences() -> None:
 def test_checkpoints_of_before_have_the_same_fingerprints(phase: str, names: str) -> None:
     """A new one needs a former value, or no checkpoint of before resumes."""
     all_flags, _ = parse_flags(*GROUPS[phase], description="", argv=["--scratch_dir", "/data"])
-    found = {name: value for flags in all_flags for name, value in compared_values(flags).items()}
+    found = compared_values(all_flags)
     assert sorted(found) == sorted(names.split())
     own = next(flags for flags in all_flags if type(flags).__name__.lower() == f"{phase}flags")
     assert found == {name: str(getattr(own, name)) for name in names.split()}
