@@ -25,7 +25,7 @@ FOREIGN = {
     "deepspeed": "--num_gpus --hostfile --include --force_multi",
     "Slurm": "--nodes --ntasks-per-node --gpus-per-node --gpus-per-task --cpus-per-task --time --signal --me",
     "Accelerate": "--num_processes",
-    "pytest, ruff, pre-commit, pip": "--renew_golden --check --all-files --editable",
+    "pytest, ruff, pre-commit, pip, tests/run.sh": "--renew_golden --check --all-files --editable --fast",
     "lm-evaluation-harness": "--model --model_args --tasks",
 }
 
