@@ -22,7 +22,7 @@ if __package__ in (None, ""):
 from tqdm import tqdm
 
 from data_tools.base.command_line import CommandParser
-from data_tools.base.errors import UserError, run_command
+from data_tools.base.errors import UserError, reason_of, run_command
 from data_tools.base.files import whole_directory, whole_file, write_json
 from data_tools.base.processes import num_cores, worker_processes
 from data_tools.search.generator import MAX_ATTEMPTS, ExampleGenerator
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--scratch_dir: cannot write to {directory.parent} ({error.strerror})") from error
+        raise UserError(f"--scratch_dir: cannot write to {directory.parent} ({reason_of(error)})") from error
     began = time.perf_counter()
     with whole_directory(directory) as partial_directory, worker_processes(args.workers) as executor:
         files: dict[str, SplitFile] = {}

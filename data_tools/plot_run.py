@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_tools.base.command_line import CommandParser
-from data_tools.base.errors import UserError, run_command
+from data_tools.base.errors import UserError, reason_of, run_command
 from data_tools.base.files import whole_file
 from data_tools.base.text_table import pluralize
 from data_tools.runs.logs import AXES, Row, RunLogs, checkpoint_name, distinct_names, read_evaluation
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         page = report_page(runs, COLOURS[: len(runs)], differing(settings), evaluations, pictures)
         _write(args.out / "report.html", page.encode())
     except OSError as error:
-        raise UserError(f"--out {args.out}: cannot write {error.filename or 'there'} ({error.strerror}).") from None
+        raise UserError(f"--out {args.out}: cannot write {error.filename or 'there'} ({reason_of(error)}).") from None
     print(f"{args.out / 'report.html'}: {len(pictures)} pictures of {', '.join(args.names)}")
 
 

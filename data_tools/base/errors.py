@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 DEBUG = "--debug"
@@ -22,9 +23,20 @@ def user_message(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, ModuleNotFoundError):
         return f"the package {error.name} is not installed; bash launch/install.sh installs all that is needed."
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, OSError) and error.args:
+        return file_problem(error)
     return None
+
+
+def reason_of(error: OSError) -> str:
+    """Why a file operation failed; some errors of Python's own and of libraries have a text and no number."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+def file_problem(error: OSError, path: Path | None = None) -> str:
+    """Which file operation failed and why: ``path: reason``; ``path`` counts where the error names none."""
+    name = error.filename or path
+    return f"{name}: {reason_of(error)}" if name else reason_of(error)
 
 
 def report(message: str) -> None:

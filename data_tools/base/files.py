@@ -1,4 +1,4 @@
-"""Files and directories that are either whole or absent; locks; hashes."""
+"""Files and directories that are either whole or absent, what a file system may refuse; locks; hashes."""
 
 import errno
 import fcntl
@@ -6,18 +6,31 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
-from data_tools.base.errors import UserError
+from data_tools.base.errors import UserError, reason_of
 
 logger = logging.getLogger(__name__)
 
 PARTIAL_SUFFIX = ".partial"
+_NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP)  # what file systems answer that sync files only
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an ``OSError`` of the block this path, if it has none: failed writes and syncs do not name their file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 @contextmanager
@@ -25,7 +38,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Open ``path`` for writing under a temporary name; it gets its own name, synced to disk, if the body ends well."""
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     try:
-        with partial.open("wb") as file:
+        with naming(path), partial.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -71,7 +84,7 @@ def exclusive(directory: Path, otherwise: str) -> Iterator[None]:
         UserError: another process holds it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("a+") as file:
+    with (directory / ".lock").open("a+", errors="replace") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -81,11 +94,12 @@ def exclusive(directory: Path, otherwise: str) -> Iterator[None]:
                 raise UserError(f"{directory} is in use by {holder}; {otherwise}.") from error
             logger.warning(
                 "%s: its file system has no locks (%s); two processes at once would damage what is there",
-                directory, error.strerror,
+                directory, reason_of(error),
             )  # fmt: skip
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        with suppress(OSError):  # a full disk; the name is for the message only
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
         yield
 
 
@@ -95,12 +109,48 @@ def existing_parent(path: Path) -> Path:
 
 
 def sync(path: Path) -> None:
-    """Make a file's content, or renames in a directory, survive a power cut."""
+    """Make a file's content survive a power cut, or renames in a directory, where its file system can."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORY_SYNC or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link (never what it names) or a directory; of a directory all that can be deleted.
+
+    Raises:
+        OSError: why something is left.
+    """
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    shutil.rmtree(path, ignore_errors=True)
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def size_on_disk(directory: Path) -> int:
+    """Bytes of all files below a directory; links are not followed."""
+    files = (path.lstat() for path in directory.rglob("*") if not path.is_dir())
+    return sum(status.st_size for status in files)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add ``data`` to the end of a file: all of it, or nothing where the disk is full."""
+    with naming(path), path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:

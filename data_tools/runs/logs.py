@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.base.errors import UserError
+from data_tools.base.errors import UserError, reason_of
 
 Row = dict[str, Any]
 AXES = ("step", "tokens", "time")
@@ -28,7 +28,7 @@ def read_rows(path: Path) -> list[Row]:
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); {_runs_below(path.parents[1])}.") from None
+        raise UserError(f"{path} cannot be read ({reason_of(error)}); {_runs_below(path.parents[1])}.") from None
     return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 

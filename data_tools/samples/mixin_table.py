@@ -2,9 +2,12 @@
 
 import bisect
 import hashlib
+import logging
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -13,6 +16,8 @@ from data_tools.base.files import whole_file
 from data_tools.corpus.tokenizer import TextTokenizer
 from data_tools.samples.documents import encode_examples
 from data_tools.search.splits import SplitRows
+
+logger = logging.getLogger(__name__)
 
 _ENCODE_ROWS = 1000  # rows tokenized at a time while measuring lengths
 _FORMAT = 1  # part of the cache key: raise when the packing changes
@@ -95,8 +100,10 @@ def load_mixin_table(
     key = hashlib.sha256(f"{_FORMAT} {split_sha256} {tokenizer.fingerprint} {seq_len} {mode}".encode()).hexdigest()[:16]
     path = cache_dir / f"mixin_{key}.npz"
     if path.exists():
-        with np.load(path) as saved:
-            return MixinTable(saved["examples"], saved["starts"], float(saved["fill"]), int(saved["num_too_long"]))
+        try:
+            return _read_table(path)
+        except (OSError, EOFError, ValueError, TypeError, KeyError, BadZipFile, zlib.error) as error:
+            logger.warning("%s is damaged (%s); measuring again", path, error)
     table = pack_table(_target_counts(rows, tokenizer), seq_len, mode)
     with suppress(OSError):  # without write permission the lengths are measured each time
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -105,6 +112,11 @@ def load_mixin_table(
                 file, examples=table.examples, starts=table.starts, fill=table.fill, num_too_long=table.num_too_long
             )
     return table
+
+
+def _read_table(path: Path) -> MixinTable:
+    with np.load(path) as saved:
+        return MixinTable(saved["examples"], saved["starts"], float(saved["fill"]), int(saved["num_too_long"]))
 
 
 def _target_counts(rows: SplitRows, tokenizer: TextTokenizer) -> np.ndarray:

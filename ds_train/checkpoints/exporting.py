@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from data_tools.base.errors import UserError
+from data_tools.base.errors import UserError, reason_of
 from data_tools.base.files import whole_directory
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from ds_train.checkpoints.weights import checkpoint_weights, find_weights, saved_seq_len
@@ -80,4 +80,4 @@ def _write(
             for path in partial.iterdir():
                 path.chmod(partial.stat().st_mode & 0o666)  # safetensors makes its files private
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}.") from error
+        raise UserError(f"cannot write {out} ({reason_of(error)}).") from error

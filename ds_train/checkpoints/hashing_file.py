@@ -13,6 +13,7 @@ import torch
 import xxhash
 from torch.utils.serialization import config
 
+from data_tools.base.files import naming
 from ds_train.checkpoints.manifest import FileEntry
 
 BULK_BYTES = 1 << 20  # from here on memory and files are laid out in whole pages
@@ -101,10 +102,13 @@ def write_file(path: Path, value: Any) -> FileEntry:
 
     Raises:
         OSError: it cannot be written.
-        RuntimeError: what torch's zip writer makes of a write that failed.
     """
     # Pages: what lies in whole ones is not copied. No CRC: more work than all the rest, and the manifest has a hash.
     options = {"save.storage_alignment": mmap.PAGESIZE, "save.compute_crc32": False}
-    with closing(HashingFile(path)) as file, config.patch(options):  # type: ignore[attr-defined]
-        torch.save(value, cast(IO[bytes], file))
+    with naming(path), closing(HashingFile(path)) as file, config.patch(options):  # type: ignore[attr-defined]
+        try:
+            torch.save(value, cast(IO[bytes], file))
+        except RuntimeError as error:  # torch's zip writer closes its file after a write that failed, which fails too
+            failed = error.__context__
+            raise failed if isinstance(failed, OSError) else OSError(f"writing stopped short: {error}") from None
         return file.finish()

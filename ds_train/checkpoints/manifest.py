@@ -5,25 +5,26 @@ renamed to ``step_00000200/``. So a step directory is whole at the moment it app
 one, and a step directory that does not match its manifest was damaged later.
 """
 
+import errno
 import hashlib
 import json
 import logging
+import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import xxhash
 
-from data_tools.base.errors import UserError
+from data_tools.base.errors import UserError, file_problem
 from data_tools.base.files import sync, whole_file, write_json
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
-_SAVING, _DELETING = ".saving_", ".deleting_"
+SAVING, DELETING = ".saving_", ".deleting_"
 _STEP_NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -49,7 +50,7 @@ def step_name(step: int) -> str:
 
 def saving_name(step: int) -> str:
     """Name of the directory that a checkpoint is written into before it is committed."""
-    return _SAVING + step_name(step)
+    return SAVING + step_name(step)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -70,39 +71,42 @@ def commit(directory: Path, step: int, entries: dict[str, FileEntry]) -> Path:
     """Turn the written ``.saving_…`` directory into the checkpoint of ``step``; returns its path.
 
     The files themselves must be on disk (fsync) already.
+
+    Raises:
+        OSError: there is no such checkpoint.
     """
     saving, target = directory / saving_name(step), directory / step_name(step)
     files = {name: asdict(entry) for name, entry in sorted(entries.items())}
     write_json(saving / MANIFEST, {"step": step, "files": files})
-    if target.exists():  # damaged, else resume would have started from it
-        delete(target)
+    if os.path.lexists(target):  # damaged, else resume would have started from it
+        retire(target)
     saving.rename(target)
-    sync(directory)
-    with whole_file(directory / LATEST) as file:
-        file.write(target.name.encode())
+    try:
+        sync(directory)
+        with whole_file(directory / LATEST) as file:
+            file.write(target.name.encode())
+    except OSError as error:  # resume reads neither
+        logger.warning("%s is whole, but not all around it is in order: %s", target, file_problem(error))
     return target
 
 
-def delete(checkpoint: Path) -> None:
-    """Delete a step directory; killed half-way, it does not look like a damaged checkpoint."""
-    doomed = checkpoint.with_name(_DELETING + checkpoint.name)
-    shutil.rmtree(doomed, ignore_errors=True)
-    checkpoint.rename(doomed)
-    shutil.rmtree(doomed)
+def retire(checkpoint: Path) -> None:
+    """Take a step directory out of the checkpoints; its files are deleted later (retention.py).
 
+    A link to one is unlinked: whatever it names was put there by somebody else.
 
-def sweep(directory: Path) -> None:
-    """Remove what killed saves and deletions left behind."""
-    for prefix in (_SAVING, _DELETING):
-        for leftover in directory.glob(f"{prefix}*"):
-            shutil.rmtree(leftover)
-
-
-def prune(directory: Path, keep_last: int, keep_every: int) -> None:
-    """Keep the newest ``keep_last`` checkpoints (0: all), and for good those at multiples of ``keep_every``."""
-    for path in step_directories(directory)[keep_last:] if keep_last else []:
-        if not (keep_every and step_of(path) % keep_every == 0):
-            delete(path)
+    Raises:
+        OSError: it cannot be renamed, or is write-protected.
+    """
+    if checkpoint.is_symlink():
+        checkpoint.unlink()
+        return
+    if not os.access(checkpoint, os.W_OK):  # else only half of it would be deleted
+        raise PermissionError(errno.EACCES, "it is write-protected", str(checkpoint))
+    number, target = 1, checkpoint.with_name(DELETING + checkpoint.name)
+    while target.exists():  # an earlier one of this step that could not be deleted
+        number, target = number + 1, checkpoint.with_name(f"{DELETING}{checkpoint.name}_{number}")
+    checkpoint.rename(target)
 
 
 def defect_of(checkpoint: Path) -> str | None:

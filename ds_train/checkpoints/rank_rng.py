@@ -5,6 +5,9 @@ from typing import Any
 
 import torch
 
+from ds_train.checkpoints.state import TrainState
+from ds_train.ranks.world import World
+
 
 def rng_state() -> dict[str, Any]:
     """This rank's global generators, in types that any torch.load policy reads."""
@@ -25,3 +28,11 @@ def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def restore_rng(saved: TrainState, world: World) -> None:
+    """This rank's random state; a rank that the saved run did not have gets one of its own."""
+    if world.rank < len(saved.rng):
+        set_rng_state(saved.rng[world.rank])
+    else:
+        seed_rng(saved.seed + saved.step, world.rank)

@@ -1,11 +1,10 @@
 """The only user of DeepSpeed's checkpoint API: save and commit, load. What files mean is in manifest.py."""
 
 import logging
-import os
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -15,11 +14,13 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
-from data_tools.base.errors import UserError
+from data_tools.base.errors import UserError, file_problem
+from data_tools.base.files import NO_ROOM, remove, size_on_disk, sync
 from ds_train.checkpoints.background import Snapshots, saving_thread
 from ds_train.checkpoints.hashing_file import write_file
-from ds_train.checkpoints.manifest import FileEntry, commit, file_entry, prune, saving_name, step_directories, sweep
-from ds_train.checkpoints.rank_rng import rng_state, seed_rng, set_rng_state
+from ds_train.checkpoints.manifest import FileEntry, commit, file_entry, saving_name, step_directories
+from ds_train.checkpoints.rank_rng import restore_rng, rng_state
+from ds_train.checkpoints.retention import Retention
 from ds_train.checkpoints.state import TrainState
 from ds_train.ranks.collectives import gather_objects, on_main
 from ds_train.ranks.watchdog import LONG_S
@@ -45,14 +46,13 @@ class StateCollector(TorchCheckpointEngine):
         self.files: list[tuple[Path, Any]] = []
         self.error: str | None = None
 
-    def create(self, info: Any) -> None:
-        pass
+    def create(self, info: Any) -> None: ...
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         try:
             super().makedirs(path, exist_ok=exist_ok)
         except OSError as error:
-            self.error = f"{path}: {error.strerror}"
+            self.error = file_problem(error, Path(path))
 
     def save(self, state_dict: Any, path: str) -> None:
         self.files.append((Path(path), state_dict))
@@ -75,6 +75,21 @@ class _PendingSave:
     error: str | None
     started: float
     stalled_s: float | None = None
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What one rank wrote.
+
+    Attributes:
+        files: path → its entry in the manifest.
+        error: what went wrong, or None.
+        lacked_room: whether that was a full disk.
+    """
+
+    files: dict[Path, FileEntry]
+    error: str | None
+    lacked_room: bool = False
 
 
 @dataclass
@@ -106,6 +121,8 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         self._asked_step = self.last_saved_step
+        self._retention = Retention(self.directory, self.keep_last, self.keep_every)
+        self._lacked_room = False  # at the last save; known on rank 0
         self._group = None
         if self.world.size > 1:  # its ranks wait for the slowest writer, and the watchdog for them
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=2 * LONG_S))
@@ -197,53 +214,56 @@ class Checkpoints:
         """Room for a checkpoint; returns what is in the way."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            sweep(self.directory)
+            self._retention.tidy()
             needed = self._expected_bytes(engine)
-            free = shutil.disk_usage(self.directory).free
+            free = self._retention.make_room(needed, at_least_one=self._lacked_room)
         except OSError as error:
-            return f"{self.directory}: {error.strerror}"
+            return file_problem(error, self.directory)
         if free < needed:
             return f"{self.directory} has {free / 2**30:.2f} GiB free and about {needed / 2**30:.2f} GiB are needed"
         return None
 
     def _expected_bytes(self, engine: Engine) -> int:
         for previous in step_directories(self.directory):
-            return sum(path.stat().st_size for path in previous.rglob("*") if path.is_file())
+            return size_on_disk(previous)
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
         return parameters * _BYTES_PER_PARAMETER
 
-    def _commit(self, step: int, reports: list[tuple[str | None, dict[Path, FileEntry]]]) -> str | None:
-        """Make the written files a checkpoint; returns what went wrong."""
-        saving = self.directory / saving_name(step)
+    def _commit(self, step: int, ranks: list[_Written]) -> str | None:
+        """Make the written files a checkpoint, then tidy; returns what went wrong."""
+        saving, errors = self.directory / saving_name(step), [written.error for written in ranks if written.error]
+        self._lacked_room = any(written.lacked_room for written in ranks)
         try:
-            errors = [error for error, _ in reports if error]
             if not errors:
-                self.describe(saving / DESCRIPTION)
-                entries = {p.relative_to(saving).as_posix(): e for _, part in reports for p, e in part.items()}
-                for path in (saving / DESCRIPTION).iterdir():
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
-                    entries[path.relative_to(saving).as_posix()] = file_entry(path)
-                commit(self.directory, step, entries)
-                prune(self.directory, self.keep_last, self.keep_every)
+                commit(self.directory, step, self._described(saving, ranks))
+                self._retention.tidy()
                 return None
         except OSError as error:
-            errors = [f"{error.filename}: {error.strerror}"]
-        shutil.rmtree(saving, ignore_errors=True)
+            errors = [file_problem(error, saving)]
+            self._lacked_room = error.errno in NO_ROOM
+        with suppress(OSError):  # the next save tidies, and says why it cannot
+            remove(saving)
         return "; ".join(errors)
 
+    def _described(self, saving: Path, ranks: list[_Written]) -> dict[str, FileEntry]:
+        """Add the description; entries of all files of the checkpoint."""
+        self.describe(saving / DESCRIPTION)
+        entries = {path: entry for written in ranks for path, entry in written.files.items()}
+        for path in (saving / DESCRIPTION).iterdir():
+            sync(path)
+            entries[path] = file_entry(path)
+        return {path.relative_to(saving).as_posix(): entry for path, entry in entries.items()}
 
-def _write(asked: _PendingSave) -> tuple[str | None, dict[Path, FileEntry]]:
-    """Write this rank's files; returns what went wrong, and the files."""
-    written = {}
+
+def _write(asked: _PendingSave) -> _Written:
+    """Write this rank's files."""
+    written: dict[Path, FileEntry] = {}
     for path, value in asked.files if asked.error is None else ():
         try:
             written[path] = write_file(path, value)
         except OSError as error:
-            return f"{path}: {error.strerror}", written
-        except RuntimeError as error:  # what torch's zip writer makes of a write that failed
-            return f"{path}: writing stopped short, is the disk full? ({error})", written
-    return asked.error, written
+            return _Written(written, file_problem(error, path), error.errno in NO_ROOM)
+    return _Written(written, asked.error)
 
 
 def _leave_out(save_path: str) -> None:
@@ -275,11 +295,3 @@ def load(engine: Engine, directory: Path, saved: TrainState, world: World) -> No
     if path is None:
         raise UserError(f"DeepSpeed could not load {directory}; see the warnings above.")
     restore_rng(saved, world)
-
-
-def restore_rng(saved: TrainState, world: World) -> None:
-    """This rank's random state; a rank that the saved run did not have gets one of its own."""
-    if world.rank < len(saved.rng):
-        set_rng_state(saved.rng[world.rank])
-    else:
-        seed_rng(saved.seed + saved.step, world.rank)

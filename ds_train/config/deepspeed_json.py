@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from data_tools.base.errors import Problems, UserError, is_number
+from data_tools.base.errors import Problems, UserError, is_number, reason_of
 from ds_train.config.json_checks import check_blocks, check_precision, drop_non_objects
 from ds_train.config.layout import Layout
 from ds_train.config.schedule import Schedule, schedule_from_block
@@ -135,7 +135,7 @@ def _read_json(source: str) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     except OSError as error:
-        raise UserError(f"{name} cannot be read ({error.strerror}); give a DeepSpeed JSON.") from error
+        raise UserError(f"{name} cannot be read ({reason_of(error)}); give a DeepSpeed JSON.") from error
     except ValueError as error:
         raise UserError(f"{name} is not valid JSON: {error}.") from error
     if not isinstance(config, dict):

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from data_tools.base.command_line import did_you_mean
-from data_tools.base.errors import Problems, UserError
+from data_tools.base.errors import Problems, UserError, reason_of
 from ds_train.config.json_checks import KNOWN_KEYS
 
 RUN_FILE = "run.yaml"  # in the run directory
@@ -89,7 +89,7 @@ def read_mapping(path: Path, where: str) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
-        raise UserError(f"{where} cannot be read ({error.strerror}); give a YAML file of flags.") from None
+        raise UserError(f"{where} cannot be read ({reason_of(error)}); give a YAML file of flags.") from None
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

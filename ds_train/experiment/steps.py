@@ -13,7 +13,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from data_tools.base.errors import UserError
 from data_tools.base.files import write_json
 from ds_train.ranks.signals import BURST_S, SIGNALS, STOP_FILE, ExitCode
 
@@ -77,11 +76,12 @@ def num_done(steps: Sequence[Step], record: Path) -> int:
     """The number of leading steps that have succeeded and whose product still exists."""
     try:
         done = json.loads(record.read_text(encoding="utf-8"))
+        pairs = list(zip(steps, done, strict=False))
     except FileNotFoundError:
         return 0
-    except (OSError, ValueError) as error:
-        raise UserError(f"{record} cannot be read ({error}); remove it, and all steps are run again.") from None
-    pairs = zip(steps, done, strict=False)
+    except (OSError, ValueError, TypeError) as error:
+        print(f"{record} cannot be read ({error}); all steps are run again", flush=True)
+        return 0
     return len([*takewhile(lambda pair: pair[0].cache_key == pair[1] and pair[0].product.exists(), pairs)])
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from data_tools.base.errors import UserError
+from data_tools.base.errors import UserError, user_message
 from data_tools.base.processes import num_cores
 from ds_train.ranks.world import World, rendezvous
 
@@ -99,15 +99,18 @@ def broadcast_object(value: Any) -> Any:
 
 
 def on_main(world: World, work: Callable[[], T]) -> T:
-    """Run ``work`` on rank 0 and give its result, or raise its ``UserError``, on all ranks. Collective."""
+    """Run ``work`` on rank 0 and give its result, or raise its expected error, on all ranks. Collective."""
     if not dist.is_initialized():  # preflight runs without other ranks
         return work()
     outcome: Any = None
     if world.is_main:
         try:
             outcome = work()
-        except UserError as error:
-            outcome = error
+        except Exception as error:
+            message = user_message(error)
+            if message is None:
+                raise
+            outcome = UserError(message)
     outcome = broadcast_object(outcome)
     if isinstance(outcome, UserError):
         raise outcome

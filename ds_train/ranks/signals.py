@@ -3,6 +3,7 @@
 Imports nothing heavy: entry points install the handlers first of all, because a signal kills a process without one.
 """
 
+import logging
 import os
 import signal
 import threading
@@ -11,8 +12,12 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_tools.base.errors import file_problem
+
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 STOP_FILE = "STOP"
@@ -129,4 +134,7 @@ class StopRequests:
     def consume(self) -> None:
         """Remove the STOP file, so that it stops one run and not the next."""
         if self._is_main:
-            self._file.unlink(missing_ok=True)
+            try:
+                self._file.unlink(missing_ok=True)
+            except OSError as error:
+                logger.warning("cannot remove %s; remove it, or it stops the next run too", file_problem(error))

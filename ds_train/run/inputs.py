@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from data_tools.base.errors import Problems, UserError
+from data_tools.base.errors import Problems, UserError, reason_of
 from data_tools.base.files import existing_parent
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from ds_train.checkpoints.weights import Weights
@@ -110,7 +110,7 @@ def _require_writable(directory: Path) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f"--scratch_dir: cannot write to {directory} ({error.strerror}); give a writable directory."
+            f"--scratch_dir: cannot write to {directory} ({reason_of(error)}); give a writable directory."
         ) from error
 
 

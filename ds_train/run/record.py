@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from data_tools.base.files import whole_file, write_json
+from data_tools.base.files import append, whole_file, write_json
 from ds_train.config.deepspeed_json import EngineConfig
 from ds_train.config.run_file import RUN_FILE, as_run_file
 from ds_train.model.causal_lm import is_preset
@@ -56,8 +56,7 @@ class LaunchRecord:
         with whole_file(run_file) as file:
             file.write(self._run_file(remarks).encode())
         write_json(run_directory / "deepspeed.json", self.engine.effective)
-        with (run_directory / LAUNCHES).open("a") as lines:
-            lines.write(json.dumps(launch) + "\n")
+        append(run_directory / LAUNCHES, f"{json.dumps(launch)}\n".encode())
 
     def _run_file(self, remarks: Sequence[str]) -> str:
         flags = [_with_absolute_paths(group) for group in self.all_flags]

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools.base.errors import UserError
+from data_tools.base.errors import UserError, file_problem
 from data_tools.samples.readers import Overflow
 from ds_train.checkpoints.save import Checkpoints
 from ds_train.checkpoints.state import TrainState
@@ -78,10 +78,12 @@ def train(run: Run) -> None:
     except UserError:
         _await_save(run)  # a save may still be under way, and its checkpoint is good
         raise
+    else:
+        _save_last(run)
     finally:
         progress.close()
+        logs.close()
         overflow_report.summary(state.overflows)
-    _save_last(run)
 
 
 def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") -> None:
@@ -145,10 +147,13 @@ def _save(run: Run) -> None:
 
 
 def _save_last(run: Run) -> None:
-    _save(run)
-    is_saved = _await_save(run)
+    def is_saved() -> bool:
+        _save(run)
+        return _await_save(run)
+
+    saved = is_saved() or is_saved()  # where the disk was full, the second attempt deletes an older checkpoint first
     run.checkpoints.close()
-    if not is_saved:
+    if not saved:
         raise UserError(f"the last checkpoint, of step {run.state.step}, could not be saved (see above).")
 
 
@@ -178,7 +183,7 @@ def _skip_or_stop(run: Run, result: StepResult, nonfinite: NonFinite) -> None:
         try:
             nonfinite.dump(path, result.plan, run.layout, values)
         except OSError as error:  # must not keep the other ranks waiting
-            logger.error("cannot write %s: %s", path, error.strerror)
+            logger.error("cannot write %s", file_problem(error, path))
     if state.skipped_steps > run.skip_nonfinite:
         raise UserError(
             f"{description}. Stopped before the update, so older checkpoints stay good. {path} lists all samples of "
@@ -223,7 +228,7 @@ class _Logs:
         kept = {"train": state.step, "eval": state.step - 1 if evaluates_again else state.step}
         for name, file in self._files.items():
             file.rewind(kept[name])
-        self._monitors = Monitors(run.engine.monitor, run.phase.name)
+        self._monitors = Monitors(run.engine.monitor, run.phase.name, run.directory)
         self._monitors.rewind(kept)
 
     def write_train_row(self, run: Run, result: StepResult, lr: float) -> None:
@@ -243,6 +248,10 @@ class _Logs:
     def write_evaluation(self, run: Run, row: Row) -> None:
         self.progress.evaluation(row)
         self._write(run, "eval", row)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
 
     def _write(self, run: Run, kind: str, row: Row) -> None:
         self._files[kind].append(row)

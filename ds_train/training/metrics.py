@@ -9,6 +9,10 @@ from typing import Any
 
 import torch
 
+from data_tools.base.errors import file_problem, is_number
+from data_tools.base.files import append, whole_file
+from data_tools.base.text_table import pluralize
+
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
@@ -16,6 +20,8 @@ Row = dict[str, Any]
 
 class JsonlLog:
     """An append-only log of rows with a ``step``, written by rank 0 alone.
+
+    Rows that cannot be written (disk full) are kept in memory and written when they can be.
 
     Args:
         path: file to append to; its directory is created.
@@ -25,30 +31,55 @@ class JsonlLog:
     def __init__(self, path: Path, is_writer: bool) -> None:
         self._path = path
         self._is_writer = is_writer
+        self._unwritten: list[bytes] = []
         if is_writer:
             path.parent.mkdir(parents=True, exist_ok=True)
 
     def rewind(self, step: int) -> None:
-        """Drop rows after ``step`` and a torn last line, so that the log continues from a checkpoint's step."""
+        """Drop rows after ``step`` and lines that are no rows, so that the log continues from a checkpoint's step."""
         if not self._is_writer or not self._path.exists():
             return
-        kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(f"{line}\n" for line in kept))
-        partial.replace(self._path)
+        lines = self._path.read_bytes().splitlines()
+        steps = [_step_of(line) for line in lines]
+        if num_damaged := steps.count(None):
+            logger.warning("%s: dropped %s, torn or damaged", self._path, pluralize(num_damaged, "line"))
+        with whole_file(self._path) as file:
+            kept = (line for line, at in zip(lines, steps, strict=True) if at is not None and at <= step)
+            file.writelines(line + b"\n" for line in kept)
 
     def append(self, row: dict[str, Any]) -> None:
         """Write one row; values that are not finite become null."""
-        if self._is_writer:
-            with self._path.open("a") as file:
-                file.write(json.dumps({key: _finite(value) for key, value in row.items()}) + "\n")
+        if not self._is_writer:
+            return
+        is_waiting = bool(self._unwritten)
+        line = json.dumps({key: _finite(value) for key, value in row.items()})
+        self._unwritten.append(f"{line}\n".encode())
+        problem = self._write()
+        if problem and not is_waiting:
+            logger.warning("%s. Training continues; rows of this log wait in memory until they can be written", problem)
+
+    def _write(self) -> str | None:
+        """Write the rows that are not in the file yet; returns what went wrong."""
+        try:
+            append(self._path, b"".join(self._unwritten))
+        except OSError as error:
+            return file_problem(error, self._path)
+        self._unwritten.clear()
+        return None
+
+    def close(self) -> None:
+        """Write the rows that are still waiting, or say that they are lost."""
+        if self._unwritten and (problem := self._write()):
+            logger.error("%s. The log lacks its last %s", problem, pluralize(len(self._unwritten), "row"))
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float | None:
+    """The step of a row, None for a line that is none: torn by a kill, or damaged."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf  # a line torn by a kill
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if is_number(step) else None
 
 
 def _finite(value: Any) -> Any:

@@ -4,6 +4,7 @@ By itself DeepSpeed writes to the current directory and starts a new curve with 
 """
 
 import csv
+import logging
 import os
 import uuid
 from collections.abc import Mapping
@@ -11,9 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from data_tools.base.errors import Problems
+from data_tools.base.errors import Problems, file_problem
 from data_tools.base.files import whole_file
 from ds_train.training.metrics import Row
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}
 _WANDB_ID = "wandb_run_id"
@@ -52,10 +55,12 @@ class Monitors:
     Args:
         monitor: the engine's.
         phase: prefix of the curves' names, as in ``pptrain/train/loss``.
+        run_directory: where they write.
     """
 
-    def __init__(self, monitor: Any, phase: str) -> None:
-        self._monitor, self._phase = monitor, phase
+    def __init__(self, monitor: Any, phase: str, run_directory: Path) -> None:
+        self._monitor, self._phase, self._directory = monitor, phase, run_directory
+        self._has_failed = False
         self._is_enabled, monitor.enabled = monitor.enabled, False
 
     def rewind(self, kept: Mapping[str, int]) -> None:
@@ -71,11 +76,16 @@ class Monitors:
         if self._is_enabled:
             numbers = {key: value for key, value in row.items() if isinstance(value, int | float) and key != "step"}
             events = [(f"{self._phase}/{kind}/{key}", value, row["step"]) for key, value in numbers.items()]
-            self._monitor.write_events(events)
+            try:
+                self._monitor.write_events(events)
+            except OSError as error:
+                if not self._has_failed:
+                    logger.warning("%s. Monitors miss rows; the logs have them", file_problem(error, self._directory))
+                self._has_failed = True
 
     def _rewind_csv(self, monitor: Any, kind: str, step: int) -> None:
         for path in Path(monitor.log_dir).glob(f"{self._phase}_{kind}_*.csv"):
-            with path.open(newline="") as file:
+            with path.open(newline="", errors="replace") as file:
                 head, *rows = list(csv.reader(file)) or [["step", path.stem]]
             with whole_file(path) as out:
                 kept = [head, *(row for row in rows if len(row) == 2 and row[0].isdecimal() and int(row[0]) <= step)]

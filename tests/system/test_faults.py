@@ -4,15 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from data_tools.base.files import exclusive
+from data_tools.base.files import exclusive, size_on_disk
 from ds_train.checkpoints.manifest import step_directories
 from tests.support import tiny
+from tests.support.file_systems import small_file_system
 from tests.support.launching import REPOSITORY, environment, launch, read_log, run_all
 
 FLAGS = "--max_steps 8 --curr_window 16 --curr_threshold 0.4 --curr_check_every 2 --global_batch 8 --lr 2e-3"
@@ -70,35 +69,30 @@ def test_failed_write_on_one_rank_costs_only_that_checkpoint(tiny_scratch: Path,
     assert losses[0] == losses[1] and len(losses[0]) == 8
 
 
-@contextmanager
-def _tmpfs(directory: Path, options: str) -> Iterator[None]:
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    directory.mkdir(parents=True, exist_ok=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(directory)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(directory)], check=True)
-
-
 @pytest.mark.launch
 def test_full_and_read_only_file_systems(tiny_scratch: Path, tmp_path: Path) -> None:
-    checkpoints = tiny_scratch / "small_disk" / "checkpoints"
+    """A full disk costs log rows and checkpoints, never the run; with room for less than --keep_last the oldest go."""
+    run_directory = tiny_scratch / "small_disk"
+    checkpoints, filler = run_directory / "checkpoints", run_directory / "logs" / "filler"
     run = {"phase": "pptrain", "argv": _arguments(tiny_scratch, "small_disk")}
-    with _tmpfs(checkpoints, "size=600k"):
+    with small_file_system(checkpoints, "size=600k"), small_file_system(filler.parent, "size=64k"):
+        filler.write_bytes(bytes(64 << 10))
         output = run_all([{**run, "error": "the last checkpoint, of step 8"}], tmp_path, 1)
         assert "GiB are needed" in output
         assert [path.name for path in step_directories(checkpoints)] == ["step_00000002"]
-        subprocess.run(["mount", "-o", "remount,ro,size=10m", str(checkpoints)], check=True)
+        for name in ("train", "eval"):
+            assert output.count(f"{name}.jsonl: No space left on device. Training continues") == 1
+        assert "The log lacks its last 8 rows" in output
+        filler.unlink()
+
+        size = size_on_disk(checkpoints / "step_00000002")
+        subprocess.run(["mount", "-o", f"remount,ro,size={int(2.5 * size)}", str(checkpoints)], check=True)
         output = run_all([{**run, "error": "the last checkpoint, of step 8"}], tmp_path, 1)
         assert "Read-only file system" in output
         subprocess.run(["mount", "-o", "remount,rw", str(checkpoints)], check=True)
         run_all([run], tmp_path, 1)
-        assert step_directories(checkpoints)[0].name == "step_00000008"
-    assert [row["step"] for row in read_log(tiny_scratch / "small_disk")] == list(range(1, 9))
+        assert [path.name for path in step_directories(checkpoints)] == ["step_00000008", "step_00000006"]
+        assert [row["step"] for row in read_log(run_directory)] == list(range(3, 9))
 
 
 @pytest.mark.launch

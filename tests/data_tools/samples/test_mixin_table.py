@@ -152,3 +152,22 @@ def test_cache_tells_inputs_apart(tmp_path):
 
 def test_an_empty_table_has_no_blocks():
     assert MixinTable.empty().num_blocks == 0
+
+
+def test_a_damaged_cache_is_made_again(tmp_path, caplog):
+    built = load(tmp_path)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    draws = np.random.default_rng(5)
+    flipped = [bytearray(whole) for _ in range(40)]
+    for content in flipped:
+        content[draws.integers(len(content))] ^= 1 << draws.integers(8)
+    damages = [b"", b"no archive", *(whole[:cut] for cut in draws.integers(len(whole), size=20)), *map(bytes, flipped)]
+    num_noticed = 0
+    for content in damages:
+        path.write_bytes(content)
+        caplog.clear()
+        assert_equal(load(tmp_path), built)
+        num_noticed += f"{path} is damaged" in caplog.text
+        assert_equal(load(tmp_path, rows=ROWS if content in flipped else []), built)
+    assert num_noticed >= 22 + 20

@@ -1,8 +1,10 @@
 """What is resumable survives a checkpoint file; logs hold every step once and nothing that is no JSON."""
 
 import dataclasses
+import errno
 import json
 import math
+import os
 import random
 
 import numpy as np
@@ -11,8 +13,9 @@ import torch
 
 from data_tools.base.errors import UserError
 from data_tools.samples.samplers import Cursor
-from ds_train.checkpoints.save import rng_state, set_rng_state
+from ds_train.checkpoints.rank_rng import rng_state, set_rng_state
 from ds_train.checkpoints.state import TrainState
+from ds_train.training import metrics
 from ds_train.training.metrics import JsonlLog
 
 LAYOUT = {
@@ -154,15 +157,24 @@ def test_rewind_drops_later_rows(tmp_path, step, kept):
     assert [entry.name for entry in tmp_path.iterdir()] == ["log.jsonl"]
 
 
-@pytest.mark.parametrize("torn", ['{"step": 3', '{"step": 30, "lo', "\0\0\0\0", "[1, 2", "7", '{"loss": 1}', '"step"'])
-def test_rewind_drops_a_torn_line(tmp_path, torn):
+TORN = [
+    b'{"step": 3', b'{"step": 30, "lo', b"\0\0\0\0", b"[1, 2", b"7", b'{"loss": 1}', b'"step"', b'{"step": "3"}',
+    b'{"step": null}', b'{"step": 3, "x": "\xff\xfe"}', b"\x80\x81\n\xff\n", b"[" * 100_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("torn", TORN)
+def test_rewind_drops_a_torn_line_and_says_so_once(tmp_path, torn, caplog):
     path = tmp_path / "log.jsonl"
     log = JsonlLog(path, is_writer=True)
     for number in (10, 20):
         log.append({"step": number})
-    with path.open("a") as file:
+    with path.open("ab") as file:
         file.write(torn)
     log.rewind(25)
+    assert [record.message for record in caplog.records] == [
+        f"{path}: dropped {torn.count(10) or 1} line{'s' * (torn.count(10) > 1)}, torn or damaged"
+    ]
     log.append({"step": 30})
     assert [row["step"] for row in rows_of(path)] == [10, 20, 30]
 
@@ -179,3 +191,29 @@ def test_rewind_keeps_a_whole_last_line_without_its_newline(tmp_path):
 def test_rewind_without_a_file_does_nothing(tmp_path):
     JsonlLog(tmp_path / "log.jsonl", is_writer=True).rewind(10)
     assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_rows_wait_in_memory_while_the_disk_is_full(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "log.jsonl"
+    log = JsonlLog(path, is_writer=True)
+    log.append({"step": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "append", full_disk)
+        for step in (2, 3, 4):
+            log.append({"step": step})
+        assert [record.message.split(".jsonl: ")[1].split(".")[0] for record in caplog.records] == [
+            "No space left on device"
+        ]
+        assert [row["step"] for row in rows_of(path)] == [1]
+    log.append({"step": 5})
+    log.close()
+    assert [row["step"] for row in rows_of(path)] == [1, 2, 3, 4, 5]
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "append", full_disk)
+        log.append({"step": 6})
+        log.close()
+    assert "The log lacks its last 1 row" in caplog.text and len(caplog.records) == 3
+
+
+def full_disk(path, data):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

@@ -1,0 +1,81 @@
+"""Which checkpoints stay. Tidying never costs training anything: what cannot be deleted is one warning.
+
+A step directory is retired, which is a rename, before its files are deleted: a deletion that is killed or refused
+half-way does not look like a damaged checkpoint. What is left is tried again at every save.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from data_tools.base.errors import reason_of
+from data_tools.base.files import remove, size_on_disk
+from ds_train.checkpoints.manifest import DELETING, SAVING, retire, step_directories, step_of
+
+logger = logging.getLogger(__name__)
+
+
+class Retention:
+    """Deletes what need not stay of one directory of checkpoints.
+
+    Args:
+        keep_last: newest checkpoints kept; 0 keeps all.
+        keep_every: checkpoints at steps divisible by this are kept for good; 0: none.
+    """
+
+    def __init__(self, directory: Path, keep_last: int, keep_every: int) -> None:
+        self._directory, self._keep_last, self._keep_every = directory, keep_last, keep_every
+        self._mentioned: set[Path] = set()
+
+    def tidy(self) -> None:
+        """Delete older checkpoints, and what killed saves and deletions left behind."""
+        if self._keep_last:
+            for checkpoint in self._older_than_newest(self._keep_last):
+                self._try(retire, checkpoint)
+        for prefix in (SAVING, DELETING):
+            for leftover in self._directory.glob(f"{prefix}*"):
+                self._try(remove, leftover)
+
+    def make_room(self, num_bytes: int, *, at_least_one: bool) -> int:
+        """Delete oldest checkpoints, but neither the newest nor those kept for good, until there are so many bytes.
+
+        None is deleted where all of them would not be enough.
+
+        Args:
+            at_least_one: the file system has refused to write although it reports room (a quota).
+
+        Returns:
+            bytes that are free now.
+        """
+        free = shutil.disk_usage(self._directory).free
+        if free >= num_bytes and not at_least_one:
+            return free
+        chosen, expected = [], free
+        for checkpoint in reversed(self._older_than_newest(1) if self._keep_last else []):
+            if not checkpoint.is_symlink():  # which takes no room
+                chosen.append(checkpoint)
+                expected += size_on_disk(checkpoint)
+            if chosen and expected >= num_bytes:
+                logger.warning(
+                    "deleting %s: a checkpoint takes about %.2f GiB, and %s has %.2f GiB free",
+                    ", ".join(path.name for path in chosen), num_bytes / 2**30, self._directory, free / 2**30,
+                )  # fmt: skip
+                for path in chosen:
+                    self._try(retire, path)
+                self.tidy()
+                break
+        return shutil.disk_usage(self._directory).free
+
+    def _older_than_newest(self, count: int) -> list[Path]:
+        """Step directories that may go, newest first, apart from the newest ``count``."""
+        older = step_directories(self._directory)[count:]
+        return [path for path in older if not (self._keep_every and step_of(path) % self._keep_every == 0)]
+
+    def _try(self, delete: Callable[[Path], None], path: Path) -> None:
+        try:
+            delete(path)
+        except OSError as error:
+            if path not in self._mentioned:
+                logger.warning("cannot delete %s (%s); it is tried again at each save", path, reason_of(error))
+            self._mentioned.add(path)
