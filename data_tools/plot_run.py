@@ -3,8 +3,8 @@
     python -m data_tools.plot_run SCRATCH/pptrain SCRATCH/pretrain --out report
     python -m data_tools.plot_run A B C --names first second third --evaluation a.json b.json c.json
 
-A RUN is a run directory, finished or still going on; the files of --evaluation are what ``ds_train/evaluate.py
---output`` writes.
+A RUN is a run directory; the run may be finished or still training. ``ds_train/evaluate.py --output`` writes the files
+for --evaluation.
 """
 
 import argparse
@@ -48,21 +48,21 @@ def _write(path: Path, content: bytes) -> None:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=f"{len(COLOURS)} directories of runs at most")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="directory of the pictures (default: report)")
-    parser.add_argument("--names", nargs="+", help="of the runs in legends (default: their directories')")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=f"run directories, at most {len(COLOURS)}")
+    parser.add_argument("--out", type=Path, default=Path("report"), help="directory for the pictures (default: report)")
+    parser.add_argument("--names", nargs="+", help="names of the runs in legends (default: their directories')")
     parser.add_argument("--evaluation", nargs="+", type=Path, default=[], metavar="FILE", help="files of evaluate.py")
     args = parser.parse_args(argv)
     for words, given in (("runs", args.runs), ("evaluations", args.evaluation)):
         if len(given) > len(COLOURS):
-            raise UserError(f"{len(given)} {words} cannot be told apart in one picture; give {len(COLOURS)} at most.")
+            raise UserError(f"{len(given)} {words} are too many for one picture; give at most {len(COLOURS)}.")
     args.names = args.names or distinct_names(args.runs)
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out {args.out} is a file; give a directory, which is made where it is missing.")
     if len(args.names) != len(args.runs):
         raise UserError(f"{len(args.names)} --names for {pluralize(len(args.runs), 'run')}; give one for each.")
     if len(set(args.names)) < len(args.names):
-        raise UserError(f"--names {' '.join(args.names)}: a name is given twice; runs need names of their own.")
+        raise UserError(f"--names {' '.join(args.names)}: a name is given twice; give each run a different one.")
     return args
 
 
@@ -84,7 +84,7 @@ def _thresholds(panel: Panel, settings: Sequence[Settings]) -> list[float]:
 
 
 def _named(reports: Sequence[tuple[Path, Row]]) -> list[tuple[str, Row]]:
-    """Evaluations by checkpoint and split, and by file where that repeats."""
+    """Name evaluations by checkpoint and split, and by file where these repeat."""
     names = [f"{checkpoint_name(report['checkpoint'])}, {report['split']}" for _, report in reports]
     return [
         (f"{name} ({path})" if names.count(name) > 1 else name, report)
@@ -93,7 +93,7 @@ def _named(reports: Sequence[tuple[Path, Row]]) -> list[tuple[str, Row]]:
 
 
 def _coloured(evaluations: Sequence[tuple[str, Row]], runs: Sequence[RunLogs]) -> list[tuple[str, str, Row]]:
-    """Evaluations with colours: of a run's checkpoint the run's, of others and of further ones those that are left."""
+    """Give each evaluation a colour: that of its run for the first evaluation of a run, else one that is left."""
     directories = [run.directory.resolve() for run in runs]
     colours: list[str | None] = []
     for _, report in evaluations:

@@ -33,7 +33,7 @@ def summarize_runs(directories: Sequence[Path]) -> str:
 
 
 def summarize_evaluations(paths: Sequence[Path]) -> str:
-    """Evaluations side by side: a column each; rows for losses, accuracy, and accuracy by lookahead."""
+    """A table with one column per evaluation, and rows for losses, accuracy, and accuracy by lookahead."""
     reports = [read_evaluation(path) for path in paths]
     by_lookahead = {f"  any valid, lookahead {n}": cells for n, cells in accuracy_by_lookahead(reports).items()}
     return _table(

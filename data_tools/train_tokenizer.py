@@ -2,7 +2,7 @@
 
     python -m data_tools.train_tokenizer --corpus DIR --extra eval.jsonl --vocab_size 1024 --out DIR
 
-The same documents give the same bytes every time.
+The same documents always give the same bytes.
 """
 
 import json
@@ -26,9 +26,9 @@ def train_bpe(texts: Iterator[str], vocab_size: int, name: str = "bpe") -> TextT
     """Train a byte-level BPE: EOS is id 0, every text can be encoded, and decoding gives it back.
 
     Args:
-        texts: to count pairs in; a text's place does not matter.
-        vocab_size: ids, at least 257; fewer come out if the texts have no more pairs to merge.
-        name: of the tokenizer, for messages.
+        texts: texts to count pairs in, in any order.
+        vocab_size: number of ids, at least 257; the result has fewer if no pairs are left to merge.
+        name: name of the tokenizer, for messages.
     """
     if vocab_size < _MIN_VOCAB_SIZE:
         raise UserError(f"vocab_size {vocab_size} is too small: EOS and the bytes take {_MIN_VOCAB_SIZE}.")
@@ -66,10 +66,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(description=__doc__)
     parser.add_argument("--corpus", nargs="+", required=True, help="files, directories or patterns of documents")
     add_source_flags(parser)
-    parser.add_argument("--documents", type=int, default=5000, help="the first so many of them (default 5000)")
+    parser.add_argument(
+        "--documents", type=int, default=5000, help="number of documents to read, the first ones (default 5000)"
+    )
     parser.add_argument("--extra", type=Path, nargs="*", default=[], help="jsonl files of a data split")
-    parser.add_argument("--extra_rows", type=int, default=2000, help="the first so many of each (default 2000)")
-    parser.add_argument("--vocab_size", type=int, default=1024, help="tokens, the 256 bytes included")
+    parser.add_argument(
+        "--extra_rows", type=int, default=2000, help="number of rows to read of each, the first ones (default 2000)"
+    )
+    parser.add_argument(
+        "--vocab_size", type=int, default=1024, help="number of tokens, including the 256 bytes (default 1024)"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write tokenizer.json into")
     args = parser.parse_args(argv)
     extra = chain.from_iterable(_prompts(path, args.extra_rows) for path in args.extra)

@@ -1,1 +1,1 @@
-"""The ground of every command: messages, parsing, files, processes, random numbers."""
+"""What every command builds on: messages, parsing, files, processes, random numbers."""

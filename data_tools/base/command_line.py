@@ -1,4 +1,4 @@
-"""What the commands have in common: help that shows defaults, one message for a mistake, ``--debug``."""
+"""The command line that all commands share: help that shows defaults, one message for a mistake, ``--debug``."""
 
 import argparse
 import copy
@@ -14,7 +14,7 @@ _HELP_COLUMN = 36  # most flags leave room for their help in the same line
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Shows a default where there is one and the text does not tell it, and each flag by one name."""
+    """Shows each flag by one name, and its default where there is one that the text does not mention."""
 
     def __init__(self, prog: str, **kwargs: Any) -> None:
         super().__init__(prog, max_help_position=_HELP_COLUMN, **kwargs)
@@ -35,14 +35,14 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose complaints are `UserError`, with a suggestion where a flag is unknown."""
+    """A parser that reports mistakes as `UserError`, with a suggestion for an unknown flag."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", HelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("prog", _program())
         super().__init__(*args, **kwargs)
-        self.add_argument(DEBUG, action="store_true", help="show where an error arose (traceback)")
+        self.add_argument(DEBUG, action="store_true", help="show the traceback of an error")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removesuffix('.')}. See --help.")
@@ -69,7 +69,7 @@ def _flags(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def refuse_unknown_flags(given: Iterable[str], known: Sequence[str]) -> None:
-    """Raise for the first flag that is not known: before parsing, which would miss the one that was meant."""
+    """Raise for the first unknown flag. Call it before parsing, whose message would not suggest a known one."""
     for argument in given:
         name = argument.split("=")[0]
         if name.startswith("--") and name not in known:
@@ -113,11 +113,11 @@ _OTHER_NAMES = {
 
 
 def did_you_mean(name: str, known: Collection[str], otherwise: str = ".", cutoff: float = 0.6) -> str:
-    """How a sentence about an unknown name ends: with the name that may have been meant, else with ``otherwise``.
+    """The end of a sentence about an unknown name: the known name that is most like it, else ``otherwise``.
 
     Args:
         known: names, with leading dashes if ``name`` has them.
-        cutoff: how alike names must be, from 0 (anything) to 1 (equal).
+        cutoff: least similarity of the names, from 0 (anything) to 1 (equal).
     """
     dashes = name[: len(name) - len(name.lstrip("-"))]
     others = {dashes + other: dashes + ours for other, ours in _OTHER_NAMES.items() if dashes + ours in known}

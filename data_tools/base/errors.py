@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 DEBUG = "--debug"
-_INTERRUPTED, _BROKEN_PIPE = 128 + 2, 128 + 13  # what a shell makes of SIGINT and SIGPIPE
+_INTERRUPTED, _BROKEN_PIPE = 128 + 2, 128 + 13  # a shell's codes for SIGINT and SIGPIPE
 
 
 class UserError(ValueError):
-    """Something the user gave or asked for cannot be used; the message says what to do about it."""
+    """An input or request of the user that cannot be used. The message says how to fix it."""
 
 
 def user_message(error: BaseException) -> str | None:
@@ -54,7 +54,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         report("interrupted.")
         code = _INTERRUPTED
-    except BrokenPipeError:  # the reader (head, less) has seen enough
+    except BrokenPipeError:  # the reader (head, less) has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _BROKEN_PIPE
     except Exception as error:
@@ -85,7 +85,7 @@ class Problems:
 
     @contextmanager
     def collect(self) -> Iterator[None]:
-        """Record a ``UserError`` raised inside, and go on behind the block."""
+        """Record a ``UserError`` raised inside the block, and continue after it."""
         try:
             yield
         except UserError as error:
@@ -101,5 +101,5 @@ class Problems:
 
 
 def is_number(value: Any) -> bool:
-    """A finite int or float; JSON's true and NaN are none."""
+    """Whether a value is a finite int or float; JSON's true and NaN are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -35,7 +35,7 @@ def naming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """Open ``path`` for writing under a temporary name; it gets its own name, synced to disk, if the body ends well."""
+    """Open ``path`` for writing under a temporary name; if the block succeeds, sync it to disk and rename it."""
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     try:
         with naming(path), partial.open("wb") as file:
@@ -104,7 +104,7 @@ def exclusive(directory: Path, otherwise: str) -> Iterator[None]:
 
 
 def existing_parent(path: Path) -> Path:
-    """``path`` itself or the nearest directory above it that exists: where a file below it would come to lie."""
+    """``path`` itself or the nearest directory above it that exists."""
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
 
 

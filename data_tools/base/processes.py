@@ -1,4 +1,4 @@
-"""Worker processes of commands that build data: fresh ones, which end with the command however it ends."""
+"""Worker processes of commands that build data. They are spawned, not forked, and end with the command."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ _LOOK_FOR_PARENT_S = 1.0
 
 
 def num_cores() -> int:
-    """Cores this process may use: fewer than the machine has inside a Slurm allocation."""
+    """Cores that this process may use; inside a Slurm allocation fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -25,15 +25,15 @@ def num_cores() -> int:
 def worker_processes(
     num_workers: int, prepare: Callable[..., None] | None = None, arguments: tuple[object, ...] = ()
 ) -> Iterator[ProcessPoolExecutor]:
-    """Processes started afresh: what runs in them may hold threads, or reseed global generators.
+    """Spawn worker processes, in which code may start threads and reseed global generators.
 
-    None outlives the body, nor a killed parent; Ctrl-C is the parent's to answer.
+    They end with the block, and also if the parent is killed. They ignore Ctrl-C, which the parent handles.
 
     Args:
         prepare: called once in each process before its work, with ``arguments``.
 
     Raises:
-        UserError: one of them died during the body.
+        UserError: a worker died during the block.
     """
     begin = partial(_begin, prepare, arguments)
     executor = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=begin)

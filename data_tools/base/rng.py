@@ -1,9 +1,9 @@
-"""Counter-based random numbers: every draw is a pure function of what it is for and where it stands.
+"""Counter-based random numbers: every draw is a pure function of its purpose and position.
 
-Nothing here keeps a shared generator. A stream is addressed by (seed, purpose, index, stage, attempt), so any
-sample can be regenerated alone, on any rank, in any order, and equal seeds used for different purposes never
-replay one another. Raw 64-bit Philox4x64-10 words (Salmon et al., SC 2011) are converted to numbers here and
-not by ``numpy.random.Generator``, whose methods may change their streams between NumPy releases.
+There is no shared generator. A stream is addressed by (seed, purpose, index, stage, attempt), so any sample can be
+regenerated alone, on any rank, in any order, and equal seeds with different purposes never repeat one another. This
+module converts raw 64-bit Philox4x64-10 words (Salmon et al., SC 2011) to numbers itself: the methods of
+``numpy.random.Generator`` may change their streams between NumPy releases.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ class CounterStream:
 
     Args:
         seed: the run's or split's seed.
-        purpose: what the draws are for, e.g. ``"train"``, ``"split/eval"``; part of the key.
+        purpose: the use of the draws, e.g. ``"train"``, ``"split/eval"``; part of the key.
         index, stage, attempt: non-negative position of the stream, each below 2**64.
     """
 
@@ -66,7 +66,7 @@ class CounterStream:
 
 
 def uniform_at(seed: int, purpose: str, start: int, count: int) -> np.ndarray:
-    """Draws number ``start`` … ``start + count - 1`` of one endless stream, without producing those before.
+    """Draws ``start`` … ``start + count - 1`` of one endless stream, without producing those before.
 
     Returns:
         float64 array (count,), each in [0, 1); element i depends on (seed, purpose, start + i) only.

@@ -1,4 +1,4 @@
-"""What a pack directory holds: nothing, finished files of an interrupted pack, or a complete pack; and whose it is."""
+"""The state of a pack directory: empty, an interrupted pack with finished files, or a complete pack; and its lock."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -21,7 +21,7 @@ from data_tools.corpus.token_stream import TokenCursor
 
 @dataclass(frozen=True)
 class FinishedFile:
-    """A written file, and where in the row of all documents the next one begins."""
+    """A written file, and the position in the row of all documents where the next file begins."""
 
     file: PackedFile
     end: TokenCursor
@@ -51,7 +51,7 @@ class PackProgress:
 
     @classmethod
     def read(cls, directory: Path) -> "PackProgress | None":
-        """The progress recorded in a directory, as far as its files are still what was written; None if none is."""
+        """The recorded progress of a directory, up to the first missing or changed file; None without a record."""
         try:
             content = json.loads((directory / PROGRESS_NAME).read_text(encoding="utf-8"))
             finished = [FinishedFile(PackedFile(**f["file"]), TokenCursor(**f["end"])) for f in content["finished"]]
@@ -83,11 +83,11 @@ def recorded(directory: Path) -> dict[str, Any]:
 
 
 def find_progress(directory: Path, asked: PackParameters, overwrite: bool) -> PackProgress | None:
-    """What is left of an earlier pack with the parameters asked for.
+    """Find the progress of an earlier pack with the parameters ``asked``.
 
     Returns:
-        Its progress; an empty one if there is nothing, or only what ``overwrite`` allows to replace; None if the
-        pack is complete.
+        its progress; an empty one if there is nothing, or if ``overwrite`` allows to replace what is there; None if
+        the pack is complete.
 
     Raises:
         UserError: the directory holds a pack with other parameters, or a damaged one, and ``overwrite`` is not set.
@@ -114,8 +114,8 @@ def find_progress(directory: Path, asked: PackParameters, overwrite: bool) -> Pa
         _refuse_if_different(directory, progress.parameters, asked, "an unfinished pack")
     elif strays := [path for path in pack_files(directory) if path.suffix != PARTIAL_SUFFIX]:
         raise UserError(
-            f"{directory} holds {strays[0].name} but neither {META_NAME} nor {PROGRESS_NAME}: it is unknown what it "
-            "was made of. Replace it with --overwrite, or choose another --pack_dir."
+            f"{directory} holds {strays[0].name} but neither {META_NAME} nor {PROGRESS_NAME}, so its source is "
+            "unknown. Replace it with --overwrite, or choose another --pack_dir."
         )
     return fresh
 

@@ -1,8 +1,7 @@
 """Packed blocks on disk: shard_00000.bin …, validation.bin and meta.json, written once and read by block number.
 
-A ``.bin`` file is raw little-endian uint16 or uint32 tokens and nothing else; a block is ``seq_len + 1`` of them.
-``meta.json`` is written last: where it exists, the pack is complete. While a pack is being written, `PROGRESS_NAME`
-stands in its place.
+A ``.bin`` file holds raw little-endian uint16 or uint32 tokens only; a block is ``seq_len + 1`` of them. ``meta.json``
+is written last: if it exists, the pack is complete. Until then `PROGRESS_NAME` records the finished files.
 """
 
 import hashlib
@@ -49,7 +48,7 @@ class PackedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class PackParameters:
-    """All that the bytes of a pack are a function of; two packs with equal parameters are identical.
+    """All parameters that decide the bytes of a pack; two packs with equal parameters are identical.
 
     Attributes:
         source_sha256: identity of the documents (names and sizes of the files, or the Hub revision).
@@ -61,7 +60,7 @@ class PackParameters:
         num_blocks: training blocks in all shards.
         blocks_per_shard: blocks of every shard but the last.
         val_blocks: blocks of validation.bin; 0: no such file.
-        seed, shuffle_buffer: of the document shuffle.
+        seed, shuffle_buffer: parameters of the document shuffle.
         special_tokens_as_text: whether a special token that a text mentions holds its characters. Up to version 0.1,
             which does not record it, it was that token.
     """
@@ -91,11 +90,11 @@ class PackParameters:
         return blocks
 
     def file_bytes(self, num_blocks: int) -> int:
-        """Size of a file of so many blocks."""
+        """Size in bytes of a file with ``num_blocks`` blocks."""
         return num_blocks * self.block_len * np.dtype(self.dtype).itemsize
 
     def differences(self, other: "PackParameters") -> list[str]:
-        """In words, each parameter in which what is there (self) is not what is asked for (other)."""
+        """Describe each parameter in which the existing pack (self) differs from the requested one (other)."""
         pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(PackParameters)]
         return [
             f"another {name.removesuffix('_sha256')}" if name.endswith("_sha256") else f"{name} {there}, not {asked}"
@@ -109,13 +108,13 @@ class PackMeta(PackParameters):
     """meta.json: the parameters, where the tokens come from, and what was written.
 
     Attributes:
-        source: what the documents were, in words and numbers.
-        tokenizer: the tokenizer as the user named it.
+        source: description of the documents.
+        tokenizer: the tokenizer's name as the user gave it.
         num_documents: documents with at least one token in a shard.
         num_validation_documents: documents with tokens in validation.bin; none of them is in a shard.
         shards: the shards in order.
         validation: validation.bin, or None.
-        versions: of the libraries that wrote the pack.
+        versions: versions of the libraries that wrote the pack.
         num_split_documents: documents whose own text gave the EOS token, which parts them.
         left_out: documents that are in no file, and why.
     """
@@ -152,7 +151,11 @@ class PackMeta(PackParameters):
 
     @classmethod
     def read(cls, directory: Path) -> "PackMeta":
-        """Read meta.json of a complete pack; UserError where there is none or it is of another form."""
+        """Read the meta.json of a complete pack.
+
+        Raises:
+            UserError: it is missing or has another form.
+        """
         path = directory / META_NAME
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -174,7 +177,7 @@ def _no_meta_message(directory: Path) -> str:
     if (directory / PROGRESS_NAME).exists():
         return (
             f"{directory} holds an unfinished pack ({PROGRESS_NAME}, no {META_NAME}). Run the same "
-            "data_tools/build_pretrain.py command again: it goes on after the finished shards."
+            "data_tools/build_pretrain.py command again: it continues after the finished shards."
         )
     state = "has no meta.json" if directory.is_dir() else "does not exist"
     return f"no packed blocks: {directory} {state}. Make them with data_tools/build_pretrain.py."
@@ -187,7 +190,7 @@ class PackedBlocks:
         directory: where the pack is.
 
     Raises:
-        UserError: there is no complete pack, or a file is missing or has another size than meta.json says.
+        UserError: there is no complete pack, or a file is missing or does not have the size recorded in meta.json.
     """
 
     def __init__(self, directory: str | Path) -> None:

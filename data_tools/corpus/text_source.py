@@ -1,7 +1,7 @@
 """Documents to pack: C4 from the Hub or local files, and a shuffle that depends on the seed only.
 
-A source is a number of parts (files) that can each be read on their own. Parts are read in a seeded order, and
-documents pass through a shuffle buffer, so memory does not grow with the source.
+A source consists of parts (files), which can be read separately. Parts are read in a seeded order, and documents pass
+through a shuffle buffer, so memory does not grow with the source.
 """
 
 import argparse
@@ -24,7 +24,7 @@ class DocumentSource(Protocol):
     """Where documents come from.
 
     Attributes:
-        description: what it is, for meta.json.
+        description: description of the source for meta.json.
         sha256: identity of its documents: equal hashes mean equal documents in equal parts.
     """
 
@@ -44,14 +44,14 @@ class DocumentSource(Protocol):
 
 
 def shuffled_documents(source: DocumentSource, seed: int, buffer_size: int) -> Iterator[str]:
-    """All documents of a source that are not empty: parts in a seeded order, then through a shuffle buffer."""
+    """Yield all non-empty documents of a source: parts in a seeded order, then through a shuffle buffer."""
     order = permutation(seed, "pack/parts", source.num_parts).tolist()
     texts = chain.from_iterable(source.read_part(part) for part in order)
     return buffer_shuffle((_encodable(text) for text in texts if text), seed, buffer_size)
 
 
 def buffer_shuffle(texts: Iterator[str], seed: int, buffer_size: int) -> Iterator[str]:
-    """Yield a random one of ``buffer_size`` waiting documents whenever the next one comes in; 1 keeps the order."""
+    """Yield a random one of ``buffer_size`` waiting documents whenever a new one arrives; 1 keeps the order."""
     draws = CounterStream(seed, "pack/buffer")
     waiting: list[str] = []
     for text in texts:
@@ -78,7 +78,7 @@ class HubSource:
     """C4 streamed from the Hub, one part per file of the dataset.
 
     Args:
-        revision: commit of the dataset, pinned so that an interrupted pack goes on with the same documents;
+        revision: commit of the dataset, pinned so that an interrupted pack continues with the same documents;
             None asks the Hub for the newest.
     """
 
@@ -113,7 +113,7 @@ class HubSource:
                 stream = datasets.load_dataset(name, config, split=split, streaming=True, revision=self._revision)
             except Exception as error:  # the clients below raise many kinds, by cause and version
                 raise _unreachable(error) from None
-            # Other columns would be parsed for nothing: timestamps become datetime objects.
+            # Do not parse the other columns, e.g. timestamps into datetime objects.
             self._stream = stream.select_columns([TEXT_FIELD])
         return self._stream
 

@@ -1,4 +1,4 @@
-"""Documents as one endless row of tokens, each document followed by EOS, tokenized ahead of the reader."""
+"""All documents as one row of tokens, each followed by EOS; workers tokenize ahead of the reader."""
 
 import os
 from array import array
@@ -39,14 +39,14 @@ class TokenCursor:
 
 
 class TokenStream:
-    """Reads tokens from the row of all documents, starting anywhere without tokenizing what lies before.
+    """Reads tokens from the row of all documents. It can start anywhere without tokenizing what comes before.
 
     Args:
         documents: all documents, from the first.
         tokenizer: gives ids without special tokens, and the EOS that ends each document.
-        start: where to begin; documents before it are passed over unread by the tokenizer.
-        batch_documents: tokenized together; the tokens do not depend on it.
-        num_workers: processes that tokenize (default: one for each core); the tokens do not depend on it.
+        start: where to begin; documents before it are skipped without tokenizing them.
+        batch_documents: number of documents tokenized together; the tokens do not depend on it.
+        num_workers: number of processes that tokenize (default: one per core); the tokens do not depend on it.
 
     Raises:
         UserError: from `read`, a worker died.
@@ -78,12 +78,12 @@ class TokenStream:
         return TokenCursor(self._first_document + batch_document, self._position - begin, *counts)
 
     def read(self, count: int) -> np.ndarray:
-        """The next tokens, (count,) or fewer uint32: as many as are at hand, none only at the end of the source."""
+        """The next tokens, uint32: at most ``count``, and as many as are ready; none only at the end of the source."""
         while self._position >= len(self._tokens):
             batch = next(self._batches, None)
             if batch is None:
                 return np.empty(0, np.uint32)
-            # A start inside a document lies beyond the empty first batch: keep the distance.
+            # A start inside a document is beyond the empty first batch: keep the distance.
             self._position -= len(self._tokens)
             self._first_document += len(self._ends)
             self._tokens, self._ends = batch
@@ -93,7 +93,7 @@ class TokenStream:
         return tokens
 
     def finish_document(self) -> None:
-        """Pass over the rest of a document of which some tokens were read."""
+        """Skip the rest of a document of which some tokens were read."""
         here = self.cursor
         if here.token:
             self._position = int(self._ends[here.document - self._first_document])
@@ -144,7 +144,7 @@ def _encode(tokenizer: TextTokenizer, work: _Work) -> Any:
     """A batch of documents, or the tokens of a stretch with their places."""
     if isinstance(work, Stretch):
         return encode_stretch(tokenizer, work)
-    tokens, ends = array("I"), []  # takes over a list several times faster than numpy does
+    tokens, ends = array("I"), []  # converts a list several times faster than numpy
     for ids in tokenizer.encode_batch(work):
         tokens.fromlist(ids)
         tokens.append(tokenizer.eos_id)

@@ -1,8 +1,8 @@
 """Tokenizers behind one small interface, opened from ``tokenizer.json`` so that every way of naming one agrees.
 
-A hub id, a directory and a bare file all lead to the same ``tokenizer.json``, opened as it stands. transformers
-would rebuild the pipeline of known model classes instead: the same ids, but another serialization, hence another
-fingerprint. It is asked only for repositories that hold no ``tokenizer.json``.
+A hub id, a directory and a file all lead to the same ``tokenizer.json``, which is opened unchanged. transformers would
+rebuild the pipeline of known model classes: the same ids, but another serialization, hence another fingerprint. It is
+used only for repositories without a ``tokenizer.json``.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ class TextTokenizer:
     Args:
         backend: the tokenizer; changed in place (truncation and padding are switched off).
         eos_token: the end-of-document token.
-        name: how the user named it, for messages and metadata.
+        name: its name as the user gave it, for messages and metadata.
         config: the content of its tokenizer_config.json, kept for `save`.
         special_tokens_as_text: False makes a mentioned special token that token, as versions up to 0.1 did.
 
@@ -55,7 +55,7 @@ class TextTokenizer:
         eos_id = backend.token_to_id(eos_token)
         if eos_id is None:
             raise UserError(
-                f"tokenizer {name!r}: its eos_token {eos_token!r} is not in its vocabulary. Mend its {_CONFIG_NAME}."
+                f"tokenizer {name!r}: its eos_token {eos_token!r} is not in its vocabulary. Fix its {_CONFIG_NAME}."
             )
         self.eos_id = eos_id
         # Not len(vocab): ids may have holes, and what matters is which integers can occur.
@@ -88,10 +88,10 @@ class TextTokenizer:
         return np.column_stack([np.array(encoded.ids, np.int64), places])
 
     def encode_spaced(self, words: Sequence[str]) -> list[bytes]:
-        """Token ids (as int64) of each word with a space before it; for tokenizers that encode words on their own."""
+        """Token ids (as int64) of each word with a space before it; for tokenizers that encode words separately."""
         if not words:
             return []
-        # One text of all words takes a third of the time that many texts take.
+        # One text of all words takes a third of the time of many texts.
         ids = np.array(self.encode(f" {' '.join(words)}"), np.int64)
         ends = [*(ids.itemsize * np.flatnonzero(self._begins_with_space[ids])[1:]).tolist(), ids.nbytes]
         if len(ends) != len(words):  # its tokens do not show spaces
@@ -111,14 +111,14 @@ class TextTokenizer:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token by itself; one that is a part of a character stands as the vocabulary writes it."""
+        """The text of each token by itself; for a part of a character, the vocabulary's spelling."""
         tokens = [self._backend.id_to_token(index) or f"<{index}>" for index in ids]
         pieces = self._backend.decode_batch([[index] for index in ids], skip_special_tokens=False)
         for number, (token, piece) in enumerate(zip(tokens, pieces, strict=True)):
             if not piece or "\ufffd" in piece:
                 pieces[number] = token
             elif token.startswith("▁") and not piece.startswith(" "):
-                pieces[number] = f" {piece}"  # its decoder takes the space away that begins a text
+                pieces[number] = f" {piece}"  # its decoder strips the space at the start of a text
         return pieces
 
     @property
@@ -136,12 +136,12 @@ class TextTokenizer:
         """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer opens unchanged.
 
         Args:
-            max_length: tokens of the longest text that the model beside it is meant for.
+            max_length: longest text of the model beside it, in tokens.
         """
         directory.mkdir(parents=True, exist_ok=True)
         with whole_file(directory / "tokenizer.json") as file:
             file.write(self._backend.to_str(pretty=True).encode())
-        # The generic class takes tokenizer.json as it stands; a model's own class may rebuild the pipeline.
+        # The generic class uses tokenizer.json unchanged; a model's own class may rebuild the pipeline.
         config = {**self._config, "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos_token}
         if max_length is not None:
             config["model_max_length"] = max_length
@@ -178,7 +178,7 @@ def _download(spec: str) -> Path:
         return Path(snapshot_download(spec, allow_patterns=["*.json", "*.txt", "*.model"]))
     except Exception as error:  # the client raises a dozen kinds, by cause and version
         raise UserError(
-            f"tokenizer {spec!r}: it is neither a local path nor could it be had from the Hub "
+            f"tokenizer {spec!r}: it is not a local path and could not be downloaded from the Hub "
             f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the name and the network, or give a local "
             "tokenizer.json."
         ) from None
@@ -192,7 +192,7 @@ def _open_directory(directory: Path, name: str) -> TextTokenizer:
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
         backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    except Exception as error:  # whatever the directory's content provokes
+    except Exception as error:  # transformers raises many kinds
         raise UserError(
             f"tokenizer {name!r}: {directory} holds no tokenizer.json, and transformers opens no tokenizer there "
             f"({type(error).__name__}). Give a directory saved by a fast tokenizer's save_pretrained."

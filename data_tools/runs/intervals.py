@@ -1,4 +1,4 @@
-"""How far a measured share may lie from the true one."""
+"""Confidence intervals of a measured share."""
 
 from math import sqrt
 from statistics import NormalDist
@@ -13,7 +13,7 @@ def wilson_interval(num_right: int, num_examples: int, confidence: float = 0.95)
 
     Args:
         num_right: from 0 to num_examples.
-        num_examples: of none nothing is known: (0, 1).
+        num_examples: number of examples; 0 gives (0, 1).
         confidence: the share of such intervals that hold the true proportion.
     """
     if num_examples == 0:

@@ -1,4 +1,4 @@
-"""What runs leave behind, read: logs as columns, launches, evaluation files; and where a step lies on an axis."""
+"""Reads what runs leave behind: logs as columns, launches, evaluation files; and maps steps to positions on an axis."""
 
 import json
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ _EVALUATION_KEYS = {
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a JSON-lines file, in order; a last line that is being written is left out.
+    """The rows of a JSON-lines file, in order, without a last line that is still being written.
 
     Raises:
-        UserError: there is no such file, or a line of it is no row with a step.
+        UserError: there is no such file, or a line is not a row with a step.
     """
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
@@ -36,14 +36,14 @@ def _row(line: bytes, where: str) -> Row:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error}); take the line out.") from None
+        raise UserError(f"{where}: not JSON ({error}); remove the line.") from None
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
         raise UserError(f"{where}: expected an object with a whole number 'step'; is this a log?")
     return row
 
 
 def _runs_below(directory: Path) -> str:
-    """What to give instead of a directory that is no run."""
+    """Suggests run directories in place of a directory that is not a run."""
     runs = sorted(str(log.parents[1]) for log in directory.glob("*/logs/train.jsonl"))
     return f"give the directory of a run, here {' or '.join(runs)}" if runs else "give the directory of a run"
 
@@ -52,7 +52,7 @@ def read_logs(directory: Path) -> tuple[list[Row], list[Row]]:
     """The rows of a run's train.jsonl, one at least, and of its eval.jsonl.
 
     Raises:
-        UserError: the directory holds no logs, or no row yet, or something else under their names.
+        UserError: the directory holds no logs, no row yet, or files of another form.
     """
     path = directory / "logs" / "train.jsonl"
     train, evaluations = read_rows(path), path.with_name("eval.jsonl")
@@ -62,10 +62,10 @@ def read_logs(directory: Path) -> tuple[list[Row], list[Row]]:
 
 
 def read_evaluation(path: Path) -> Row:
-    """What ``ds_train/evaluate.py --output`` wrote.
+    """Read a file that ``ds_train/evaluate.py --output`` wrote.
 
     Raises:
-        UserError: the file is missing or something else.
+        UserError: the file is missing or has another form.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -84,7 +84,7 @@ def checkpoint_name(path: str) -> str:
 
 
 def training_seconds(tokens: Sequence[float] | np.ndarray, tokens_per_second: Sequence[float] | np.ndarray) -> Any:
-    """Seconds of training up to each row, (rows,) float64: without the pauses between launches.
+    """Seconds of training up to each row, (rows,) float64, without the pauses between launches.
 
     A row's tokens_per_second is that of the steps since the row before, evaluations and saves included.
     """
@@ -93,11 +93,11 @@ def training_seconds(tokens: Sequence[float] | np.ndarray, tokens_per_second: Se
 
 @dataclass(frozen=True)
 class RunLogs:
-    """One run, finished or still going on.
+    """One run, finished or still training.
 
     Attributes:
-        name: for legends.
-        directory: of the run.
+        name: its name in legends.
+        directory: the run directory.
         train, evaluations: column → (rows,) float64, NaN where a row has no number; by rising step.
         launches: rows of launches.jsonl since the run began at step 0.
     """
@@ -127,36 +127,37 @@ class RunLogs:
 
     @property
     def resumed_at(self) -> np.ndarray:
-        """Steps after which a later launch went on, (resumes,); without those that a resume further back undid."""
+        """(resumes,) steps after which a later launch continued, without those that an earlier resume undid."""
         steps = [launch["step"] for launch in self.launches]
         kept = {step for n, step in enumerate(steps) if n and all(step < later for later in steps[n + 1 :])}
         return np.array(sorted(step for step in kept if 0 < step <= self.last_step), float)
 
     @property
     def mastered_at(self) -> np.ndarray:
-        """Steps at which a stage of the curriculum was mastered, (stages,): pptrain evaluates then, and at step 0."""
+        """(stages,) steps at which a stage of the curriculum was mastered: pptrain evaluates then, and at step 0."""
         steps = self.evaluations["step"] if "stage" in self.evaluations else np.empty(0)
         return steps[steps > 0]
 
     @cached_property
     def _tokens(self) -> np.ndarray:
-        """Tokens up to each train row, (rows,), NaN if no row tells."""
+        """(rows,) tokens up to each train row, NaN if no row records them."""
         return _interpolate(
             self.train["step"], self.train.get("tokens", self.train["step"] * np.nan), self.train["step"]
         )
 
     @cached_property
     def _seconds(self) -> np.ndarray:
-        """Seconds of training up to each train row, (rows,), NaN if no row tells; one without speed had the usual."""
+        """(rows,) seconds of training up to each train row; NaN if no row has a speed. One without gets the median."""
         speed = self.train.get("tokens_per_second", np.empty(0))
         if not (speed > 0).any():
             return np.full(len(self._tokens), np.nan)
         return training_seconds(self._tokens, np.where(speed > 0, speed, np.median(speed[speed > 0])))
 
     def column(self, name: str, axis: str) -> tuple[np.ndarray, np.ndarray]:
-        """A column of the train rows, or else of the evaluations: positions on an axis and values, both (values,).
+        """A column of the train rows, or else of the evaluations, without rows that lack a value or a position.
 
-        Rows without a value or a position are left out.
+        Returns:
+            (values,) positions on an axis, and (values,) values.
         """
         rows = self.train if name in self.train else self.evaluations
         if name not in rows:
@@ -166,22 +167,22 @@ class RunLogs:
         return positions[kept], values[kept]
 
     def last_position(self, axis: str) -> float:
-        """Where the last row lies on one of `AXES`."""
+        """The position of the last row on one of `AXES`."""
         return float(self.positions(self.train["step"][-1:], axis)[0])
 
     def positions(self, steps: np.ndarray, axis: str) -> np.ndarray:
-        """Where steps lie on one of `AXES` (time in seconds): between rows in proportion, NaN where that is unknown."""
+        """Positions of steps on one of `AXES` (time in seconds), interpolated between rows; NaN where unknown."""
         if axis == "step":
             return steps
         return _interpolate(self.train["step"], self._tokens if axis == "tokens" else self._seconds, steps)
 
 
 def _interpolate(rows: np.ndarray, values: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """What grows from 0 with the steps, at ``steps``: in proportion between the rows that tell; NaN where none does."""
-    told = np.isfinite(values)
-    if not told.any():
+    """Values at ``steps`` of a quantity that grows from 0: interpolated between rows with a value; NaN without any."""
+    known = np.isfinite(values)
+    if not known.any():
         return np.full(len(steps), np.nan)
-    return np.interp(steps, np.append(0, rows[told]), np.append(0, values[told]))
+    return np.interp(steps, np.append(0, rows[known]), np.append(0, values[known]))
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, np.ndarray]:
@@ -193,7 +194,7 @@ def _columns(rows: Sequence[Row]) -> dict[str, np.ndarray]:
 
 
 def distinct_names(directories: Sequence[Path]) -> list[str]:
-    """A name for each directory: its last part, with as many parents as tell it from the others.
+    """A name for each directory: its last part, with as many parents as distinguish it from the others.
 
     Raises:
         UserError: a directory is given twice.

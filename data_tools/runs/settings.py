@@ -1,4 +1,4 @@
-"""What runs were given, from their directories, and in what it differs."""
+"""The settings of runs, read from their directories, and the differences between them."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,15 +13,15 @@ from data_tools.runs.logs import Row
 DEFAULT_TOKENIZER = "EleutherAI/pythia-160m"  # that of all Pythia models
 Settings = dict[str, str]
 _DEEPSPEED = "deepspeed."
-_COMMIT_DIGITS = 10  # tell commits apart
-_IGNORED = ("run_name", "deepspeed_config")  # the name heads the column; the JSON that takes effect says more
+_COMMIT_DIGITS = 10  # enough to distinguish commits
+_IGNORED = ("run_name", "deepspeed_config")  # the name heads the column; the JSON in effect is shown itself
 
 
 def read_settings(directory: Path, launches: Sequence[Row]) -> Settings:
-    """Flags of RUN/run.yaml, the DeepSpeed JSON that takes effect, and what the last launch ran on; those that exist.
+    """Read the flags of RUN/run.yaml, the DeepSpeed JSON in effect, and ranks and versions of the last launch.
 
     Raises:
-        UserError: a file is not what its name says.
+        UserError: a file cannot be read or has another form.
     """
     flags, effective = load_settings(directory / "run.yaml"), load_settings(directory / "deepspeed.json")
     last = launches[-1] if launches else {}
@@ -36,10 +36,10 @@ def read_settings(directory: Path, launches: Sequence[Row]) -> Settings:
 
 
 def tokenizer_of_runs(scratch_dir: Path | None) -> str:
-    """The tokenizer that the runs below a scratch directory were given, Pythia's where they were given none.
+    """The tokenizer of the runs below a scratch directory; Pythia's if none of them names one.
 
     Raises:
-        UserError: they were given several.
+        UserError: they name several.
     """
     run_files = sorted(scratch_dir.glob("*/run.yaml")) if scratch_dir else []
     flags = {path.parent.name: load_settings(path) for path in run_files}
@@ -47,14 +47,14 @@ def tokenizer_of_runs(scratch_dir: Path | None) -> str:
     named = {run: str(name) for run, name in given.items() if name and not str(name).startswith("pythia-")}
     if len(set(named.values())) > 1:
         listed = ", ".join(f"{run} {name}" for run, name in named.items())
-        raise UserError(f"the runs in {scratch_dir} have tokenizers of their own ({listed}); choose with --tokenizer.")
+        raise UserError(f"the runs in {scratch_dir} have different tokenizers ({listed}); choose with --tokenizer.")
     return next(iter(named.values()), DEFAULT_TOKENIZER)
 
 
 def differing(runs: Sequence[Settings]) -> dict[str, list[str]]:
-    """Setting → its value in each run ("–" where it has none), of the settings in which runs differ.
+    """The settings in which runs differ: setting → its value in each run ("–" where it has none).
 
-    A flag that a run's phase does not have is no difference; an absent key of the DeepSpeed JSON is one.
+    A flag that the run's phase does not have is not a difference; an absent key of the DeepSpeed JSON is one.
     """
     names = dict.fromkeys(name for settings in runs for name in settings)
     values = {name: [settings.get(name, "–") for settings in runs] for name in names}
@@ -88,7 +88,7 @@ def load_settings(path: Path) -> dict[str, Any]:
 
 
 def flat(mapping: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Names, with those of the mappings they lie in before them, and values."""
+    """Yield the names and values of nested mappings, names joined by dots."""
     for name, value in mapping.items():
         if isinstance(value, dict):
             yield from ((f"{name}.{below}", deeper) for below, deeper in flat(value))

@@ -117,5 +117,5 @@ def test_help_names_each_flag_once(capsys, monkeypatch):
     names = [item.name for group in (RunFlags, ModelFlags, DataFlags, OverrideFlags) for item in fields(group)]
     assert {f"--{name}" for name in names} <= set(flags) and len(flags) == len(set(flags))
     assert not any("-" in flag[2:] for flag in flags)
-    assert "  --sync_save                       write each checkpoint before training goes" in "\n".join(lines)
+    assert "  --sync_save                       write each checkpoint before training" in "\n".join(lines)
     assert lines[0].startswith("usage: deepspeed ds_train/") and len(lines) < 130

@@ -268,7 +268,7 @@ def test_the_tokenizer_is_that_of_the_runs(tiny_scratch, tmp_path, shown):
     assert told == shown("stream", *splits, "--tokenizer", tiny_scratch / "tokenizer") != ""
     assert shown("split", *splits).count("eval 0 of") == 1
     (tmp_path / "b" / "run.yaml").write_text("tokenizer: another")
-    with pytest.raises(UserError, match=r"tokenizers of their own \(a .*, b another\); choose with --tokenizer"):
+    with pytest.raises(UserError, match=r"different tokenizers \(a .*, b another\); choose with --tokenizer"):
         shown("stream", *splits)
 
 

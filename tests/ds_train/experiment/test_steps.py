@@ -163,7 +163,7 @@ def test_a_signal_ends_other_steps_at_once(commands: Commands) -> None:
 
 
 def test_a_second_signal_kills(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "_BURST_S", -1.0)
+    monkeypatch.setattr(steps, "BURST_S", -1.0)
     a = commands.step("a", "sleep 600", trains=True)
     sender = commands.send_when("a", signal.SIGUSR1, signal.SIGTERM)
     assert commands.run(a) == 85

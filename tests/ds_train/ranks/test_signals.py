@@ -93,7 +93,7 @@ import os, signal, sys, time
 from ds_train.ranks import signals as preemption
 preemption.install_handlers()
 if sys.argv[1] == "late":
-    preemption._BURST_S = 0.0
+    preemption.BURST_S = 0.0
 os.kill(os.getpid(), signal.SIGTERM)
 while preemption._received.number is None:
     time.sleep(0.001)
