@@ -82,13 +82,16 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scratch_dir", required=True, help="directory of all data and runs")
     parser.add_argument("--max_input_size", type=int, default=384, help="symbolic size of a problem (default 384)")
     parser.add_argument("--max_lookahead", type=int, default=64, help="stages of the curriculum (default 64)")
-    parser.add_argument("--seed", type=int, default=12345, help="of all problems")
+    parser.add_argument("--seed", type=int, default=12345, help="seed of all problems")
     parser.add_argument("--eval_size", type=int, default=2_000, help="examples of eval.jsonl")
     parser.add_argument("--test_size", type=int, default=5_000, help="examples of test.jsonl")
     parser.add_argument("--mixin_size", type=int, default=50_000, help="examples of mixin.jsonl")
     parser.add_argument("--generator", help="external generator, package.module:ClassName (default: built-in)")
     parser.add_argument(
-        "--workers", type=int, default=num_cores(), help="processes (default: all cores); not in the result"
+        "--workers",
+        type=int,
+        default=num_cores(),
+        help="worker processes (default: all cores); the result does not depend on it",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace splits of the same parameters")
     args = parser.parse_args(argv)
@@ -111,7 +114,7 @@ def _source(args: argparse.Namespace, name: str) -> ExampleGenerator:
 def _write_split(
     executor: ProcessPoolExecutor, source: ExampleGenerator, size: int, path: Path, used: set[bytes]
 ) -> SplitFile:
-    """Write one split; its prompts join ``used``, and one that is there already gives way to the next attempt."""
+    """Write one split. Its prompts join ``used``; the next attempt replaces one that is already there."""
     digest = hashlib.sha256()
     num_bytes = 0
     rows = executor.map(partial(_make_row, source), range(size), chunksize=_CHUNK_SIZE)
@@ -124,7 +127,7 @@ def _write_split(
                     raise UserError(
                         f"{source.purpose}: {MAX_ATTEMPTS} attempts at example {index} all repeat earlier prompts; "
                         f"generator {source.name} must give different examples for different seeds, and sizes "
-                        f"(max_input_size {source.max_input_size}) must allow as many as asked for"
+                        f"(max_input_size {source.max_input_size}) must allow that many"
                     )
                 prompt, line = executor.submit(_make_row, source, index, attempt).result()
             used.add(prompt)
@@ -136,12 +139,12 @@ def _write_split(
 
 
 def _make_row(source: ExampleGenerator, index: int, attempt: int = 0) -> tuple[bytes, bytes]:
-    """In a worker: the digest of the prompt and the line of one example."""
+    """Make one example, in a worker: the digest of its prompt, and its line."""
     stage = source.max_lookahead
     example = source.example(index, stage, attempt)
     return prompt_digest(example.input_text), row_line(example, alpha=_ALPHA, stage=stage, seed=source.seed)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing half-written stays
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing half-written is left
     run_command(main)

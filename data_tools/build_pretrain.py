@@ -275,7 +275,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     if args.num_blocks is None:
         args.num_blocks = (args.total_steps or _DEFAULT_STEPS) * (args.effective_batch or _DEFAULT_BATCH)
     elif args.total_steps or args.effective_batch:
-        raise UserError("--num_blocks and --total_steps/--effective_batch both say how many blocks: give one of them.")
+        raise UserError("--num_blocks and --total_steps/--effective_batch both set the number of blocks; give one.")
     return args
 
 

@@ -3,14 +3,14 @@
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# Variables that every node of a hostfile gets as they are here. Names like WANDB_API_KEY are left out: pdsh would show
-# them to every user of a node; use those programs' own login files.
+# Variables of this shell that every node of a hostfile gets. Names like WANDB_API_KEY are left out: pdsh would show them
+# to every user of a node; use those programs' own login files.
 forwarded='^(PATH|LD_LIBRARY_PATH|CUDA_HOME|OMP_NUM_THREADS|MALLOC_[A-Z_]*|TQDM_DISABLE'
 forwarded+='|(PYTHON|DS_|TORCH_|PYTORCH_|NCCL_|GLOO_|UCX_|HF_|TRANSFORMERS_|TOKENIZERS_|WANDB_).*)$'
 secret='_(TOKEN|KEY|SECRET|PASSWORD)$'
 
-# Set `num_nodes` and `num_ranks` to what hostfile $1 says; stricter than DeepSpeed, which goes on with this node alone
-# where it cannot find the file.
+# Set `num_nodes` and `num_ranks` from hostfile $1. Stricter than DeepSpeed, which continues with this node alone if it
+# cannot find the file.
 read_hostfile() {
     local file=$1 line seen=" " number=0
     local form='^([^[:space:]#]+)[[:space:]]+slots=([1-9][0-9]*)[[:space:]]*(#.*)?$'
@@ -45,7 +45,7 @@ node_environment() {
     done
 }
 
-# Refuse variables that are no numbers of their kind before anything starts.
+# Refuse malformed numbers before anything starts.
 check_numbers() {
     [[ -z "${NUM_RANKS:-}" || "$NUM_RANKS" =~ ^[1-9][0-9]*$ ]] || fail "NUM_RANKS is '$NUM_RANKS', expected a number from 1"
     [[ -z "${MASTER_PORT:-}" || ("$MASTER_PORT" =~ ^[1-9][0-9]{0,4}$ && "$MASTER_PORT" -lt 65536) ]] ||
@@ -64,7 +64,7 @@ launch_with_deepspeed() {
         command -v pdsh >/dev/null || fail "HOSTFILE is set but there is no pdsh here, which reaches the nodes; install it"
         # A node that vanishes without closing its connections is noticed after two minutes.
         export PDSH_SSH_ARGS_APPEND="-o ServerAliveInterval=15 -o ServerAliveCountMax=8 ${PDSH_SSH_ARGS_APPEND:-}"
-        # DeepSpeed takes this file's name only; it stays readable through the descriptor, and nothing is left behind.
+        # DeepSpeed takes only a file name. The file is removed at once and stays readable through the descriptor.
         environment="$(mktemp)"
         exec 9<"$environment" # inherited by deepspeed
         node_environment >"$environment"
@@ -82,8 +82,8 @@ launch_with_deepspeed() {
         "$trainer" --num_ranks "$num_ranks" --num_nodes "$num_nodes" "$@"
 }
 
-# Set `srun_command` to what runs phase $1 as one task a device of the surrounding allocation.
-# $SRUN_OPTIONS, split at blanks, shape the step or, outside of an allocation, ask for one.
+# Set `srun_command` to the command that runs phase $1 as one task per device of the surrounding allocation.
+# $SRUN_OPTIONS, split at blanks, shape the step or, outside of an allocation, request one.
 set_srun_command() {
     local options
     read -ra options <<<"${SRUN_OPTIONS:-}"
@@ -91,8 +91,8 @@ set_srun_command() {
     use_virtualenv
     export SRUN_CPUS_PER_TASK="${SRUN_CPUS_PER_TASK:-${SLURM_CPUS_PER_TASK:-}}" # since Slurm 22.05 not inherited
     [[ -n "$SRUN_CPUS_PER_TASK" ]] || unset SRUN_CPUS_PER_TASK
-    # Ranks leave together and say why by their exit codes, of which srun gives the largest. Killed at the first one that
-    # is not 0 they would give 143 instead; who has not left a minute later hangs.
+    # Ranks exit together, and srun returns the largest of their exit codes. If it killed them at the first one that is
+    # not 0, it would return 143 instead. A rank that has not exited a minute later hangs.
     srun_command=(srun --kill-on-bad-exit=0 --wait=60 "${options[@]}" python "$repository/ds_train/$1.py")
     if [[ -n "${NUM_RANKS:-}" ]]; then
         srun_command+=(--num_ranks "$NUM_RANKS")

@@ -3,8 +3,8 @@
 #
 #     bash launch/experiment.sh [CONFIG [SCRATCH_DIR]] [--dry_run]         default: the small one, no hub, no GPU
 #
-# Stop it when you like (Ctrl-C, SIGUSR1, SIGTERM: exit code 85, with a checkpoint): the same command goes on.
-# LAUNCHER starts pptrain, pretrain and evaluate, which take the place of {}. Default: 'bash launch/{}_hostfile.sh', this
+# You can stop it at any time (Ctrl-C, SIGUSR1, SIGTERM: exit code 85, with a checkpoint); the same command continues.
+# LAUNCHER starts pptrain, pretrain and evaluate, whose name replaces {}. Default: 'bash launch/{}_hostfile.sh', this
 # machine or the nodes of HOSTFILE; in a Slurm allocation: LAUNCHER='bash launch/{}_srun.sh'. See launch/README.md.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh

@@ -3,7 +3,7 @@
 #
 #     bash launch/quickstart.sh [SCRATCH_DIR]         default: runs/demo
 #
-# Stop it when you like: started again, it keeps what is finished, and a run goes on from its newest checkpoint.
+# You can stop it at any time. Started again, it keeps finished parts, and a run continues from its newest checkpoint.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -39,7 +39,7 @@ class DocumentSource(Protocol):
         ...
 
     def left_out(self, num_documents: int) -> list[str]:
-        """What was passed over before so many documents that are not empty were read, in sentences."""
+        """Describe in sentences what was skipped before this number of non-empty documents was read."""
         ...
 
 

@@ -1,7 +1,7 @@
 """``python -m data_tools.inspect``: see the data. The commands are in `data_tools.inspect.__main__`."""
 
 if __name__ == "inspect":
-    # A Python started in the directory above, or for one of its files, looks here first for the standard library's.
+    # A Python started in data_tools, or for a file there, finds this package instead of the standard library's.
     import sys
     import sysconfig
     from importlib import util

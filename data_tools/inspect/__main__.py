@@ -1,4 +1,4 @@
-"""See the data: samples of splits, of the training streams and of packed blocks, and how long problems are.
+"""Show the data: samples of splits, of the training streams and of packed blocks, and the lengths of problems.
 
     python -m data_tools.inspect split --scratch_dir DIR --split test --index 0 --count 3
     python -m data_tools.inspect stream --scratch_dir DIR --index 12345 --stage 3
@@ -6,8 +6,8 @@
     python -m data_tools.inspect shards --scratch_dir DIR --index 17
     python -m data_tools.inspect lengths --max_input_size 768 --max_lookahead 128 --seq_len 2048 4096
 
-Samples are made by the very code that training reads them with, and defaults are the trainers'. Output has colours on
-a terminal only; with ``--color always | less -R`` in a pager too. The variable COLUMNS sets the width.
+Training reads its samples with the same code, and the defaults are the trainers'. Output has colours on a terminal, and
+with ``--color always | less -R`` in a pager. The variable COLUMNS sets the width.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command; see ``--help``."""
     args = _parse(argv)
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal of few characters shows ? for the others
+        sys.stdout.reconfigure(errors="replace")  # a terminal with a small character set shows ? instead
     for line in args.lines(args):
         print(line)
 
@@ -56,27 +56,29 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _split_flags(parser: CommandParser) -> None:
-    parser.add_argument("--split", choices=SPLIT_NAMES, default="eval", help="which one (default eval)")
+    parser.add_argument("--split", choices=SPLIT_NAMES, default="eval", help="which split (default eval)")
     _pick_flags(parser, "row")
     _splits_flags(parser)
     _tokenizer_flag(parser, _OF_RUNS)
-    parser.add_argument("--seq_len", type=int, default=2048, help="tokens; longer rows are pointed out (default 2048)")
+    parser.add_argument(
+        "--seq_len", type=int, default=2048, help="longest row, in tokens; longer ones are marked (default 2048)"
+    )
     _mixin_loss_flag(parser)
     _view_flags(parser)
 
 
 def _stream_flags(parser: CommandParser) -> None:
     _pick_flags(parser, "sample of the run")
-    parser.add_argument("--stage", type=int, default=1, help="of the curriculum, 1 … max_lookahead (default 1)")
+    parser.add_argument("--stage", type=int, default=1, help="curriculum stage, 1 … max_lookahead (default 1)")
     _seed_flag(parser)
     _splits_flags(parser)
     _size_flags(parser, "the splits', or without splits ")
     _tokenizer_flag(parser, _OF_RUNS)
     parser.add_argument(
-        "--seq_len", type=int, default=2048, help="tokens; what is longer is passed over (default 2048)"
+        "--seq_len", type=int, default=2048, help="longest sample, in tokens; longer ones are skipped (default 2048)"
     )
     parser.add_argument(
-        "--train_answer", choices=("first", "random"), default="first", help="trained answer (default first)"
+        "--train_answer", choices=("first", "random"), default="first", help="answer that is trained on (default first)"
     )
     parser.add_argument(
         "--accuracy", choices=("any", "first"), default="any", help="answers that are scored (default any)"
@@ -86,7 +88,7 @@ def _stream_flags(parser: CommandParser) -> None:
 
 def _mixture_flags(parser: CommandParser) -> None:
     _pick_flags(parser, "sample of the run, over all ranks")
-    parser.add_argument("--blocks", action="store_true", help="--index counts synthetic blocks, 'mixin N' of messages")
+    parser.add_argument("--blocks", action="store_true", help="--index counts synthetic blocks ('mixin N' in messages)")
     _seed_flag(parser)
     _splits_flags(parser, is_required=True)
     _pack_flags(parser)
@@ -100,11 +102,17 @@ def _mixture_flags(parser: CommandParser) -> None:
     )
     schedules = ("constant", "linear", "cosine")
     parser.add_argument(
-        "--mixin_schedule", choices=schedules, default="constant", help="how the share moves (default constant)"
+        "--mixin_schedule",
+        choices=schedules,
+        default="constant",
+        help="how the share changes over the run (default constant)",
     )
     parser.add_argument("--mixin_end", type=float, help="share at the last step of a linear or cosine schedule")
     parser.add_argument(
-        "--mixin_pack", choices=("packed", "single"), default="packed", help="examples of a block (default packed)"
+        "--mixin_pack",
+        choices=("packed", "single"),
+        default="packed",
+        help="examples per block: as many as fit, or one (default packed)",
     )
     _mixin_loss_flag(parser)
     _view_flags(parser)
@@ -121,21 +129,21 @@ def _shards_flags(parser: CommandParser) -> None:
 def _lengths_flags(parser: CommandParser) -> None:
     _size_flags(parser, "")
     parser.add_argument(
-        "--seq_len", type=int, nargs="+", default=[2048], help="tokens; one or more to compare (default 2048)"
+        "--seq_len", type=int, nargs="+", default=[2048], help="one or more sequence lengths to compare (default 2048)"
     )
     parser.add_argument("--stages", type=int, nargs="+", help="stages (default: five from first to last)")
-    parser.add_argument("--num_problems", type=int, default=1000, help="problems of each stage (default 1000)")
+    parser.add_argument("--num_problems", type=int, default=1000, help="number of problems per stage (default 1000)")
     _seed_flag(parser)
     _tokenizer_flag(parser)
 
 
 def _pick_flags(parser: CommandParser, what: str) -> None:
     parser.add_argument("--index", type=int, default=0, help=f"first {what}, from 0 (default 0)")
-    parser.add_argument("--count", type=int, default=1, help="how many from there on (default 1)")
+    parser.add_argument("--count", type=int, default=1, help="number of samples (default 1)")
 
 
 def _seed_flag(parser: CommandParser) -> None:
-    parser.add_argument("--seed", type=int, default=1337, help="of the run (default 1337)")
+    parser.add_argument("--seed", type=int, default=1337, help="seed of the run (default 1337)")
 
 
 def _splits_flags(parser: CommandParser, is_required: bool = False) -> None:
@@ -172,8 +180,8 @@ def _view_flags(parser: CommandParser, parts: tuple[str, ...] = PARTS) -> None:
     text = f"parts of each sample (default: {' '.join(parts)})"
     parser.add_argument("--show", nargs="+", choices=parts, default=parts, help=text)
     if "graph" in parts:
-        parser.add_argument("--dot", action="store_true", help="nothing but the graphs, for Graphviz")
-    parser.add_argument("--ids", action="store_true", help="show each token's id behind it")
+        parser.add_argument("--dot", action="store_true", help="print only the graphs, for Graphviz")
+    parser.add_argument("--ids", action="store_true", help="show each token's id after it")
     text = "auto: on a terminal, unless NO_COLOR is set (default auto)"
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help=text)
 
@@ -183,7 +191,7 @@ _COMMANDS: tuple[tuple[str, Callable[[argparse.Namespace], Iterator[str]], _Flag
     ("split", split_lines, _split_flags, "rows of eval, test or mixin, as they are evaluated or mixed in"),
     ("stream", stream_lines, _stream_flags, "samples of pptrain's stream, a function of seed, index and stage"),
     ("mixture", mixture_lines, _mixture_flags, "samples of a pretrain run: packed blocks and synthetic ones"),
-    ("shards", shards_lines, _shards_flags, "packed blocks ('c4 N' of messages) and where documents end in them"),
+    ("shards", shards_lines, _shards_flags, "packed blocks ('c4 N' in messages) and where documents end in them"),
     ("lengths", length_lines, _lengths_flags, "how long problems are, and what share overflows a seq_len"),
 )
 

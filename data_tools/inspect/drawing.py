@@ -1,7 +1,7 @@
-"""A search problem drawn as text, and in the language of Graphviz.
+"""Draws a search problem as text, or in the language of Graphviz.
 
-The drawing is a tree of chains: what lies below the current vertex, each vertex at the end of a shortest way to it,
-then what cannot be reached from there. An edge to a vertex that is drawn elsewhere ends in its name in parentheses.
+The drawing is a tree of chains. It starts at the current vertex and shows each vertex at the end of a shortest path to
+it, then the vertices that cannot be reached. An edge to a vertex that is drawn elsewhere ends in parentheses.
 """
 
 from collections import defaultdict
@@ -16,7 +16,7 @@ _LEGEND = ("✓ right next step   ", "★ goal   ", "⇒ leads to the goal   ", 
 
 
 def draw_problem(prompt: ParsedPrompt, terminal: Terminal) -> Iterator[str]:
-    """Lines: the tree below the current vertex, the rest, and the lookahead of each right next step with its reason."""
+    """Yield lines: the tree below the current vertex, the rest, and each right next step's lookahead, explained."""
     drawing = _Drawing(prompt)
     yield from terminal.flow(Cell(mark, "faint") for mark in _LEGEND)
     yield from drawing.tree(drawing.current, terminal)
@@ -32,22 +32,24 @@ def draw_problem(prompt: ParsedPrompt, terminal: Terminal) -> Iterator[str]:
 
 
 def explain_lookahead(prompt: ParsedPrompt, step: str) -> str:
-    """The lookahead of a right next step, and how many vertices are on each level that has to be expanded."""
+    """The lookahead of a right next step, and the number of vertices on each level that must be expanded."""
     children = _children(prompt)
     current = prompt.path[-1]
     lookahead = step_lookahead(children, current, step, prompt.goal)
     if not lookahead:
         return "lookahead 0, there is no other step"
     levels = list(islice(frontiers(children, current, step), lookahead))
-    told = []
+    described = []
     first = 1
     for (num_right, num_wrong), same in groupby((len(right), len(wrong)) for right, wrong in levels):
         last = first + len(list(same)) - 1
-        told.append(f"level {first if first == last else f'{first} … {last}'}: {num_right} from it, {num_wrong} not")
+        described.append(
+            f"level {first if first == last else f'{first} … {last}'}: {num_right} from it, {num_wrong} not"
+        )
         first = last + 1
     is_met = any(prompt.goal in part for part in levels[-1])
     end = f"the goal is on level {lookahead}" if is_met else f"all of level {lookahead + 1} is from it"
-    return f"lookahead {lookahead} ({'; '.join([*told, end])})"
+    return f"lookahead {lookahead} ({'; '.join([*described, end])})"
 
 
 def as_dot(prompt: ParsedPrompt) -> str:
@@ -64,19 +66,19 @@ def as_dot(prompt: ParsedPrompt) -> str:
 
 def _children(prompt: ParsedPrompt) -> dict[str, list[str]]:
     children: dict[str, list[str]] = defaultdict(list)
-    for parent, child in dict.fromkeys(prompt.edges):  # a fact may be told twice
+    for parent, child in dict.fromkeys(prompt.edges):  # a fact may be repeated
         children[parent].append(child)
     return children
 
 
 class _Drawing:
-    """The vertices of a problem hung under one another.
+    """The vertices of a problem, each drawn under one other.
 
     Attributes:
-        current: the vertex whose next step is asked for.
+        current: the vertex whose next step is to be found.
         answers: the right next steps.
         roots_first: all vertices, those without a parent first.
-        owner: the vertex under which each one hangs, None for one at the top.
+        owner: the vertex under which each one is drawn, None for one at the top.
     """
 
     def __init__(self, prompt: ParsedPrompt) -> None:
@@ -94,7 +96,7 @@ class _Drawing:
         self.attach([self.current])
 
     def attach(self, roots: Iterable[str]) -> None:
-        """Hang all that can be reached from each root, level by level, unless it hangs already."""
+        """Attach all vertices that each root reaches, level by level, unless they are already attached."""
         for root in roots:
             pending = [] if root in self.owner else [root]
             self.owner.setdefault(root, None)
@@ -105,11 +107,11 @@ class _Drawing:
                         pending.append(child)
 
     def leads(self, parent: str, child: str) -> bool:
-        """Whether an edge is part of a way from the current vertex to the goal."""
+        """Whether an edge is part of a path from the current vertex to the goal."""
         return parent in self._on_way and child in self._on_way
 
     def tree(self, vertex: str, terminal: Terminal, first: str = "", rest: str = "") -> Iterator[str]:
-        """Lines of a vertex and what hangs under it; they begin with ``first`` and, after the first line, ``rest``."""
+        """Yield the lines of a vertex and all under it; the first begins with ``first``, the others with ``rest``."""
         chain = self._chain(vertex)
         names = [self._name(v, parent) for v, parent in zip(chain, [self.owner[vertex], *chain], strict=False)]
         arrows = [*(f" {self._arrow(*edge)} " for edge in pairwise(chain)), ""]
@@ -138,7 +140,7 @@ class _Drawing:
         return chain
 
     def _branches(self, chain: list[str]) -> list[list[str]]:
-        """The children of a chain's last vertex, on the way to the goal first; ends are grouped, to share a line."""
+        """The children of a chain's last vertex, those on a path to the goal first; ends are grouped on one line."""
         vertex = chain[-1]
         if len(chain) > 1 and self._is_end(vertex, chain[-2]):
             return []

@@ -1,4 +1,4 @@
-"""Which seq_len do problems of a size need? Lengths in tokens, characters and edges, and the share that overflows."""
+"""Measures which seq_len problems of a size need: their lengths, and the share that overflows."""
 
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -17,17 +17,17 @@ from data_tools.search.graphs import search_budget
 
 _CHUNK = 100  # problems tokenized at a time
 _PERCENTILES = (1, 50, 95, 99)
-_ROUND_TO = 64  # a seq_len that is proposed is a multiple of it
+_ROUND_TO = 64  # the proposed seq_len is a multiple of this
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of the problems of one stage, (num_problems,) int64 each.
+    """Lengths of the problems of one stage, (num_problems,) int64 each.
 
     Attributes:
-        tokens: prompt, longest right answer and EOS: what is compared with seq_len.
-        characters: of the same text without EOS.
-        edges: facts.
+        tokens: tokens of prompt, longest right answer and EOS, which seq_len must hold.
+        characters: characters of the same text without EOS.
+        edges: number of facts.
     """
 
     stage: int
@@ -47,7 +47,7 @@ def length_lines(args: Namespace) -> Iterator[str]:
     tokenizer = load_tokenizer(args.tokenizer or DEFAULT_TOKENIZER)
     stages = sorted(set(args.stages or spread_stages(source.max_input_size, source.max_lookahead)))
     for stage in stages:
-        source.example(0, stage)  # a stage that cannot be is an error before anything is measured
+        source.example(0, stage)  # an impossible stage is an error before anything is measured
     with tqdm(total=len(stages) * args.num_problems, unit="problem", disable=None, leave=False) as bar:
         measured = [measure_lengths(source, tokenizer, stage, args.num_problems, bar) for stage in stages]
     budget = search_budget(source.max_input_size, 1.0, source.max_lookahead)
@@ -72,7 +72,7 @@ def spread_stages(max_input_size: int, max_lookahead: int) -> list[int]:
 def measure_lengths(
     source: ExampleGenerator, tokenizer: TextTokenizer, stage: int, num_problems: int, progress: tqdm | None = None
 ) -> Lengths:
-    """Measure the first candidates of the training stream at a stage, the too long ones with them."""
+    """Measure the first candidates of the training stream at a stage, including those that are too long."""
     rows: list[tuple[int, int, int]] = []
     for first in range(0, num_problems, _CHUNK):
         examples = [source.example(index, stage) for index in range(first, min(first + _CHUNK, num_problems))]
@@ -87,7 +87,7 @@ def measure_lengths(
 
 
 def length_table(measured: Sequence[Lengths], max_lookahead: int, seq_lens: Sequence[int]) -> Iterator[str]:
-    """A line for each stage: percentiles (values that occur), and the share of problems longer than each seq_len."""
+    """Yield a line per stage: percentiles (values that occur), and the share of problems over each seq_len."""
     percentiles = [f"{p} %" for p in _PERCENTILES]
     groups = [
         ("", ["stage", "alpha"]),
@@ -118,14 +118,14 @@ def length_table(measured: Sequence[Lengths], max_lookahead: int, seq_lens: Sequ
 
 
 def _advice(measured: Sequence[Lengths], seq_lens: Sequence[int], num_problems: int) -> Iterator[str]:
-    """What to conclude: the worst stage of each seq_len, and a seq_len that held all."""
+    """Yield the conclusions: the worst stage for each seq_len, and a seq_len that holds all problems."""
     for seq_len in seq_lens:
         worst = max(measured, key=lambda lengths: (lengths.tokens > seq_len).sum())
         num_longer = int((worst.tokens > seq_len).sum())
         if num_longer:
             share = f"{100 * num_longer / num_problems:.1f} % of stage {worst.stage} overflow; others take their place"
         else:
-            # The rule of three: at a share of 3 / n, n problems without one are a matter of 5 %.
+            # The rule of three: at a share of 3 / n, the probability of none among n problems is 5 %.
             share = f"nothing overflows; with 95 % confidence less than {300 / num_problems:.2g} % of any stage does"
         yield f"seq_len {seq_len}: {share}"
     longest = max(measured, key=lambda lengths: lengths.tokens.max())

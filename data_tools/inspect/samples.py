@@ -1,4 +1,4 @@
-"""Samples for ``data_tools.inspect``, as training reads them, in lines."""
+"""The lines that ``data_tools.inspect`` prints for samples, which it reads as training does."""
 
 from argparse import Namespace
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from data_tools.samples.readers import MixinReader, StreamReader, c4_document, t
 from data_tools.samples.samplers import MixtureSampler, SampleKind, mixin_share
 from data_tools.search.splits import Splits, find_data_dir, split_file_name
 
-DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKAHEAD = 384, 64  # of build_data_splits
+DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKAHEAD = 384, 64  # those of build_data_splits
 
 
 def split_lines(args: Namespace) -> Iterator[str]:
-    """Rows of a split: of eval and test as they are evaluated, of mixin as pretraining reads them."""
+    """Rows of a split: eval and test as they are evaluated, mixin as pretraining reads it."""
     splits = _splits(args)
     rows = splits.rows(args.split)
     picked = _picked(args, len(rows), f"rows of {args.split}.jsonl")
@@ -51,8 +51,8 @@ def stream_lines(args: Namespace) -> Iterator[str]:
     view = _view(args, reader.tokenizer)
     if splits is None:
         yield from view.terminal.wrapped(
-            "No --scratch_dir or --data_dir: sizes are those of the flags, and prompts of eval, test and mixin are not "
-            "passed over.",
+            "No --scratch_dir or --data_dir: the flags give the sizes, and prompts of eval, test and mixin are not "
+            "skipped.",
             style="warning",
         )
     for index in range(args.index, args.index + args.count):
@@ -104,7 +104,7 @@ def mixture_lines(args: Namespace) -> Iterator[str]:
 
 
 def _planned(args: Namespace, sampler: MixtureSampler) -> Iterator[tuple[str, SampleKind, int]]:
-    """The asked for samples of the run: a title, the source, and the index within it."""
+    """Yield the requested samples of the run: a title, the kind of sample, and its index."""
     if args.blocks:
         for block in _picked(args, sampler.num_mixin_blocks, "synthetic blocks"):
             yield "", SampleKind.MIXIN, block
@@ -150,7 +150,7 @@ def _splits(args: Namespace) -> Splits:
 
 
 def _stream_reader(args: Namespace, splits: Splits | None) -> StreamReader:
-    """What pptrain reads with, given the same flags."""
+    """The reader that pptrain uses with the same flags."""
     size, lookahead, generator = DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKAHEAD, None
     if splits:
         size, lookahead = splits.meta.max_input_size, splits.meta.max_lookahead
@@ -167,7 +167,7 @@ def _stream_reader(args: Namespace, splits: Splits | None) -> StreamReader:
         max_lookahead=args.max_lookahead or lookahead,
         seed=args.seed,
     )
-    source.example(0, args.stage)  # a stage that cannot be is an error before a tokenizer is looked for
+    source.example(0, args.stage)  # an impossible stage is an error before the tokenizer is loaded
     return StreamReader(
         source,
         _tokenizer(args),

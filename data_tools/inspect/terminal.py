@@ -1,4 +1,4 @@
-"""Text laid out for a terminal: lines of cells that are never split, colours where they can be seen."""
+"""Lays out text for a terminal: lines of cells that are never split, and colours where they are supported."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-# SGR codes. Meaning never hangs on colour alone: marks and labels say the same.
+# SGR codes. Meaning never depends on colour alone: marks and labels repeat it.
 STYLES = {"plain": "", "faint": "2", "heading": "1", "good": "32", "strong": "1;32", "warning": "33"}
 _SHOWN = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
 
@@ -23,7 +23,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Terminal:
-    """Where lines go.
+    """The terminal that lines are for.
 
     Attributes:
         width: columns.
@@ -35,7 +35,7 @@ class Terminal:
 
     @classmethod
     def of_stdout(cls, colour: str = "auto") -> "Terminal":
-        """Standard output as it is: its width (the variable COLUMNS wins), and colours on a terminal.
+        """The terminal of standard output: its width (the variable COLUMNS wins), and whether it has colours.
 
         Args:
             colour: ``always``, ``never``, or ``auto``: on a terminal, unless NO_COLOR is set (no-color.org).
@@ -48,11 +48,11 @@ class Terminal:
         return f"\x1b[{code}m{text}\x1b[0m" if code and text and self.has_colour else text
 
     def flow(self, cells: Iterable[Cell], *, first: str = "", rest: str | None = None) -> Iterator[str]:
-        """Lines of as many cells as fit.
+        """Yield lines, each with as many cells as fit.
 
         Args:
             cells: in order; a line ends between two of them, and spaces at its end are left out.
-            first, rest: what the first line and the others begin with; ``rest`` is blanks where it is not given.
+            first, rest: the beginning of the first line and of the others; by default ``rest`` is blank.
         """
         margin, line = first, list[Cell]()
         rest = " " * num_columns(first) if rest is None else rest
@@ -73,7 +73,7 @@ class Terminal:
         return "".join(self.styled(text, style) for text, style in runs)
 
     def wrapped(self, text: str, *, indent: str = "", style: str = "plain") -> Iterator[str]:
-        """A text between its line breaks, broken at spaces; control characters become visible."""
+        """Yield a text as lines broken at spaces, keeping its line breaks; control characters become visible."""
         for paragraph in text.split("\n"):
             words = visible(paragraph).split(" ")
             yield from self.flow([Cell(f"{word} ", style) for word in words], first=indent)
@@ -84,7 +84,7 @@ class Terminal:
 
 
 def num_columns(text: str) -> int:
-    """Columns that a text takes on a terminal."""
+    """The number of columns that a text takes on a terminal."""
     if text.isascii():
         return len(text)
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
@@ -92,7 +92,7 @@ def num_columns(text: str) -> int:
 
 
 def visible(text: str) -> str:
-    """The text with signs in place of control characters, which a terminal would obey."""
+    """The text with visible signs in place of control characters."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _SHOWN.get(c) or c.encode("unicode_escape").decode() for c in text)

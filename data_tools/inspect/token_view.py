@@ -1,4 +1,4 @@
-"""Samples as lines of text: what a document says, its tokens with their loss weights, its graph drawn."""
+"""Shows samples as lines: a document's text, its tokens with their loss weights, its graph."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class View:
 
     Attributes:
         terminal: lays out the lines.
-        tokenizer: of the documents; None where nothing is tokenized.
-        parts: of `PARTS`.
-        with_ids: whether each token is followed by its id.
-        only_dot: nothing but graphs, for Graphviz.
+        tokenizer: the documents' tokenizer; None if no tokens are shown.
+        parts: the parts to show, from `PARTS`.
+        with_ids: whether to show each token's id after it.
+        only_dot: show only graphs, for Graphviz.
     """
 
     terminal: Terminal
@@ -37,13 +37,13 @@ class View:
     def example(
         self, title: str, facts: str, input_text: str, answers: Sequence[str], documents: Sequence[Document]
     ) -> Iterator[str]:
-        """A search problem: its text, the documents that are made of it, its graph.
+        """Yield the lines of a search problem: its text, its documents, its graph.
 
         Args:
-            title, facts: what it is, in short and in numbers.
+            title, facts: its name, and its numbers.
             input_text: the prompt.
             answers: the right next words.
-            documents: that are trained or scored; none where nothing is tokenized.
+            documents: its documents that are trained or scored; none without a tokenizer.
         """
         if self.only_dot:
             yield as_dot(parse_prompt(input_text))
@@ -64,7 +64,7 @@ class View:
             yield ""
 
     def block(self, title: str, facts: str, document: Document) -> Iterator[str]:
-        """A packed block: its text with the ends of documents marked, and its tokens."""
+        """Yield the lines of a packed block: its text with the ends of documents marked, and its tokens."""
         if self.only_dot:
             return
         yield from self._heading(title, facts)
@@ -79,26 +79,26 @@ class View:
         yield ""
 
     def _document(self, document: Document) -> Iterator[str]:
-        """The tokens of a document, each with the weight it has as a target; the first is no target.
+        """Yield the tokens of a document, each with its weight as a target; the first token is no target.
 
-        Of a document that is scored but not trained only the answer, as the rest is another document's too.
+        A document that is scored but not trained shows only its answer: its prompt is also another document's.
         """
         num_targets, weights = len(document.weights), document.weights.tolist()
         is_trained = bool(document.weights.any())
         if is_trained:
             total = document.weights.sum(dtype=np.float64)
-            told = f"{num_targets + 1} tokens, {num_targets} targets, sum of weights {total:.6g}"
+            text = f"{num_targets + 1} tokens, {num_targets} targets, sum of weights {total:.6g}"
             if document.answer_targets:
-                told += f"; the last {document.answer_targets} are the answer, and scored"
+                text += f"; the last {document.answer_targets} are the answer, and scored"
         else:
-            told = f"another right answer: the same prompt, then {document.answer_targets} tokens scored, not trained"
-        yield from self.terminal.wrapped(told, style="heading")
+            text = f"another right answer: the same prompt, then {document.answer_targets} tokens scored, not trained"
+        yield from self.terminal.wrapped(text, style="heading")
         first = 0 if is_trained else num_targets + 1 - document.answer_targets
         yield from self._weighed(document.tokens[first:], [None, *weights][first:])
         yield ""
 
     def _difference(self, document: Document, input_text: str, answers: Sequence[str]) -> Iterator[str]:
-        """What the tokens say where that is not the text that they were made of."""
+        """Yield the decoded tokens if they differ from the original text."""
         assert self.tokenizer is not None
         decoded = self.tokenizer.decode(document.tokens.tolist())
         if decoded not in [f"{input_text} {answer}{self.tokenizer.eos_token}" for answer in answers]:
@@ -106,18 +106,18 @@ class View:
             yield from self.terminal.wrapped(decoded)
 
     def _weighed(self, tokens: np.ndarray, weights: Sequence[float | None]) -> Iterator[str]:
-        """A line for each run of one weight, and a new one after each EOS: there a document ends."""
+        """Yield a line for each run of tokens of one weight; a new one begins after each EOS, where a document ends."""
         assert self.tokenizer is not None
         labels = ["no target" if weight is None else f"weight {weight:.6g}" for weight in weights]
         ends_before = np.cumsum(tokens == self.tokenizer.eos_id) - (tokens == self.tokenizer.eos_id)
         texts, styles = self._texts_of(tokens), _styles(weights)
         cells = [Cell(text + _DIVIDER, style) for text, style in zip(texts, styles, strict=True)]
         margin = max(map(len, labels))
-        told = None
+        shown = None
         for (label, _), run in groupby(zip(labels, ends_before, cells, strict=True), key=lambda item: item[:2]):
-            lead = f"{'' if label == told else label:>{margin}} {_DIVIDER}"
+            lead = f"{'' if label == shown else label:>{margin}} {_DIVIDER}"
             yield from self.terminal.flow((cell for *_, cell in run), first=lead, rest=f"{'':>{margin}} {_DIVIDER}")
-            told = label
+            shown = label
 
     def _texts_of(self, tokens: np.ndarray) -> list[str]:
         assert self.tokenizer is not None
@@ -130,14 +130,14 @@ class View:
         ends = (np.flatnonzero(tokens == self.tokenizer.eos_id) + 1).tolist()
         bounds = [0, *ends, *([] if ends and ends[-1] == len(tokens) else [len(tokens)])]
         for number, (start, end) in enumerate(pairwise(bounds), 1):
-            rest = "" if end in ends else ", goes on in the next block"
+            rest = "" if end in ends else ", continues in the next block"
             yield self.terminal.styled(f"document {number}: tokens {start} … {end - 1}{rest}", "heading")
             yield from self.terminal.wrapped(self.tokenizer.decode(tokens[start:end].tolist()))
             yield ""
 
 
 def _styles(weights: Sequence[float | None]) -> list[str]:
-    """What is not trained is faint; where weights differ, the greatest stand out."""
-    told = {weight for weight in weights if weight is not None}
-    greatest = max(told) if len(told) > 1 else None
+    """Styles by weight: faint if not trained; where weights differ, the greatest stand out."""
+    different = {weight for weight in weights if weight is not None}
+    greatest = max(different) if len(different) > 1 else None
     return ["faint" if not weight else "strong" if weight == greatest else "plain" for weight in weights]

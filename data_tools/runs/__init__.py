@@ -1,1 +1,1 @@
-"""What runs left behind: their logs and settings, as numbers and as pictures."""
+"""Reads the logs and settings of runs, and shows them as numbers and pictures."""

@@ -1,4 +1,4 @@
-"""What runs achieved, in words: the same facts for the terminal and for the page."""
+"""The results of runs as text: the same facts for the terminal and for the page."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -13,7 +13,7 @@ _ROWS_AVERAGED = 5  # a single step's loss is noise
 
 
 def run_facts(runs: Sequence[RunLogs]) -> dict[str, list[str]]:
-    """Fact → its value in each run, of the facts that one of them has."""
+    """Fact → its value in each run, without facts that no run has."""
     return _known({label: [of(run) for run in runs] for label, of in _FACTS.items()})
 
 
@@ -28,7 +28,7 @@ def mastered_stages(run: RunLogs) -> Iterator[list[str]]:
 
 
 def evaluation_facts(reports: Sequence[Row]) -> dict[str, list[str]]:
-    """Fact → its value in each report of ``evaluate.py``, of the facts that one of them has."""
+    """Fact → its value in each report of ``evaluate.py``, without facts that none has."""
     return _known(
         {
             "split": [report["split"] for report in reports],

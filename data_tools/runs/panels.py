@@ -1,4 +1,4 @@
-"""What is drawn of runs: the columns of their logs that share a picture, and how they are to be read."""
+"""The pictures of runs: which columns of the logs share one, and how to read it."""
 
 from dataclasses import dataclass, field
 
@@ -8,13 +8,13 @@ class Panel:
     """A picture of columns that share a unit.
 
     Attributes:
-        name: of its file.
-        label: of the vertical axis.
+        name: name of its file.
+        label: label of the vertical axis.
         caption: what a reader should know beyond title and axes.
-        columns: of train rows or evaluations, each with its words in the legend; a run without any is left out.
-        is_noisy: single steps' values, drawn as a running mean over their pale self.
-        scale: of the vertical axis: "log", "from zero", "unit" (0 to 1) or "whole" (numbers from 0).
-        threshold: a flag of the run file that is drawn as a level.
+        columns: columns of train rows or evaluations → their names in the legend; a run without any is left out.
+        is_noisy: whether values are of single steps; then drawn as a running mean over pale single values.
+        scale: scale of the vertical axis: "log", "from zero", "unit" (0 to 1) or "whole" (numbers from 0).
+        threshold: a flag of the run file whose value is drawn as a line.
     """
 
     name: str
@@ -31,7 +31,7 @@ _NATS = "loss (nats per token)"
 PANELS = (
     Panel(
         "loss", "Training loss", _NATS,
-        "Of a step's global batch. In pptrain half of the weight lies on answers: compare runs of one phase.",
+        "Of a step's global batch. In pptrain half of the weight is on answers: compare runs of one phase.",
         {"loss": ""}, is_noisy=True, scale="log",
     ),
     Panel(

@@ -1,6 +1,6 @@
-"""Pictures of runs: columns of the logs of several runs against one axis, and accuracy by lookahead.
+"""Draws runs: columns of the logs of several runs against one axis, and accuracy by lookahead.
 
-Resumes and mastered stages stand in a strip under the curves, a lane for each run, so that they hide nothing.
+Resumes and mastered stages are marked in a strip under the curves, one lane per run, so that they hide nothing.
 """
 
 import io
@@ -22,7 +22,7 @@ from PIL import Image  # comes with Matplotlib
 from data_tools.runs.logs import Row, RunLogs
 from data_tools.runs.panels import LOOKAHEAD, Panel
 
-# Okabe and Ito's colours, without their yellow, which is too pale for a line: the colour-blind tell them apart too.
+# Okabe and Ito's colours, which the colour-blind can distinguish, without yellow, which is too pale for a line.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _LINE_STYLES: tuple[Any, ...] = ("-", (0, (4, 1.5)))  # of a panel's columns
 _LINE_POINTS = 1.4
@@ -33,10 +33,10 @@ _STYLE: Any = {
     "legend.frameon": False, "legend.fontsize": 8.5, "legend.columnspacing": 1.4, "legend.handlelength": 1.8,
     "lines.linewidth": _LINE_POINTS, "lines.markersize": 3.5, "lines.solid_joinstyle": "round",
 }  # fmt: skip
-# Inches: so small that a narrow window, which shrinks a picture, leaves it legible; many dots, for wide ones.
+# Inches: small, so that a picture stays legible in a narrow window; many dots, for wide ones.
 _WIDTH, _LEFT, _RIGHT, _TOP, _PLOT, _LANE, _X_LABELS, _LEGEND_LINE = 4.8, 0.84, 0.16, 0.34, 2.2, 0.12, 0.5, 0.18
 _DOTS_PER_INCH = 200
-_NAME_CHARACTERS = 36  # that fit into a legend, whichever they are
+_NAME_CHARACTERS = 36  # that always fit into a legend
 _MASTERED: Any = {"marker": "|", "markersize": 7, "markeredgewidth": 1.3, "gid": "stage mastered"}
 _RESUMED: Any = {"marker": "^", "markersize": 4.5, "markerfacecolor": "white", "gid": "resumed"}
 _MAX_POINTS = 2000  # of a line; a picture has fewer columns of dots
@@ -50,11 +50,11 @@ _UNITS = {
 
 
 def draw(panel: Panel, runs: Sequence[RunLogs], axis: str, thresholds: Sequence[float] = ()) -> Figure | None:
-    """A panel with all runs that have its columns; None where none has.
+    """Draw a panel with all runs that have its columns; None if no run has any.
 
     Args:
-        runs: as many as there are colours at most; each has the same colour in all panels.
-        axis: one of ``run_logs.AXES``; it ends with the longest run, the same in all panels.
+        runs: at most one per colour; each has the same colour in all panels.
+        axis: one of `logs.AXES`; it ends with the longest run, the same in all panels.
         thresholds: levels to draw.
     """
     shown = [
@@ -93,7 +93,7 @@ def draw(panel: Panel, runs: Sequence[RunLogs], axis: str, thresholds: Sequence[
 
 
 def draw_lookahead(reports: Sequence[tuple[str, str, Row]]) -> Figure:
-    """Accuracy by lookahead of evaluations side by side, with intervals where their rows have them.
+    """Draw the accuracy by lookahead of several evaluations, with intervals where their rows have them.
 
     Args:
         reports: name, colour and content of each.
@@ -116,7 +116,7 @@ def draw_lookahead(reports: Sequence[tuple[str, str, Row]]) -> Figure:
 
 
 def as_png(figure: Figure) -> bytes:
-    """The picture as a file, a third as large for its palette; equal pictures give equal bytes."""
+    """The figure as a PNG with a palette, a third of the size; equal figures give equal bytes."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
@@ -126,9 +126,9 @@ def as_png(figure: Figure) -> bytes:
 
 
 def running_mean(values: np.ndarray, half: int) -> np.ndarray:
-    """Mean over ``half`` values before and after each, (n,) float64.
+    """(n,) float64, the mean over ``half`` values before and after each.
 
-    Near the start, where losses fall, over as few after as there are before; at the end over those that there are.
+    Near the start, where losses fall, it takes no more values after than before; at the end, those that there are.
     """
     index = np.arange(len(values))
     before = np.minimum(half, index)
@@ -138,7 +138,7 @@ def running_mean(values: np.ndarray, half: int) -> np.ndarray:
 
 
 def thinned(positions: np.ndarray, values: np.ndarray, max_points: int) -> tuple[np.ndarray, np.ndarray]:
-    """A line of at most ``max_points`` points that looks the same: least and greatest value of each stretch."""
+    """A line of at most ``max_points`` points that looks the same: the least and greatest value of each stretch."""
     if len(values) <= max_points:
         return positions, values
     length = -(-len(values) // ((max_points - 2) // 2))
@@ -152,10 +152,10 @@ def thinned(positions: np.ndarray, values: np.ndarray, max_points: int) -> tuple
 def _canvas(panel: Panel, handles: Sequence[Line2D], num_lanes: int) -> tuple[Figure, Axes, Axes]:
     """A figure with title, legend, axes, and under them a strip with a lane for each run that has marks.
 
-    Everything has its place in inches: pictures are as high as their legends and lanes need, their axes all alike.
+    Sizes are in inches: all axes are equal, and a picture is as high as its legend and lanes need.
 
     Returns:
-        The figure, its axes, and those that the horizontal axis is written under: the strip if there is one.
+        the figure, its axes, and the axes that carry the horizontal labels: the strip if there is one.
     """
     columns = _legend_columns(handles)
     strip_height = _LANE * num_lanes + 0.04 if num_lanes else 0
@@ -183,7 +183,7 @@ def _canvas(panel: Panel, handles: Sequence[Line2D], num_lanes: int) -> tuple[Fi
 
 
 def _legend_columns(handles: Sequence[Line2D]) -> int:
-    """As many as fit side by side; a column is as wide as its widest entry."""
+    """The number of legend columns that fit; a column is as wide as its widest entry."""
     font = FontProperties(size=_STYLE["legend.fontsize"])
     beside = font.get_size() * (_STYLE["legend.handlelength"] + _STYLE["legend.columnspacing"] + 0.8)  # and a gap
     widths = [
@@ -200,13 +200,13 @@ def _draw_line(axes: Axes, panel: Panel, positions: np.ndarray, values: np.ndarr
         pale = {"color": style["color"], "linewidth": 0.6, "alpha": 0.25, "zorder": 1}
         axes.plot(*thinned(positions, values, _MAX_POINTS), gid="single steps", **pale)
         values = running_mean(values, min(len(values) // 50, _MAX_HALF))
-    # Stairs: a row tells of the steps since the row before.
+    # Stairs: a row is about the steps since the row before.
     drawing = "steps-pre" if panel.scale == "whole" else "default"
     axes.plot(*thinned(positions, values, _MAX_POINTS), drawstyle=drawing, **style)
 
 
 def _agree(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> bool:
-    """Whether lines lie on one another as far as the shorter goes, as schedules do."""
+    """Whether two lines are equal as far as the shorter one goes, as schedules are."""
     length = min(len(one[1]), len(other[1]))
     return length > 0 and all(np.array_equal(a[:length], b[:length]) for a, b in zip(one, other, strict=True))
 
@@ -224,7 +224,7 @@ def _draw_marks(strip: Axes, lane: int, run: RunLogs, axis: str, unit: float, co
 
 
 def _set_scale(axes: Axes, scale: str, is_whole: bool) -> None:
-    """Ends, ticks and numbers of both axes, after everything is drawn; the horizontal one may be of whole numbers."""
+    """Set ends, ticks and numbers of both axes, after everything is drawn; the horizontal one may be whole numbers."""
     locator: Any = MaxNLocator(6, steps=(1, 2, 5, 10), integer=scale == "whole")
     if scale == "log":
         axes.set_yscale("log")
@@ -244,13 +244,13 @@ def _set_scale(axes: Axes, scale: str, is_whole: bool) -> None:
 
 
 def _number(value: float, _: int | None, power: float) -> str:
-    """Of a tick: 0.0005, 0.25, 1,500, 20k, 1.5M."""
+    """The label of a tick: 0.0005, 0.25, 1,500, 20k, 1.5M."""
     digits = f"{value / power:,.0f}" if abs(value / power) >= 1000 else f"{value / power:g}"
     return digits + {1e3: "k", 1e6: "M"}.get(power, "") if value else "0"
 
 
 def _run_handles(panel: Panel, shown: Sequence[tuple[str, RunLogs]]) -> list[Line2D]:
-    """Legend: runs by colour, columns by line style, and what a pale line is."""
+    """Legend entries: runs by colour, columns by line style, and the pale line."""
     handles = [_handle(run.name, color=colour) for colour, run in shown]
     if len(panel.columns) > 1:
         styles = zip(_LINE_STYLES, panel.columns.values(), strict=False)
@@ -269,7 +269,7 @@ def _mark_handles(marked: Sequence[tuple[str, RunLogs]], thresholds: Sequence[fl
 
 
 def _handle(text: str, **look: Any) -> Line2D:
-    """A legend entry; a name is shown as it is, whatever dollars mean to Matplotlib."""
+    """A legend entry; dollars of a name are escaped, which Matplotlib would read as math."""
     if len(text) > _NAME_CHARACTERS:
         text = f"{text[: _NAME_CHARACTERS // 2]}…{text[1 - _NAME_CHARACTERS // 2 :]}"
     return Line2D([], [], label=text.replace("$", r"\$"), **look)

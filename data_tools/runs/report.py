@@ -1,4 +1,4 @@
-"""One HTML page about runs with all pictures inside it: to be opened anywhere without a network, mailed, kept."""
+"""One HTML page about runs that contains all pictures, so that it can be mailed and opened without a network."""
 
 import base64
 import html
@@ -97,7 +97,7 @@ def report_page(
 
 
 _NOTE = """<p>Pale lines are single steps; the line over them is their running mean (over 4 % of the rows, 101 rows at
-most). In the strip under the curves, △ is where a later launch went on from a checkpoint and | where a stage of the
+most). In the strip under the curves, △ is where a later launch continued from a checkpoint and | where a stage of the
 curriculum was mastered. Training time leaves out the pauses between launches and the steps that a kill undid.</p>"""
 
 

@@ -73,7 +73,7 @@ def load_settings(path: Path) -> dict[str, Any]:
     """A YAML or JSON file of settings; none where there is no file.
 
     Raises:
-        UserError: it is not what its name says.
+        UserError: it has another form.
     """
     if not path.exists():
         return {}

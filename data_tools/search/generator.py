@@ -189,7 +189,7 @@ class ExampleGenerator:
 
 @lru_cache(maxsize=8)
 def load_generator_class(name: str) -> Any:
-    """Import ``package.module:ClassName`` and check that it can be called as the protocol says.
+    """Import ``package.module:ClassName`` and check that its signatures follow the protocol.
 
     Raises:
         UserError: it cannot be imported, or its signatures do not take the protocol's arguments.

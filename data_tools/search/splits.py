@@ -1,4 +1,4 @@
-"""The on-disk contract of the data splits: names, ``meta.json``, rows, and the prompts that training must not use.
+"""The data splits on disk: names, ``meta.json``, rows, and the prompts that training must not use.
 
     {scratch_dir}/data/nl_splits/mis{max_input_size}_look{max_lookahead}_seed{seed}/
         eval.jsonl  test.jsonl  mixin.jsonl  meta.json
@@ -151,7 +151,7 @@ class Splits:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of everything ``meta.json`` says, the files' hashes included."""
+        """A hash of all content of ``meta.json``, including the files' hashes."""
         return hashlib.sha256(json.dumps(self.meta.to_json(), sort_keys=True).encode()).hexdigest()
 
     def rows(self, name: str) -> "SplitRows":

@@ -1,6 +1,6 @@
-"""What lets training continue while its checkpoint is written: a copy of the state in memory, and a thread that writes.
+"""Lets training continue while a checkpoint is written: a copy of the state in memory, and a thread that writes it.
 
-The copy takes as long as memory takes, the files as long as a disk; only the copy stops training.
+Training waits for the copy only, not for the disk.
 """
 
 import io
@@ -18,26 +18,27 @@ from ds_train.checkpoints.hashing_file import BULK_BYTES
 from ds_train.checkpoints.host_memory import available_host_bytes
 from ds_train.ranks.collectives import gather_objects
 
-_ROOM = 1.1  # free memory asked for, as a multiple of what a copy takes
+_ROOM = 1.1  # required free memory, as a multiple of a copy's size
 
 
 class Snapshots:
-    """Copies of values in host memory, kept and used again: only the first copy allocates.
+    """Copies of values in host memory. Buffers are reused, so only the first copy allocates.
 
-    A snapshot is void as soon as the next one is taken.
+    A snapshot is valid until the next one is taken.
     """
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[int, bool], list[torch.Tensor]] = {}  # by bytes and whether they are pinned
 
     def try_take(self, value: Any) -> tuple[Any, str | None]:
-        """A copy that nothing done to ``value`` later reaches, its tensors in host memory. Collective.
+        """Copy ``value``, with its tensors in host memory; later changes to it do not reach the copy. Collective.
 
         Tensors that share memory share it in the copy.
 
         Returns:
-            the copy; or None, and which host has too little memory for its ranks' copies.
+            the copy and None; or None and a message, if a host has too little memory for its ranks' copies.
         """
+        # Separate the tensors, and find the memory that their storages need beyond the kept buffers.
         pickled, tensors = _without_tensors(value)
         storages = {_key(tensor): tensor.untyped_storage() for tensor in tensors}
         kept = {size: list(buffers) for size, buffers in self._buffers.items()}
@@ -68,7 +69,7 @@ class Snapshots:
 
 
 def _without_tensors(value: Any) -> tuple[bytes, list[torch.Tensor]]:
-    """The value pickled with numbers in the place of its tensors, as ``torch.save`` takes it apart; and those."""
+    """Pickle the value with numbers in place of its tensors, as ``torch.save`` does; returns the bytes and tensors."""
     tensors: list[torch.Tensor] = []
 
     class Pickler(pickle.Pickler):
@@ -76,7 +77,7 @@ def _without_tensors(value: Any) -> tuple[bytes, list[torch.Tensor]]:
             if not isinstance(obj, torch.Tensor):
                 return None
             tensors.append(obj)
-            return len(tensors) - 1, vars(obj)  # DeepSpeed hangs attributes on tensors
+            return len(tensors) - 1, vars(obj)  # DeepSpeed sets attributes on tensors
 
     file = io.BytesIO()
     Pickler(file, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
@@ -94,21 +95,21 @@ def _with_tensors(pickled: bytes, tensors: list[torch.Tensor]) -> Any:
 
 
 def _host_buffer(num_bytes: int, is_pinned: bool) -> torch.Tensor:
-    """(num_bytes,) uint8; large ones begin at a page, as writes past the page cache want it.
+    """A buffer, (num_bytes,) uint8. Large ones are page-aligned, which direct writes need.
 
-    Of huge pages, where there are any: touched first in a tenth of the time, and written with a tenth of the work.
+    They use huge pages where available, which are ten times faster to touch first and to write.
     """
     if is_pinned or num_bytes < BULK_BYTES:
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=is_pinned)
     memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
-        with suppress(OSError):  # a kernel without
+        with suppress(OSError):  # a kernel without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def _key(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata  # how torch.save tells storages apart
+    return tensor.untyped_storage()._cdata  # torch.save identifies storages by it
 
 
 def _size(storage: torch.UntypedStorage) -> tuple[int, bool]:
@@ -116,17 +117,17 @@ def _size(storage: torch.UntypedStorage) -> tuple[int, bool]:
 
 
 def _on_storage(tensor: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
-    """The tensor as it was, on the copy of its storage."""
+    """A tensor of the same shape and strides on the copy of its storage."""
     moved = torch.empty(0, dtype=tensor.dtype)
     moved.set_(copy.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride())
     return moved.requires_grad_(tensor.requires_grad)
 
 
 def _too_little_memory(ranks: Sequence[tuple[str, int, int]]) -> str | None:
-    """Which host cannot hold what its ranks lack.
+    """Describe a host that cannot hold what its ranks must allocate; None if all can.
 
     Args:
-        ranks: host, bytes to allocate and bytes available of each rank.
+        ranks: for each rank its host, bytes to allocate and bytes available.
     """
     for host in sorted({host for host, *_ in ranks}):
         lacking = sum(bytes_ for name, bytes_, _ in ranks if name == host)
@@ -137,7 +138,7 @@ def _too_little_memory(ranks: Sequence[tuple[str, int, int]]) -> str | None:
 
 
 def saving_thread() -> ThreadPoolExecutor:
-    """One thread; the interpreter's exit waits for its work.
+    """An executor of one thread; the interpreter's exit waits for its work.
 
     Normal priority: a low-priority thread can be descheduled while holding the GIL, and training waits for that.
     """

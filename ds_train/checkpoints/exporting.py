@@ -1,4 +1,4 @@
-"""A checkpoint as a Hugging Face directory."""
+"""Exports a checkpoint as a Hugging Face directory."""
 
 import logging
 import sys
@@ -38,7 +38,7 @@ def export(checkpoint: str, out: Path, dtype: str) -> None:
     config = load_model_config(str(weights.description))
     tokenizer = load_tokenizer(str(weights.description))
     seq_len = saved_seq_len(weights)
-    assert seq_len, "every checkpoint tells it"
+    assert seq_len, "every checkpoint records it"
     _settle_config(config, tokenizer.eos_id, seq_len)
     model, state = _model_and_state(weights.path, config, _DTYPES[dtype])
     _write(out, model, state, tokenizer, seq_len)
@@ -47,11 +47,11 @@ def export(checkpoint: str, out: Path, dtype: str) -> None:
 
 
 def _settle_config(config: PretrainedConfig, eos_id: int, seq_len: int) -> None:
-    """What generation and evaluation elsewhere need to know."""
-    config.use_cache = True  # training sets it off, generation wants it
+    """Set what generation and evaluation by other programs need."""
+    config.use_cache = True  # off in training, but generation needs it
     config.eos_token_id = eos_id
-    # Harnesses give a model as many tokens as its config has positions, but those beyond seq_len were never trained.
-    # Plain rotary positions are computed from nothing that this changes; a table of learned ones has its size.
+    # Harnesses use all positions of the config, but those beyond seq_len were never trained. Plain rotary positions do
+    # not depend on this number; a table of learned positions has its size, so it stays.
     if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "default":
         config.max_position_embeddings = seq_len
 
@@ -59,13 +59,13 @@ def _settle_config(config: PretrainedConfig, eos_id: int, seq_len: int) -> None:
 def _model_and_state(
     checkpoint: Path, config: PretrainedConfig, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
-    """A model without storage, which knows how its kind is saved, and the weights to save."""
+    """A model without storage, whose class knows how to save it, and the weights to save."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     state = checkpoint_weights(checkpoint)
     if differing := sorted(set(state) ^ set(model.state_dict())):
         raise UserError(f"{checkpoint}: its weights do not fit its own config.json (differing: {differing[:4]} …).")
-    # Tied weights are recognised by their common storage, which a conversion one by one would part.
+    # Tied weights are recognised by their common storage, so convert each storage once.
     converted = {t.data_ptr(): t.to(dtype) for t in state.values() if t.is_floating_point()}
     return model, {name: converted.get(tensor.data_ptr(), tensor) for name, tensor in state.items()}
 

@@ -1,7 +1,7 @@
-"""Weights and optimizer moments in fp32 by parameter name, free of any layout: between ZeRO 0, {1, 2} and 3.
+"""Moves fp32 weights and optimizer moments, by parameter name, between ZeRO 0, {1, 2} and 3.
 
-DeepSpeed's universal format loads into the kind of stage that wrote it only. Its files are read here instead, and put
-tensor by tensor into an engine of another kind, through DeepSpeed's setters where they can.
+DeepSpeed loads its universal format only into the kind of stage that wrote it. This module reads the files itself, and
+puts them tensor by tensor into an engine of another kind, through DeepSpeed's setters where they work.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ FullState = dict[str, dict[str, torch.Tensor]]  # parameter name → fp32, exp_a
 
 @torch.no_grad()
 def fresh_engine(model: PackedLM, config: dict[str, Any]) -> Engine:
-    """An engine that starts from the model's fp32 weights.
+    """Build an engine that starts from the model's fp32 weights.
 
     DeepSpeed copies its fp32 master weights from already rounded bf16 ones. Early updates are below half a bf16 step,
     so no weight would move; this restores the exact values.
@@ -46,24 +46,24 @@ def fresh_engine(model: PackedLM, config: dict[str, Any]) -> Engine:
 def engine_with_full_state(
     model: PackedLM, config: dict[str, Any], directory: Path, saved: TrainState, world: World
 ) -> Engine:
-    """An engine that goes on from the full state in ``directory``, whatever ZeRO stage ``config`` asks for."""
+    """Build an engine that continues from the full state in ``directory``, at the ZeRO stage of ``config``."""
     like = dict(model.named_parameters())
     full = {
         name: {kind: value.flatten()[: like[name].numel()].view_as(like[name]) for kind, value in tensors.items()}
         for name, tensors in read_full_state(directory, list(like)).items()  # of ZeRO 3 they are flat
     }
     model.load_state_dict({name: tensors[_WEIGHTS] for name, tensors in full.items()}, strict=False)  # tied: one name
-    engine = build_engine(model, config)  # its half-precision weights are made of the model's
+    engine = build_engine(model, config)  # it rounds its half-precision weights from the model's
     load_full_state(engine, full, num_updates=saved.step - saved.skipped_steps)
     restore_rng(saved, world)
     return engine
 
 
 def read_full_state(directory: Path, names: list[str]) -> FullState:
-    """Read a checkpoint of ZeRO 0 in fp32, or the universal copy of one of another stage; tensors stay on disk.
+    """Read a checkpoint of ZeRO 0 in fp32, or the universal copy of another stage's; tensors stay on disk.
 
     Args:
-        names: the model's parameters in its order, by which ZeRO 0 numbers them.
+        names: the model's parameters in the model's order, by which ZeRO 0 numbers them.
     """
     if (directory / "zero").is_dir():
         paths = sorted(path.parent for path in directory.glob(f"zero/*/{_WEIGHTS}.pt"))
@@ -83,10 +83,10 @@ def _tensor(path: Path) -> torch.Tensor:
 
 @torch.no_grad()
 def load_full_state(engine: Engine, full: FullState, *, num_updates: int) -> None:
-    """Give the engine's optimizer its fp32 weights and moments.
+    """Load fp32 weights and moments into the engine's optimizer.
 
     Args:
-        engine: built around a model that has these weights already.
+        engine: built around a model that already has these weights.
         num_updates: Adam's step count.
     """
     _make_optimizer_state(engine, num_updates)
@@ -97,7 +97,7 @@ def load_full_state(engine: Engine, full: FullState, *, num_updates: int) -> Non
 
 
 def _make_optimizer_state(engine: Engine, num_updates: int) -> None:
-    """Make the moments that the first update would make, where DeepSpeed's setters look for them."""
+    """Create the moments as the first update would, so that DeepSpeed's setters find them."""
     optimizer = engine.optimizer
     base = optimizer if is_plain(engine) else optimizer.optimizer
     of_zero_3 = getattr(optimizer, "fp32_partitioned_groups_flat", None)  # between updates its groups are empty
@@ -112,7 +112,7 @@ def _make_optimizer_state(engine: Engine, num_updates: int) -> None:
 
 
 def _set(engine: Engine, parameter: torch.nn.Parameter, full: torch.Tensor, moment: str | None = None) -> None:
-    """Put this rank's part of a full tensor where its optimizer keeps it: the fp32 weights, or a moment of theirs."""
+    """Store this rank's part of a full tensor in its optimizer: as fp32 weights, or as one of their moments."""
     full = full.to(engine.device)
     if is_plain(engine):
         target = engine.optimizer.state[parameter][moment] if moment else parameter

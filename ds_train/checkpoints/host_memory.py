@@ -1,4 +1,4 @@
-"""How much host memory this process may still allocate: of the machine, and of the job that it runs in."""
+"""The host memory that this process may still allocate, limited by the machine and by the job that it runs in."""
 
 import sys
 from pathlib import Path
@@ -8,9 +8,9 @@ _CGROUP, _CGROUP_ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def available_host_bytes() -> int:
-    """Host memory that can still be allocated here: what the kernel says, or less where a cgroup (a job) sets a limit.
+    """Host memory that can still be allocated: the kernel's number, or less if a cgroup (a job) sets a limit.
 
-    Without the kernel's files (not Linux) there is no limit to know.
+    Without the kernel's files (not Linux) no limit is known.
     """
     if not _MEMINFO.exists():
         return sys.maxsize
@@ -19,7 +19,7 @@ def available_host_bytes() -> int:
 
 
 def _cgroup_bytes() -> list[int]:
-    """What each cgroup around this process leaves it. Its page cache counts as free: the kernel drops it at need."""
+    """Bytes left in each cgroup around this process. Page cache counts as free: the kernel drops it when needed."""
     left = []
     for line in _CGROUP.read_text().splitlines() if _CGROUP.exists() else ():
         number, controllers, path = line.split(":", 2)

@@ -1,7 +1,7 @@
 """Checkpoints as files: what makes a step directory a checkpoint, which are usable, and which to resume from.
 
-A save goes into ``.saving_step_00000200/``; its manifest names every file with size and hash; then the directory is
-renamed to ``step_00000200/``. So a step directory is whole at the moment it appears, a killed save leaves only a hidden
+A save writes into ``.saving_step_00000200/``, with a manifest that names every file with size and hash, and renames
+the directory to ``step_00000200/``. So a step directory is complete when it appears, a killed save leaves only a hidden
 one, and a step directory that does not match its manifest was damaged later.
 """
 
@@ -32,7 +32,7 @@ _STEP_NAME = re.compile(r"step_(\d{8,})")
 class FileEntry:
     """A file of a checkpoint, as its manifest records it.
 
-    The hash is there against damage, not against forgery: it must not cost training the time that SHA-256 takes.
+    The hash detects damage, not forgery; SHA-256 would take more of training's time.
     """
 
     size: int
@@ -49,7 +49,7 @@ def step_name(step: int) -> str:
 
 
 def saving_name(step: int) -> str:
-    """Name of the directory that a checkpoint is written into before it is committed."""
+    """Name of the directory in which a checkpoint is written before it is committed."""
     return SAVING + step_name(step)
 
 
@@ -70,7 +70,7 @@ def step_directories(directory: Path) -> list[Path]:
 def commit(directory: Path, step: int, entries: dict[str, FileEntry]) -> Path:
     """Turn the written ``.saving_…`` directory into the checkpoint of ``step``; returns its path.
 
-    The files themselves must be on disk (fsync) already.
+    The files themselves must already be on disk (fsync).
 
     Raises:
         OSError: there is no such checkpoint.
@@ -133,10 +133,10 @@ def defect_of(checkpoint: Path) -> str | None:
 
 
 def usable(directory: Path) -> Iterator[Path]:
-    """Step directories that verify, newest first; says of each other one why it is passed over."""
+    """Yield step directories that verify, newest first; the log reports why each other one is skipped."""
     for path in step_directories(directory):
         if defect := defect_of(path):
-            logger.warning("passing over %s: %s", path, defect)
+            logger.warning("skipping %s: %s", path, defect)
         else:
             yield path
 
@@ -150,12 +150,12 @@ def choose_checkpoint(directory: Path, resume: str, resume_from: str | None = No
     """The checkpoint to resume from; None for a fresh start.
 
     Args:
-        directory: of the run's checkpoints.
+        directory: the directory of the run's checkpoints.
         resume: ``auto``, ``none`` or a step directory.
-        resume_from: a step directory; wins.
+        resume_from: a step directory, which wins over ``resume``.
 
     Raises:
-        UserError: a named checkpoint is not usable, or there are some and none is.
+        UserError: a named checkpoint is not usable, or there are checkpoints and none is usable.
     """
     named = resume_from or (resume if resume not in ("auto", "none") else None)
     if named:
@@ -176,7 +176,7 @@ def choose_checkpoint(directory: Path, resume: str, resume_from: str | None = No
 
 
 def set_aside(run_directory: Path, after_step: int) -> None:
-    """Move checkpoints of later steps into ``RUN/superseded_<n>/``, so that no resume goes on with an abandoned future.
+    """Move checkpoints of later steps into ``RUN/superseded_<n>/``, so that no resume continues an abandoned branch.
 
     ``after_step`` -1 moves all of them and the logs: the run starts anew.
     """

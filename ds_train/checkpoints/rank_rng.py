@@ -1,4 +1,4 @@
-"""The global random generators of this rank: only dropout, where it is kept, draws from them."""
+"""The global random generators of this rank. Only dropout draws from them, with --keep_dropout."""
 
 import random
 from typing import Any
@@ -10,7 +10,7 @@ from ds_train.ranks.world import World
 
 
 def rng_state() -> dict[str, Any]:
-    """This rank's global generators, in types that any torch.load policy reads."""
+    """The states of this rank's global generators, in types that any torch.load policy reads."""
     state = {"python": random.getstate(), "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -18,7 +18,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def seed_rng(seed: int, rank: int) -> None:
-    """Start this rank's generators."""
+    """Seed this rank's generators."""
     random.seed(seed + rank)
     torch.manual_seed(seed + rank)
 
@@ -31,7 +31,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def restore_rng(saved: TrainState, world: World) -> None:
-    """This rank's random state; a rank that the saved run did not have gets one of its own."""
+    """Restore this rank's random state; a rank that the saved run did not have is seeded anew."""
     if world.rank < len(saved.rng):
         set_rng_state(saved.rng[world.rank])
     else:

@@ -1,4 +1,4 @@
-"""What a resumed run may change: everything that decides speed, nothing that decides the trajectory."""
+"""Resumes a checkpoint in any layout: a resumed run may change what decides speed, not what decides the trajectory."""
 
 import json
 import logging
@@ -31,9 +31,9 @@ _WHAT_WORKS = "any ZeRO stage at any number of ranks into any other in fp32 and 
 
 
 class LoadMethod(Enum):
-    """How a checkpoint gets into an engine."""
+    """How a checkpoint is loaded into an engine."""
 
-    DIRECT = auto()  # as DeepSpeed wrote it
+    DIRECT = auto()  # by DeepSpeed, as it was written
     UNIVERSAL = auto()  # through DeepSpeed's universal format
     FULL_STATE = auto()  # through full fp32 tensors: another kind of ZeRO stage
 
@@ -41,15 +41,16 @@ class LoadMethod(Enum):
 def adapted_state(
     saved: TrainState, current: TrainState, checkpoint: Path, *, strict_layout: bool, accepted: Collection[str]
 ) -> TrainState:
-    """The saved state, to go on in the current layout.
+    """The saved state, adapted to the current layout.
 
     Args:
-        saved, current: of the checkpoint, and of this launch as it would start afresh.
+        saved: the checkpoint's state.
+        current: the state that a fresh start of this launch would have.
         strict_layout: refuse a changed layout too.
-        accepted: names of trajectory settings that may change all the same (``--accept_change``).
+        accepted: names of trajectory settings that may change nevertheless (``--accept_change``).
 
     Raises:
-        UserError: something changed that may not.
+        UserError: a setting changed that may not.
     """
     _refuse_other_trajectory(saved, current, checkpoint, accepted)
     changes = [
@@ -78,7 +79,7 @@ def load_method(saved: TrainState, current: TrainState) -> LoadMethod | None:
         return LoadMethod.DIRECT
     if len(stages) == 1 or stages == {1, 2}:
         return LoadMethod.UNIVERSAL
-    # ZeRO 0 in half precision keeps its fp32 weights in a form of its own (fp16; bf16 with fp32 gradients has none).
+    # ZeRO 0 in fp16 stores its fp32 weights in a form that nothing else reads; bf16 does not run at ZeRO 0.
     return None if 0 in stages and saved.precision == "fp16" else LoadMethod.FULL_STATE
 
 
@@ -109,13 +110,13 @@ def _refuse_other_trajectory(
 
 
 def _known_fingerprints(state: TrainState) -> dict[str, str]:
-    """Of a checkpoint. One that was written before a fingerprint existed gets the value that it had then."""
+    """The fingerprints of a checkpoint. One that is older than a fingerprint gets the value of its time."""
     over_ranks = state.precision if state.world_size > 1 else "fp32"  # DeepSpeed's default
     return {"gradient_sums": over_ranks} | state.fingerprints
 
 
 def _change(old: Any, new: Any) -> str:
-    """Two settings in words; of two JSON objects what differs; of two hashes that they do."""
+    """Describe a changed setting: the keys that differ for JSON objects, shortened hashes, else both values."""
     if all(isinstance(value, str) and _HASH.fullmatch(value) for value in (old, new)):
         return f"saved another one, with hash {old[:_HASH_DIGITS]} …, now {new[:_HASH_DIGITS]} …"
     try:
@@ -129,7 +130,7 @@ def _change(old: Any, new: Any) -> str:
 
 
 def convert_to_universal(checkpoint: Path) -> Path:
-    """Make DeepSpeed's universal copy of a checkpoint inside its step directory, whole or not at all."""
+    """Create DeepSpeed's universal copy of a checkpoint inside its step directory, whole or not at all."""
     target, partial = checkpoint / UNIVERSAL, checkpoint / f".{UNIVERSAL}_partial"
     if target.exists():
         return target
@@ -155,12 +156,12 @@ def convert_to_universal(checkpoint: Path) -> Path:
 def restored_engine(
     model: PackedLM, config: dict[str, Any], checkpoint: Path, saved: TrainState, current: TrainState, world: World
 ) -> Engine:
-    """Build an engine for the present layout and load the checkpoint into it. Collective.
+    """Build an engine for the current layout and load the checkpoint into it. Collective.
 
     Args:
         model: its weights are replaced.
         config: DeepSpeed's JSON.
-        saved, current: states of the checkpoint and of a fresh start, between which `load_method` has found a way.
+        saved, current: states of the checkpoint and of a fresh start, for which `load_method` is not None.
     """
     method = load_method(saved, current)
     if method is LoadMethod.DIRECT:

@@ -1,7 +1,7 @@
-"""Which checkpoints stay. Tidying never costs training anything: what cannot be deleted is one warning.
+"""Deletes checkpoints that need not stay. A deletion that fails is one warning and never stops training.
 
-A step directory is retired, which is a rename, before its files are deleted: a deletion that is killed or refused
-half-way does not look like a damaged checkpoint. What is left is tried again at every save.
+A step directory is renamed ("retired") before its files are deleted, so a deletion that is killed or refused half-way
+does not look like a damaged checkpoint. Every save tries again to delete what is left.
 """
 
 import logging
@@ -17,11 +17,11 @@ logger = logging.getLogger(__name__)
 
 
 class Retention:
-    """Deletes what need not stay of one directory of checkpoints.
+    """Deletes old checkpoints from one directory.
 
     Args:
-        keep_last: newest checkpoints kept; 0 keeps all.
-        keep_every: checkpoints at steps divisible by this are kept for good; 0: none.
+        keep_last: number of newest checkpoints to keep; 0 keeps all.
+        keep_every: keep checkpoints at steps divisible by this forever; 0: none.
     """
 
     def __init__(self, directory: Path, keep_last: int, keep_every: int) -> None:
@@ -29,7 +29,7 @@ class Retention:
         self._mentioned: set[Path] = set()
 
     def tidy(self) -> None:
-        """Delete older checkpoints, and what killed saves and deletions left behind."""
+        """Delete older checkpoints, and the leftovers of killed saves and deletions."""
         if self._keep_last:
             for checkpoint in self._older_than_newest(self._keep_last):
                 self._try(retire, checkpoint)
@@ -38,9 +38,9 @@ class Retention:
                 self._try(remove, leftover)
 
     def make_room(self, num_bytes: int, *, at_least_one: bool) -> int:
-        """Delete oldest checkpoints, but neither the newest nor those kept for good, until there are so many bytes.
+        """Delete oldest checkpoints, but neither the newest nor those of `keep_every`, until ``num_bytes`` are free.
 
-        None is deleted where all of them would not be enough.
+        Deletes none if all of them would not be enough.
 
         Args:
             at_least_one: the file system has refused to write although it reports room (a quota).
@@ -53,7 +53,7 @@ class Retention:
             return free
         chosen, expected = [], free
         for checkpoint in reversed(self._older_than_newest(1) if self._keep_last else []):
-            if not checkpoint.is_symlink():  # which takes no room
+            if not checkpoint.is_symlink():  # a link takes no room
                 chosen.append(checkpoint)
                 expected += size_on_disk(checkpoint)
             if chosen and expected >= num_bytes:
@@ -68,7 +68,7 @@ class Retention:
         return shutil.disk_usage(self._directory).free
 
     def _older_than_newest(self, count: int) -> list[Path]:
-        """Step directories that may go, newest first, apart from the newest ``count``."""
+        """Step directories that may be deleted, newest first, without the newest ``count``."""
         older = step_directories(self._directory)[count:]
         return [path for path in older if not (self._keep_every and step_of(path) % self._keep_every == 0)]
 

@@ -1,4 +1,4 @@
-"""The only user of DeepSpeed's checkpoint API: save and commit, load. What files mean is in manifest.py."""
+"""Saves and loads checkpoints: the only user of DeepSpeed's checkpoint API. manifest.py defines the files."""
 
 import logging
 import time
@@ -34,10 +34,10 @@ _BYTES_PER_PARAMETER = 16  # half-precision weights, fp32 weights and two Adam m
 
 
 class StateCollector(TorchCheckpointEngine):
-    """Takes what DeepSpeed would write: the files come later, from here or from a thread.
+    """Collects the state that DeepSpeed would write, so that a thread can write the files later.
 
-    A failure is kept for the end of the save, when all ranks learn of it: raised at once on one rank, it would leave
-    the others waiting inside DeepSpeed's collective save.
+    A failure is reported to all ranks at the end of the save. Raised at once on one rank, it would leave the others
+    waiting inside DeepSpeed's collective save.
     """
 
     def __init__(self) -> None:
@@ -60,14 +60,14 @@ class StateCollector(TorchCheckpointEngine):
 
 @dataclass
 class _PendingSave:
-    """A checkpoint that is to be made.
+    """A checkpoint that is yet to be written.
 
     Attributes:
         step: its step.
-        files: this rank's, with what goes into them.
-        error: what went wrong on this rank so far.
-        started: when, by `time.perf_counter`.
-        stalled_s: how long training stood still for it; None where it still does.
+        files: paths and contents of this rank's files.
+        error: message of the first failure on this rank, if any.
+        started: start of the save, by `time.perf_counter`.
+        stalled_s: how long training waited for it; None while it still waits.
     """
 
     step: int
@@ -83,7 +83,7 @@ class _Written:
 
     Attributes:
         files: path → its entry in the manifest.
-        error: what went wrong, or None.
+        error: message of the failure, or None.
         lacked_room: whether that was a full disk.
     """
 
@@ -96,15 +96,15 @@ class _Written:
 class Checkpoints:
     """The checkpoints of one run. Construction is collective.
 
-    A save takes a copy of the state, and a thread writes and commits it while training goes on. That thread talks to
-    those of the other ranks over a process group of its own.
+    A save copies the state, and a thread writes and commits the copy while training continues. The threads of all
+    ranks communicate over a separate process group.
 
     Attributes:
         directory: ``RUN/checkpoints``.
-        describe: writes config.json and the tokenizer into a directory, so that a checkpoint explains itself.
-        keep_last: newest checkpoints kept; 0 keeps all.
-        keep_every: checkpoints at steps divisible by this are kept for good; 0: none.
-        sync: write before training goes on.
+        describe: writes config.json and the tokenizer into a directory, so that a checkpoint needs no run to be used.
+        keep_last: number of newest checkpoints to keep; 0 keeps all.
+        keep_every: keep checkpoints at steps divisible by this forever; 0: none.
+        sync: write before training continues.
     """
 
     directory: Path
@@ -117,7 +117,7 @@ class Checkpoints:
     _snapshots: Snapshots = field(default_factory=Snapshots)
     _thread: ThreadPoolExecutor = field(default_factory=saving_thread)
     _running: Future[str | None] | None = None
-    _said_memory: bool = False
+    _has_warned: bool = False
 
     def __post_init__(self) -> None:
         self._asked_step = self.last_saved_step
@@ -128,10 +128,11 @@ class Checkpoints:
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=2 * LONG_S))
 
     def save(self, engine: Engine, state: TrainState) -> None:
-        """Begin a checkpoint of this step; one still being written is waited for first. Collective.
+        """Begin a checkpoint of this step, after waiting for one that is still being written. Collective.
 
         A save that fails (disk full, directory read-only) is reported and undone; the previous checkpoints stay.
         """
+        # Nothing to do if this step is already saved, and nothing to start without room on the disk.
         self.wait()
         self._asked_step = state.step
         if state.step == self.last_saved_step:
@@ -140,7 +141,8 @@ class Checkpoints:
         if problem := on_main(self.world, lambda: self._prepare(engine)):
             self._report(state.step, problem)
             return
-        # DeepSpeed hands its files over in memory.
+
+        # Collect DeepSpeed's files in memory.
         state.rng = gather_objects(rng_state())
         collector = StateCollector()
         engine.checkpoint_engine = collector
@@ -151,7 +153,7 @@ class Checkpoints:
         asked = _PendingSave(state.step, collector.files, collector.error, started)
         collector.files = []  # DeepSpeed keeps the collector
 
-        # Training waits for a copy of them only; without memory for one it waits for the files.
+        # Training waits only for a copy of them, or for the files if there is no memory for a copy.
         if self._snapshot(asked):
             asked.stalled_s = time.perf_counter() - started
             self._running = self._thread.submit(self._write_and_commit, asked)
@@ -159,10 +161,10 @@ class Checkpoints:
             self._mark_saved(self._write_and_commit(asked))
 
     def wait(self) -> bool:
-        """Wait until no checkpoint is being written. Works also where other ranks' main threads are elsewhere.
+        """Wait until no checkpoint is being written. Not collective: other ranks' main threads may be elsewhere.
 
         Returns:
-            whether the checkpoint asked for last exists.
+            whether the last requested checkpoint exists.
         """
         if self._running is not None:
             running, self._running = self._running, None
@@ -180,19 +182,19 @@ class Checkpoints:
             self.last_saved_step = self._asked_step
 
     def _snapshot(self, asked: _PendingSave) -> bool:
-        """Put a copy in the place of the files' contents; False where there is not to be one. Collective."""
+        """Replace the files' contents by a copy; False if `sync` is set or memory is short. Collective."""
         if self.sync:
             return False
         copies, problem = self._snapshots.try_take(asked.files)
         if problem is None:
             asked.files = copies
-        elif not self._said_memory and self.world.is_main:
-            logger.warning("%s: checkpoints are written before training goes on, as with --sync_save", problem)
-            self._said_memory = True
+        elif not self._has_warned and self.world.is_main:
+            logger.warning("%s: checkpoints are written before training continues, as with --sync_save", problem)
+            self._has_warned = True
         return problem is None
 
     def _write_and_commit(self, asked: _PendingSave) -> str | None:
-        """Write, agree, commit; returns what went wrong, the same on all ranks. Collective on the thread's group."""
+        """Write, agree, commit; returns an error message, the same on all ranks. Collective on the thread's group."""
         reports = self._gather(_write(asked))
         problem = self._gather(self._commit(asked.step, reports) if self.world.is_main else None)[0]
         if problem is not None:
@@ -211,7 +213,7 @@ class Checkpoints:
             logger.error("no checkpoint of step %d: %s. Older ones stay.", step, problem)
 
     def _prepare(self, engine: Engine) -> str | None:
-        """Room for a checkpoint; returns what is in the way."""
+        """Make room for a checkpoint; returns an error message if there is none."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._retention.tidy()
@@ -230,7 +232,7 @@ class Checkpoints:
         return parameters * _BYTES_PER_PARAMETER
 
     def _commit(self, step: int, ranks: list[_Written]) -> str | None:
-        """Make the written files a checkpoint, then tidy; returns what went wrong."""
+        """Make the written files a checkpoint, then tidy; returns an error message if that fails."""
         saving, errors = self.directory / saving_name(step), [written.error for written in ranks if written.error]
         self._lacked_room = any(written.lacked_room for written in ranks)
         try:
@@ -241,12 +243,12 @@ class Checkpoints:
         except OSError as error:
             errors = [file_problem(error, saving)]
             self._lacked_room = error.errno in NO_ROOM
-        with suppress(OSError):  # the next save tidies, and says why it cannot
+        with suppress(OSError):  # the next save tries again, and reports why it cannot
             remove(saving)
         return "; ".join(errors)
 
     def _described(self, saving: Path, ranks: list[_Written]) -> dict[str, FileEntry]:
-        """Add the description; entries of all files of the checkpoint."""
+        """Add configuration and tokenizer; returns the manifest's entries of all files."""
         self.describe(saving / DESCRIPTION)
         entries = {path: entry for written in ranks for path, entry in written.files.items()}
         for path in (saving / DESCRIPTION).iterdir():
@@ -267,7 +269,7 @@ def _write(asked: _PendingSave) -> _Written:
 
 
 def _leave_out(save_path: str) -> None:
-    """Instead of DeepSpeed's zero_to_fp32.py in the checkpoint directory."""
+    """Replaces DeepSpeed's function that copies zero_to_fp32.py into the checkpoint directory."""
 
 
 def read_state(checkpoint: Path) -> TrainState:
@@ -279,7 +281,7 @@ def read_state(checkpoint: Path) -> TrainState:
 
 
 def mapped_file(path: Path) -> Any:
-    """What DeepSpeed saved in a file; tensors stay on disk until they are read."""
+    """The content of a file that DeepSpeed saved; tensors stay on disk until they are read."""
     # DeepSpeed reads its own files without the weights_only restriction; they are as trusted as the program.
     return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
 
@@ -288,8 +290,8 @@ def load(engine: Engine, directory: Path, saved: TrainState, world: World) -> No
     """Load weights, optimizer and this rank's random state. Collective.
 
     Args:
-        directory: the step directory, or its universal copy where the engine was built for one.
-        saved: the state the checkpoint carries.
+        directory: the step directory, or its universal copy if the engine was built for one.
+        saved: the checkpoint's training state.
     """
     path, _ = engine.load_checkpoint(str(directory.parent), tag=directory.name)
     if path is None:

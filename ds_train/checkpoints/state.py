@@ -1,4 +1,4 @@
-"""Everything a run needs to go on: one typed dataclass, carried in DeepSpeed's ``client_state``."""
+"""Everything that a run needs to continue: one typed dataclass, stored in DeepSpeed's ``client_state``."""
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -11,7 +11,7 @@ CLIENT_STATE_KEY = "ds_train"  # one key of our own: DeepSpeed drops client keys
 
 @dataclass
 class TrainState:
-    """What is resumable. Holds only plain Python values and tensors, so that any torch.load policy reads it."""
+    """The resumable state of a run: plain Python values and tensors only, so that any torch.load policy reads it."""
 
     seed: int
     world_size: int
@@ -26,8 +26,8 @@ class TrainState:
     c4_block_idx: int = 0
     mixin_idx: int = 0
     window: list[int] = field(default_factory=list)  # accuracy flags (0/1) since the last promotion, newest last
-    evaluation_pending: bool = False  # the evaluation of this step was cut short, and is repeated on resume
-    finished: bool = False  # the phase has reached its end: the last stage mastered, or total_steps done
+    evaluation_pending: bool = False  # the evaluation of this step was interrupted, and is repeated on resume
+    finished: bool = False  # the phase is at its end: the last stage is mastered, or total_steps are done
     tokens: int = 0  # real target tokens trained on
     mixin_tokens: int = 0  # those of them that were synthetic
     overflows: int = 0  # candidates of consumed samples that were longer than seq_len
@@ -42,7 +42,7 @@ class TrainState:
         return Cursor(self.consumed_index, self.stage, self.c4_block_idx, self.mixin_idx)
 
     def move_to(self, cursor: Cursor) -> None:
-        """Set the data position, e.g. to the cursor that a consumed batch carries."""
+        """Set the data position, e.g. to the cursor after a consumed batch."""
         self.consumed_index, self.stage = cursor.consumed_index, cursor.stage
         self.c4_block_idx, self.mixin_idx = cursor.c4_block_idx, cursor.mixin_idx
 
@@ -51,7 +51,7 @@ class TrainState:
 
     @classmethod
     def from_client_state(cls, client_state: dict[str, Any], origin: str) -> "TrainState":
-        """Rebuild the state a checkpoint carries.
+        """Rebuild the state of a checkpoint.
 
         Raises:
             UserError: the checkpoint was not written by this program, or by a version with other fields.

@@ -1,4 +1,4 @@
-"""Model weights to start from or to evaluate: of a checkpoint of ours, or of a Hugging Face directory."""
+"""Finds and loads model weights to start from or to evaluate: a checkpoint of ours, or a Hugging Face directory."""
 
 import json
 import logging
@@ -18,17 +18,17 @@ from ds_train.model.causal_lm import build_model, load_model
 
 logger = logging.getLogger(__name__)
 
-_NO_MAX_LENGTH = 10**9  # tokens; more than that nobody means
+_NO_MAX_LENGTH = 10**9  # tokens; transformers writes 1e30 for an unknown length
 _WRAPPER = "causal_lm."  # where PackedLM holds the Hugging Face model
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where weights come from.
+    """The origin of weights.
 
     Attributes:
         path: a complete step directory, or a Hugging Face directory.
-        is_checkpoint: which of the two.
+        is_checkpoint: whether it is a step directory.
     """
 
     path: Path
@@ -44,7 +44,7 @@ def find_weights(spec: str, run_directory: Path | None = None) -> Weights:
     """Resolve ``latest`` (of ``run_directory``), a step directory, a run directory or a Hugging Face directory.
 
     Raises:
-        UserError: there is no complete checkpoint, or nothing of the kind at the path.
+        UserError: there is no complete checkpoint, or the path holds none of these.
     """
     if spec == "latest":
         assert run_directory is not None
@@ -61,15 +61,15 @@ def find_weights(spec: str, run_directory: Path | None = None) -> Weights:
         return Weights(path, False)
     kinds = "a step directory, e.g. RUN/checkpoints/step_00000200, a run directory or a Hugging Face directory"
     if path.exists():
-        raise UserError(f"{path} is no checkpoint; give {kinds}.")
+        raise UserError(f"{path} is not a checkpoint; give {kinds}.")
     words = ("latest", "none") if run_directory else ()
     raise UserError(f"checkpoint {path} is missing{did_you_mean(spec, words, f'; give {kinds}.')}")
 
 
-def _newest(run_directory: Path, how_to_mend: str) -> Path:
+def _newest(run_directory: Path, fix: str) -> Path:
     newest = newest_usable(run_directory / "checkpoints")
     if newest is None:
-        raise UserError(f"{run_directory} has no complete checkpoint; {how_to_mend}.")
+        raise UserError(f"{run_directory} has no complete checkpoint; {fix}.")
     state = read_state(newest)
     if not state.finished:
         stages = state.fingerprints.get("max_stage")
@@ -88,9 +88,9 @@ def model_with_weights(weights: Weights, config: PretrainedConfig) -> PreTrained
 
 
 def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The trained weights by the model's own names: the fp32 ones that the optimizer updates, whatever the ZeRO stage.
+    """The trained weights of a checkpoint of any ZeRO stage, by the model's names: the fp32 ones of the optimizer.
 
-    ZeRO 0 keeps none beside the module's, which are fp32 themselves (under fp16 they are half precision).
+    ZeRO 0 keeps only the module's, which are fp32 (in fp16 they are half precision).
     """
     shards = list(checkpoint.glob("*_optim_states.pt"))
     if not shards:
@@ -106,7 +106,7 @@ def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def _weights_of_bf16_optimizer(checkpoint: Path, num_ranks: int) -> dict[str, torch.Tensor]:
-    """What DeepSpeed's zero_to_fp32 does, for the one layout it does not know (ZeRO 1 in bf16 with fp32 gradients).
+    """Do the work of DeepSpeed's zero_to_fp32 for the one layout it lacks (ZeRO 1 in bf16 with fp32 gradients).
 
     Each rank holds a flat piece of every parameter group, and a map from parameter names to slices of its piece.
     """
@@ -124,10 +124,9 @@ def _weights_of_bf16_optimizer(checkpoint: Path, num_ranks: int) -> dict[str, to
 
 
 def saved_seq_len(weights: Weights) -> int | None:
-    """The sequence length that weights were trained with; None for a Hugging Face directory that does not tell it.
+    """The sequence length that weights were trained with; None for a Hugging Face directory that does not record it.
 
-    Of a Hugging Face directory it is its tokenizer's ``model_max_length``, which our exports hold and transformers
-    writes as 1e30 where nobody has set it.
+    A Hugging Face directory has it in its tokenizer's ``model_max_length``, which our exports set.
     """
     if weights.is_checkpoint:
         return json.loads(read_state(weights.path).fingerprints["seq_len"])

@@ -87,7 +87,7 @@ def _by_kernel(
     has_windows = "window_size" in signature(varlen_attn).parameters
     causal: dict[str, Any] = {"window_size": (-1, 0)} if has_windows else {"is_causal": True}
     out = varlen_attn(q, k, v, starts, starts, longest, longest, **causal)
-    assert isinstance(out, torch.Tensor)  # a pair only where auxiliary results are asked for
+    assert isinstance(out, torch.Tensor)  # a pair only if auxiliary results are requested
     return out[None]
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 GIB = 2**30
 _MOMENTS = 8  # bytes: Adam's two, in fp32
 _MASTER = 4  # bytes: the fp32 weights that ZeRO's optimizers update
-# DeepSpeed's defaults (elements), where the JSON says nothing.
+# DeepSpeed's defaults (elements) for keys that the JSON leaves out.
 BUCKET, MAX_LIVE, PREFETCH = 500_000_000, 1_000_000_000, 50_000_000
 _ALLREDUCE_BUCKET = 500_000_000  # the engine's own, for stage 0; no setting
 RUNTIME = int(1.5 * GIB)  # CUDA context, NCCL, cuBLAS workspaces and fragmentation: experience, not arithmetic

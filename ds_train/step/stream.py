@@ -218,4 +218,4 @@ def _init_worker(worker_id: int) -> None:
     dataset = cast(_BatchDataset, info.dataset)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if dataset.is_closed else None)
     torch.set_num_threads(1)
-    end_with_parent()  # a worker whose trainer was killed would wait forever for somebody to take its last batch
+    end_with_parent()  # a worker whose trainer was killed would wait forever for its last batch to be taken

@@ -59,7 +59,7 @@ class JsonlLog:
             logger.warning("%s. Training continues; rows of this log wait in memory until they can be written", problem)
 
     def _write(self) -> str | None:
-        """Write the rows that are not in the file yet; returns what went wrong."""
+        """Write the rows that are not yet in the file; returns an error message if that fails."""
         try:
             append(self._path, b"".join(self._unwritten))
         except OSError as error:
@@ -68,7 +68,7 @@ class JsonlLog:
         return None
 
     def close(self) -> None:
-        """Write the rows that are still waiting, or say that they are lost."""
+        """Write the rows that are still waiting, or report that they are lost."""
         if self._unwritten and (problem := self._write()):
             logger.error("%s. The log lacks its last %s", problem, pluralize(len(self._unwritten), "row"))
 

@@ -114,7 +114,7 @@ def test_a_line_begins_after_each_end_of_a_document():
         "document 1: tokens 0 … 2", "ab<|endoftext|>", "",
         "document 2: tokens 3 … 4", "c<|endoftext|>", "",
         "document 3: tokens 5 … 5", "<|endoftext|>", "",
-        "document 4: tokens 6 … 6, goes on in the next block", "d", "",
+        "document 4: tokens 6 … 6, continues in the next block", "d", "",
         "7 tokens, 6 targets, sum of weights 6",
         "no target │a│",
         " weight 1 │b│<|endoftext|>│",

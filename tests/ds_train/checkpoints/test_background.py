@@ -201,7 +201,7 @@ def test_an_error_waits_for_the_checkpoint_being_written(launched: str, tiny_scr
 
 @pytest.mark.launch
 def test_without_memory_for_a_copy_training_waits(launched: str, tiny_scratch: Path) -> None:
-    assert launched.count("checkpoints are written before training goes on") == 1
+    assert launched.count("checkpoints are written before training continues") == 1
     events = _events(tiny_scratch, "memory")
     for step in (3, 6):
         assert events.index(("commit", step)) < events.index(("begun", step)) < events.index(("step", step + 1))

@@ -129,7 +129,7 @@ PRETRAIN = {
         _given("--pptrain_checkpoint", "/nowhere"),
         r"/nowhere is missing; give a step directory",
     ),
-    "no weights": (_given("--pptrain_checkpoint", "/"), r"^/ is no checkpoint; give a step directory"),
+    "no weights": (_given("--pptrain_checkpoint", "/"), r"^/ is not a checkpoint; give a step directory"),
     "no pptrain checkpoint": (_given("--pptrain_checkpoint", "latest"), r"no complete checkpoint"),
 }
 CASES = [
