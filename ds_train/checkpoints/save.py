@@ -6,7 +6,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from ds_train.checkpoints.rank_rng import restore_rng, rng_state
 from ds_train.checkpoints.retention import Retention
 from ds_train.checkpoints.state import TrainState
 from ds_train.ranks.collectives import gather_objects, on_main
-from ds_train.ranks.watchdog import LONG_S
+from ds_train.ranks.watchdog import NEVER
 from ds_train.ranks.world import World
 from ds_train.step.engine import Engine
 
@@ -125,7 +124,7 @@ class Checkpoints:
         self._lacked_room = False  # at the last save; known on rank 0
         self._group = None
         if self.world.size > 1:  # its ranks wait for the slowest writer, and the watchdog for them
-            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=2 * LONG_S))
+            self._group = dist.new_group(backend="gloo", timeout=NEVER)
 
     def save(self, engine: Engine, state: TrainState) -> None:
         """Begin a checkpoint of this step, after waiting for one that is still being written. Collective.

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from data_tools.base.errors import UserError, user_message
 from data_tools.base.processes import num_cores
+from ds_train.ranks.meeting import meet
 from ds_train.ranks.world import World, rendezvous
 
 T = TypeVar("T")
@@ -36,11 +37,15 @@ def init_distributed(world: World, timeout_s: float = 1800.0) -> None:
     """Join the process group (NCCL on GPUs, gloo on CPU) and give each CPU rank its share of the cores.
 
     Args:
-        timeout_s: time-out of every collective, and of the rendezvous.
+        timeout_s: longest wait for the other ranks to arrive. Also of every collective, until `Watchdog` replaces it.
+
+    Raises:
+        UserError: the ranks cannot meet at their port.
     """
     import deepspeed
 
     address, port = rendezvous(world) or ("127.0.0.1", _free_port())
+    store = meet(world, address, port, timeout_s)
     for name, value in (
         ("RANK", world.rank), ("LOCAL_RANK", device_of(world).index or 0), ("WORLD_SIZE", world.size),
         ("MASTER_ADDR", address), ("MASTER_PORT", port),
@@ -50,6 +55,7 @@ def init_distributed(world: World, timeout_s: float = 1800.0) -> None:
         # DeepSpeed's shared-memory collectives serve CPU inference only, and compiling them takes a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout_s))
+    del store  # torch has its own now, on the same port
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         ranks_here = gather_objects(socket.gethostname()).count(socket.gethostname())
         torch.set_num_threads(max(1, num_cores() // ranks_here))

@@ -65,6 +65,11 @@ class _Received:
 _received = _Received()
 
 
+def received_signal() -> str | None:
+    """Name of the signal that this process was sent, None if it was not."""
+    return None if _received.number is None else signal.Signals(_received.number).name
+
+
 def install_handlers() -> None:
     """Treat SIGUSR1, SIGTERM and SIGINT as requests to stop. A second one, two seconds later or more, exits at once.
 

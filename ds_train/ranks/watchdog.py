@@ -18,6 +18,7 @@ from datetime import timedelta
 from types import FrameType
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from data_tools.base.errors import UserError
 from ds_train.ranks.collectives import broadcast_object
@@ -28,6 +29,8 @@ LONG_S = 1800.0  # patience with start-up and checkpoints, which take as long as
 _BEAT_S = 1.0
 _SILENT_S = 5.0  # a rank without a heartbeat for this long is dead, stopped or cut off
 _STORE_TIMEOUT_S = 10.0
+_PAUSE_S = 5 * _BEAT_S  # a watching thread that did not run for this long was paused, with its process
+NEVER = timedelta(days=365)
 _looking = threading.Lock()
 _FAILED = "failed"  # key that a rank sets when it ends with an error that arose on it
 
@@ -62,7 +65,7 @@ class Watchdog:
         self._world = world
         self._timeout_s = timeout_s
         self._beat = Heartbeat(0, "starting", "", False, socket.gethostname())
-        self._last_progress, self._limit_s = time.monotonic(), max(timeout_s, LONG_S)
+        self._num_reports, self._limit_s = 0, max(timeout_s, LONG_S)  # reports of progress
         self._stopped = threading.Event()
         self.explaining = threading.Lock()  # main thread or watch: the first to hold it reports the error
         address = os.environ["MASTER_ADDR"]
@@ -72,6 +75,8 @@ class Watchdog:
             address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=_STORE_TIMEOUT_S)
         )
         self._publish()
+        # From here on this watch ends a wait that is too long. Collectives would also count time in which they slept.
+        _set_pg_timeout(NEVER)
         for work in (self._publish_loop, self._watch):
             threading.Thread(target=work, name=f"watchdog {work.__name__}", daemon=True).start()
 
@@ -79,7 +84,7 @@ class Watchdog:
         """Report progress of the main thread. Its next activity may exceed the time-out only if ``is_long``."""
         self._beat.doing = doing
         self._limit_s = max(self._timeout_s, LONG_S) if is_long else self._timeout_s
-        self._last_progress = time.monotonic()
+        self._num_reports += 1
 
     def stop(self) -> None:
         """End the watch: the work is done, and other ranks may exit before this one."""
@@ -129,10 +134,11 @@ class Watchdog:
 
     def _publish_loop(self) -> None:
         """Publish heartbeats, and exit when another rank has failed."""
-        with contextlib.suppress(RuntimeError):  # rank 0 is gone: the main thread will fail, or its patience will end
-            while not self._stopped.wait(_BEAT_S):
-                self._beat.number += 1
-                self._beat.place, self._beat.waits = _position_of_main_thread()
+        while not self._stopped.wait(_BEAT_S):
+            self._beat.number += 1
+            self._beat.place, self._beat.waits = _position_of_main_thread()
+            # Rank 0 may be gone: then the main thread fails, or the watch ends its wait. Or it has yet to wake up.
+            with contextlib.suppress(RuntimeError):
                 self._publish()
                 if self._store.check([_FAILED]) and not self._stopped.wait(_BEAT_S):
                     if self._world.is_main:  # the rank that failed may be killed before it reports its error
@@ -140,13 +146,22 @@ class Watchdog:
                     os._exit(ExitCode.ERROR)
 
     def _watch(self) -> None:
+        """End the job when the main thread reports no progress for too long.
+
+        Only time in which this thread runs counts. After a pause of the process (a suspended job, Ctrl-Z, a paused
+        virtual machine) the count starts again, because other nodes may wake later.
+        """
+        num_reports, waited_s, last_look = self._num_reports, 0.0, time.monotonic()
         while not self._stopped.wait(_BEAT_S):
-            waited = time.monotonic() - self._last_progress
-            if waited > self._limit_s:
+            since_look, last_look = time.monotonic() - last_look, time.monotonic()
+            waited_s += since_look
+            if num_reports != self._num_reports or since_look > _PAUSE_S:
+                num_reports, waited_s = self._num_reports, 0.0
+            if waited_s > self._limit_s:
                 place, _ = _position_of_main_thread()
                 with self.explaining:
                     missing = self.missing() or f"no rank is missing; this one is at {place}"
-                    exit_rank_lost(self._world, f"no progress for {waited:.0f} s in {self._beat.doing}: {missing}")
+                    exit_rank_lost(self._world, f"no progress for {waited_s:.0f} s in {self._beat.doing}: {missing}")
 
 
 @contextlib.contextmanager

@@ -60,19 +60,29 @@ def world_from_env(environ: Mapping[str, str] = os.environ) -> World:
     Raises:
         UserError: variables are missing, or contradict one another.
     """
-    launcher = next((launcher for launcher in _LAUNCHERS if launcher.marker in environ), None)
+    launcher = _launcher_of(environ)
     if launcher is None:
         return World(0, 0, 1)
     names = (launcher.rank, launcher.local_rank, launcher.size)
     rank, local_rank, size = (_number(environ, name, launcher.name) for name in names)
     world = World(rank, local_rank, size, launcher.name)
     if not (0 <= world.rank < world.size and 0 <= world.local_rank < world.size):
-        given = ", ".join(f"{name}={environ[name]}" for name in names)
         raise UserError(
-            f"{launcher.name} set {given}; expected ranks below the size. Start all ranks with one launcher, or unset "
-            "these variables."
+            f"{launcher.name} set {launcher_variables(environ)}; expected ranks below the size. Start all ranks with "
+            "one launcher, or unset these variables."
         )
     return world
+
+
+def _launcher_of(environ: Mapping[str, str]) -> _Launcher | None:
+    return next((launcher for launcher in _LAUNCHERS if launcher.marker in environ), None)
+
+
+def launcher_variables(environ: Mapping[str, str] = os.environ) -> str:
+    """What the launcher set, for messages: ``SLURM_PROCID=0, …``; empty without one."""
+    launcher = _launcher_of(environ)
+    names = (launcher.rank, launcher.local_rank, launcher.size) if launcher else ()
+    return ", ".join(f"{name}={environ[name]}" for name in names)
 
 
 def _number(environ: Mapping[str, str], name: str, launcher: str) -> int:
@@ -100,6 +110,8 @@ def rendezvous(world: World, environ: Mapping[str, str] = os.environ) -> tuple[s
     address, port = environ.get("MASTER_ADDR"), environ.get("MASTER_PORT")
     if port is not None:
         port_number = _number(environ, "MASTER_PORT", world.launcher)
+        if not 0 < port_number < 1 << 16:
+            raise UserError(f"MASTER_PORT is {port}, expected a number from 1 to 65535.")
     elif world.size == 1:
         return None
     else:

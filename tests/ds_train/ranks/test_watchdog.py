@@ -44,6 +44,14 @@ def test_four_ranks_name_the_one() -> None:
 
 
 @pytest.mark.launch
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_pause_of_all_ranks_is_no_hang(broken: int) -> None:
+    """A suspended job, Ctrl-Z, a paused virtual machine: longer than the limit and all time-outs of collectives."""
+    codes, said = _run("paused", broken)
+    assert codes == [0, 0], said
+
+
+@pytest.mark.launch
 def test_announced_long_work_is_waited_for() -> None:
     codes, said = _run("slow", 1)
     assert codes[0] == 0, said
