@@ -30,7 +30,7 @@ def gpt_neox_tokenizer_path() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A scratch directory in miniature, shared by all tests; runs go into directories of their own names."""
+    """A scratch directory in miniature, shared by all tests; each run's directory has its own name."""
     return tiny.build_tiny_scratch(tmp_path_factory.mktemp("tiny"))
 
 

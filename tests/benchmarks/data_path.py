@@ -4,7 +4,7 @@
 
 Whole path: plan, generate, filter against the reserved prompts, tokenize, collate (`RankBatchBuilder.build`), for 32
 samples a rank in micro-batches of 2, as rank 0 of 1 and as rank 17 of 64. In turns with it: its reading part alone, the
-generator alone, and the GPT-NeoX tokenizer's own batch call on the generator's texts, each on samples of its own, for
+generator alone, and the GPT-NeoX tokenizer's own batch call on the generator's texts, each on its own samples, for
 none may find its work in another's caches. Seconds are CPU seconds of this process, which keeps to one core; so other
 load on the machine does not count.
 """

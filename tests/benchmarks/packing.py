@@ -74,8 +74,8 @@ def measure_round(scratch: Path, tokenizer: Tokenizer, num_blocks: int, args: Na
     pack, looped = scratch / "pack", scratch / "looped.bin"
     shutil.rmtree(pack, ignore_errors=True)
     corpus = scratch / "corpus"
-    told = run_python(["-m", "data_tools.build_pretrain", *pack_flags(corpus, pack, num_blocks, scratch, args)])
-    ours = float(re.findall(r"([\d,]+) tokens/s", told)[0].replace(",", ""))
+    output = run_python(["-m", "data_tools.build_pretrain", *pack_flags(corpus, pack, num_blocks, scratch, args)])
+    ours = float(re.findall(r"([\d,]+) tokens/s", output)[0].replace(",", ""))
     loop_s, _ = timed(lambda: pack_one_by_one(tokenizer, documents(corpus, args), looped, num_blocks, args.seq_len + 1))
     raw_count, raw_s = raw_tokens(tokenizer, list(documents(corpus, args)))
     if b"".join(shard.read_bytes() for shard in sorted(pack.glob("shard_*.bin"))) != looped.read_bytes():
@@ -121,7 +121,7 @@ def raw_tokens(tokenizer: Tokenizer, texts: list[str]) -> tuple[int, float]:
 
 
 def peak_of(scratch: Path, times: int, num_blocks: int, args: Namespace) -> int:
-    """Peak resident bytes, summed over the command and its workers, of packing so many copies of the corpus."""
+    """Peak resident bytes, summed over the command and its workers, of packing a number of copies of the corpus."""
     corpus, pack = scratch / f"corpus_{times}", scratch / f"pack_{times}"
     link_copies(scratch / "corpus", corpus, times)
     flags = pack_flags(corpus, pack, times * num_blocks, scratch, args)
@@ -147,7 +147,7 @@ def children_of(process: int) -> list[int]:
 
 
 def link_copies(source: Path, target: Path, copies: int) -> None:
-    """A directory with so many copies of a corpus, which take no room."""
+    """A directory with a number of copies of a corpus, which take no room."""
     target.mkdir()
     for copy in range(copies):
         for file in source.glob("*.json.gz"):

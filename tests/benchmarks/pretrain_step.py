@@ -3,7 +3,7 @@
     python -m tests.benchmarks.pretrain_step --seq_len 512
     python -m tests.benchmarks.pretrain_step --seq_len 2048
 
-The documents are film reviews. The reference pads each example of a synthetic block to a row of its own. At
+The documents are film reviews. The reference pads each example of a synthetic block to its own row. At
 --seq_len 512 problems have a lookahead of up to 16, at 2048 up to 64. Medians over the steps after the second. Flags
 that this benchmark does not know go to our trainer.
 """

@@ -3,10 +3,10 @@
     python -m tests.benchmarks.save_stall
 
 One run, in windows of some steps of equal work. Every other window has no save; the ones between begin in turn with a
-save as one would otherwise write it (torch.save, fsync, the hash read back), with ours before training goes on
+save as one would otherwise write it (torch.save, fsync, the hash read back), with ours before training continues
 (--sync_save) and with ours behind it (the default). Stall = wall time of a window − the mean of the two windows without
 a save around it: so it holds whatever a save costs the steps that follow. A save that outlasts its window is waited for
-inside it. Medians over the windows; the first of each kind is told apart, since the first copy in memory is also
+inside it. Medians over the windows; the first of each kind is listed separately, since the first copy in memory is also
 allocated.
 """
 
@@ -32,8 +32,8 @@ from tests.support.launching import REPOSITORY, environment
 
 SAVE_EVERY = 200  # the shipped cadence, which the share of training time is given for
 LABELS = {
-    "ordinary": "as torch.save does it, before training goes on",
-    "sync": "ours, before training goes on",
+    "ordinary": "as torch.save does it, before training continues",
+    "sync": "ours, before training continues",
     "behind": "ours, behind training",
 }
 CYCLE = [kind for label in LABELS for kind in ("none", label)]
@@ -133,7 +133,7 @@ def report(windows: list[dict[str, Any]], num_bytes: int, steps: int) -> None:
         print(f"\nsave {label}")
         print(f"  stall                        {median(later):.2f} s ({', '.join(f'{s:.2f}' for s in later)})")
         print(f"  stall of the first           {stalls[kind][0]:.2f} s")
-        print(f"  until training goes on       {median(window['returned'] for window in seen):.2f} s")
+        print(f"  until training continues     {median(window['returned'] for window in seen):.2f} s")
         print(f"  until committed              {median(window['committed'] for window in seen):.2f} s")
         print(f"  share at save_every {SAVE_EVERY}      {100 * median(later) / (SAVE_EVERY * step_s):.2f} %")
     behind, ours, ordinary = (median(stalls[kind][1:]) for kind in ("behind", "sync", "ordinary"))

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def launch_and_resume(scratch: Path) -> list[float]:
-    """Seconds to the first step of a fresh run, and of the launch that goes on from its checkpoint."""
+    """Seconds to the first step of a fresh run, and of the launch that continues from its checkpoint."""
     shutil.rmtree(scratch / "pptrain", ignore_errors=True)
     return [seconds_to_first_step(scratch, first) for first in (1, STEPS + 1)]
 

@@ -76,7 +76,7 @@ def test_sampler_plan_runs(capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.launch
 def test_data_path_runs(gpt_neox_tokenizer_path: Path):
-    """In a process of its own: it keeps to one core."""
+    """In a separate process, because it keeps to one core."""
     command = [sys.executable, "-m", "tests.benchmarks.data_path", "--stages", "1", "--batches", "1"]
     done = subprocess.run(
         [*command, "--mixin_size", "4"], cwd=REPOSITORY, env=environment(), text=True, capture_output=True

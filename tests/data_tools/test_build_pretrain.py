@@ -129,14 +129,14 @@ def test_large_vocabulary_is_packed_as_uint32(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_documents", "told"),
+    ("num_documents", "message"),
     [(60, r"gave [1-6][0-9] of 70 blocks of 33 tokens, after 7 of 7"), (3, r"gave 0 of 70 .* after [0-6] of 7")],
 )
 def test_too_small_source_is_an_error_and_leaves_nothing(
-    root: Path, tmp_path: Path, num_documents: int, told: str
+    root: Path, tmp_path: Path, num_documents: int, message: str
 ) -> None:
     packing.write_corpus(tmp_path / "corpus", packing.make_documents(num_documents))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         packing.pack(tmp_path, tokenizer=root / "tokenizer")
     assert packing.bytes_of(tmp_path / "pack") == {}
 
@@ -159,8 +159,8 @@ def test_second_run_is_complete_and_other_parameters_are_refused(
     packing.pack(root, pack_dir=pack, num_blocks=30)
     assert "already holds this pack" in capsys.readouterr().out
     other_corpus = packing.write_corpus(tmp_path / "corpus", packing.make_documents(210))
-    for changes, told in (({"seed": 4}, "seed 3, not 4"), ({"source": other_corpus}, "another source")):
-        with pytest.raises(UserError, match=f"other parameters .*{told}.*--overwrite"):
+    for changes, message in (({"seed": 4}, "seed 3, not 4"), ({"source": other_corpus}, "another source")):
+        with pytest.raises(UserError, match=f"other parameters .*{message}.*--overwrite"):
             packing.pack(root, pack_dir=pack, **{"num_blocks": 30, **changes})
     assert packing.bytes_of(pack) == before
     packing.pack(root, pack_dir=pack, overwrite=True)
@@ -190,15 +190,15 @@ def test_two_packers_of_one_directory_are_kept_apart(root: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--num_blocks", "3"], "--scratch_dir"),
-        (["--scratch_dir", "s", "--num_blocks", "3", "--total_steps", "3"], "give one of them"),
+        (["--scratch_dir", "s", "--num_blocks", "3", "--total_steps", "3"], "set the number of blocks"),
         (["--scratch_dir", "s", "--tokenizer", "no/such/tokenizer.json"], "no such file"),
     ],
 )
-def test_contradicting_arguments(arguments: list[str], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_contradicting_arguments(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         main(arguments)
 
 
@@ -211,7 +211,7 @@ def test_steps_times_batch_blocks_go_below_the_scratch_directory(root: Path, tmp
     assert PackedBlocks(tmp_path / "data" / "c4_packed").num_blocks == 35
 
 
-def test_a_disk_without_room_is_told_before_packing(
+def test_a_disk_without_room_is_reported_before_packing(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match="GB are free"):

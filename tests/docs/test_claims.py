@@ -133,7 +133,7 @@ def test_flags_that_are_named_exist(page: Path) -> None:
     assert sorted(named - known) == []
 
 
-def test_options_of_benchmarks_are_as_told() -> None:
+def test_options_of_benchmarks_are_as_documented() -> None:
     rows = tables(REPOSITORY / "tests" / "benchmarks" / "README.md")[0][1:]
     name = ""
     for row in rows:
@@ -146,11 +146,11 @@ def test_options_of_benchmarks_are_as_told() -> None:
 
 def test_run_directory_tables_columns_are_those_of_the_logs() -> None:
     columns = next(table for table in tables(REPOSITORY / "ds_train" / "README.md") if table[0][0] == "column")
-    told: dict[str, set[str]] = {}
+    documented: dict[str, set[str]] = {}
     for names, kinds, _ in columns[1:]:
         for kind in _logs_named(kinds):
-            told.setdefault(kind, set()).update(re.findall(r"`(\w+)`", names))
-    assert told == {
+            documented.setdefault(kind, set()).update(re.findall(r"`(\w+)`", names))
+    assert documented == {
         **{f"train of {phase}": fields | {"mfu"} for phase, fields in TRAIN_FIELDS.items()},
         **{f"eval of {phase}": fields for phase, fields in EVAL_FIELDS.items()},
     }
@@ -173,34 +173,34 @@ def _leaves(block: dict, prefix: str = "") -> Iterator[str]:
 
 def test_keys_of_the_shipped_json_are_explained_and_exist() -> None:
     table = next(table for table in tables(REPOSITORY / "ds_configs" / "README.md") if table[0][0] == "key")
-    told = {key for row in table[1:] for key in re.findall(r"`([\w.]+)`", row[0])}
-    assert {key.split(".")[0] for key in told} <= KNOWN_KEYS
+    documented = {key for row in table[1:] for key in re.findall(r"`([\w.]+)`", row[0])}
+    assert {key.split(".")[0] for key in documented} <= KNOWN_KEYS
     explained = " ".join(" ".join(row) for row in table)
     for path in (REPOSITORY / "ds_configs").glob("*.json"):
         for key in _leaves(json.loads(path.read_text())):
             parent, _, name = key.rpartition(".")
             assert (
                 f"`{key}`" in explained
-                or any(f"{key}." in other for other in told)
+                or any(f"{key}." in other for other in documented)
                 or (f"`{parent}`" in explained and name in explained)
             ), f"{path.name}: {key}"
 
 
-def test_exit_codes_are_told() -> None:
+def test_exit_codes_are_documented() -> None:
     table = next(table for table in tables(REPOSITORY / "launch" / "README.md") if table[0][0] == "exit code")
-    told = {int(number) for row in table[1:] for number in re.findall(r"\d+", row[0])}
-    assert told >= {int(code) for code in ExitCode}
+    documented = {int(number) for row in table[1:] for number in re.findall(r"\d+", row[0])}
+    assert documented >= {int(code) for code in ExitCode}
 
 
-def test_variables_of_the_scripts_are_those_told() -> None:
+def test_variables_of_the_scripts_are_those_documented() -> None:
     table = next(table for table in tables(REPOSITORY / "launch" / "README.md") if table[0][0] == "variable")
-    told = {name for row in table[1:] for name in re.findall(r"`([A-Z_]+)`", row[0])}
+    documented = {name for row in table[1:] for name in re.findall(r"`([A-Z_]+)`", row[0])}
     scripts = "".join(path.read_text() for path in (REPOSITORY / "launch").glob("*.sh"))
     read = set(re.findall(r"\$\{([A-Z_]+)(?=[:+-])", scripts))
     of_others = {"BASH_SOURCE", "SLURM_CPUS_PER_TASK", "SLURM_NTASKS", "SLURM_RESTART_COUNT", "SLURM_SUBMIT_DIR",
                  "SRUN_CPUS_PER_TASK", "PYTHONWARNINGS", "TOKENIZERS_PARALLELISM", "MALLOC_MMAP_MAX_",
                  "MALLOC_TRIM_THRESHOLD_"}  # fmt: skip
-    assert read - of_others == told
+    assert read - of_others == documented
 
 
 def test_trainers_take_what_the_users_earlier_tool_took() -> None:

@@ -44,7 +44,7 @@ class Outcome:
 
     Attributes:
         calls: what it called in a shell, if it is a shell's.
-        results: of its own run, or of the runs that it started.
+        results: the result of its run, or of the runs that it started.
     """
 
     code: int = 0

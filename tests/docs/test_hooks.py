@@ -37,8 +37,8 @@ def test_hooks_stop_a_bad_commit(tmp_path: Path) -> None:
         (tmp_path / package / "__init__.py").touch()
     assert _run(tmp_path, "git", "init", "-q").returncode == 0
     page = REPOSITORY / ".github" / "CONTRIBUTING.md"
-    told = [c.argv for c in commands(page) if isinstance(c, Command) and c.argv[0] == ".venv/bin/pre-commit"]
-    install, run = told
+    listed = [c.argv for c in commands(page) if isinstance(c, Command) and c.argv[0] == ".venv/bin/pre-commit"]
+    install, run = listed
     assert _run(tmp_path, *install).returncode == 0
 
     for name, text in _BAD.items():
@@ -46,8 +46,8 @@ def test_hooks_stop_a_bad_commit(tmp_path: Path) -> None:
     _run(tmp_path, "git", "add", ".")
     refused = _run(tmp_path, "git", "commit", "-qm", "bad")
     assert refused.returncode != 0
-    for said in ("unused.py:1:8", "1 file reformatted", "untyped.py:1: error: Incompatible types"):
-        assert said in refused.stdout, refused.stdout
+    for message in ("unused.py:1:8", "1 file reformatted", "untyped.py:1: error: Incompatible types"):
+        assert message in refused.stdout, refused.stdout
 
     for name in _BAD:
         (tmp_path / "ds_train" / name).unlink()

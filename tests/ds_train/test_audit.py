@@ -48,9 +48,9 @@ def audited(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_equal_runs(audited) -> None:
-    code, said = audited([row | {"tokens_per_second": 1.0} for row in _rows()])
-    assert code == 0 and said.endswith("The runs are equal at all common steps.\n")
-    assert "settings that differ: none" in said and "1 rank × 4 accumulation × micro batch 2, ZeRO 1" in said
+    code, output = audited([row | {"tokens_per_second": 1.0} for row in _rows()])
+    assert code == 0 and output.endswith("The runs are equal at all common steps.\n")
+    assert "settings that differ: none" in output and "1 rank × 4 accumulation × micro batch 2, ZeRO 1" in output
 
 
 @pytest.mark.parametrize(
@@ -60,9 +60,9 @@ def test_equal_runs(audited) -> None:
 def test_each_column_is_compared(audited, column: str, what: str, value: Any) -> None:
     rows = _rows()
     rows[6][column] = value
-    code, said = audited(rows)
-    assert code == 1 and said.endswith(f"The runs first differ in step 7: {what}.\n")
-    assert said.count("first differs at step 7") == 1 and said.count("equal") == 3
+    code, output = audited(rows)
+    assert code == 1 and output.endswith(f"The runs first differ in step 7: {what}.\n")
+    assert output.count("first differs at step 7") == 1 and output.count("equal") == 3
 
 
 def test_interval_and_earliest_difference(audited) -> None:
@@ -70,17 +70,17 @@ def test_interval_and_earliest_difference(audited) -> None:
     for row in rows:
         row["ledger"] = row["ledger"] if row["step"] < 20 else "f" * 32
         row["loss"] += 0.5 * (row["step"] >= 20) + 0.5 * (row["step"] >= 32)
-    code, said = audited(rows, rows=_rows(60))
-    assert code == 1 and said.endswith("The runs first differ in steps 17 to 20: samples, loss.\n")
-    assert "common steps: 10 (4 to 40)" in said
-    assert "first differs at step 20 (2.0 | 2.5); largest difference 1, at step 32" in said
+    code, output = audited(rows, rows=_rows(60))
+    assert code == 1 and output.endswith("The runs first differ in steps 17 to 20: samples, loss.\n")
+    assert "common steps: 10 (4 to 40)" in output
+    assert "first differs at step 20 (2.0 | 2.5); largest difference 1, at step 32" in output
 
 
 def test_loss_tolerance(audited) -> None:
     rows = _rows()
     rows[2]["loss"] += 1e-7
-    code, said = audited(rows, "--loss_tolerance", "1e-6")
-    assert code == 0 and "equal within 1e-06; largest difference 1e-07, at step 3" in said
+    code, output = audited(rows, "--loss_tolerance", "1e-6")
+    assert code == 0 and "equal within 1e-06; largest difference 1e-07, at step 3" in output
 
 
 def test_tolerance_is_exact_by_default(audited) -> None:
@@ -92,23 +92,23 @@ def test_tolerance_is_exact_by_default(audited) -> None:
 def test_tolerance_is_for_losses_alone(audited) -> None:
     rows = _rows()
     rows[0]["lr"] += 1e-12
-    code, said = audited(rows, "--loss_tolerance", "1")
-    assert code == 1 and said.endswith("The runs first differ in step 1: learning rate.\n")
+    code, output = audited(rows, "--loss_tolerance", "1")
+    assert code == 1 and output.endswith("The runs first differ in step 1: learning rate.\n")
 
 
 def test_null_losses(audited) -> None:
     rows, others = _rows(), _rows()
     rows[3]["loss"] = others[3]["loss"] = others[5]["loss"] = None
-    code, said = audited(others, "--loss_tolerance", "100", rows=rows)
-    assert code == 1 and "first differs at step 6 (3.4 | null); largest difference inf, at step 6" in said
+    code, output = audited(others, "--loss_tolerance", "100", rows=rows)
+    assert code == 1 and "first differs at step 6 (3.4 | null); largest difference inf, at step 6" in output
 
 
-def test_other_settings_are_told(audited) -> None:
+def test_other_settings_are_reported(audited) -> None:
     changed = {"train_batch_size": 16, "optimizer": {"params": {"lr": 0.2}}, "zero_optimization": {"stage": 3}}
-    code, said = audited(_rows(), seed=2, **changed)
+    code, output = audited(_rows(), seed=2, **changed)
     assert code == 0
-    assert "settings that differ: train_batch_size 8 | 16; optimizer.params.lr 0.1 | 0.2; seed 1 | 2\n" in said
-    assert "2 ranks × 4 accumulation × micro batch 2, ZeRO 3" in said
+    assert "settings that differ: train_batch_size 8 | 16; optimizer.params.lr 0.1 | 0.2; seed 1 | 2\n" in output
+    assert "2 ranks × 4 accumulation × micro batch 2, ZeRO 3" in output
 
 
 def test_settings_may_be_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(output: str,
         evaluate.main(["run", "--scratch_dir", "x", "--output", str(tmp_path / output)])
 
 
-def test_a_run_without_a_complete_checkpoint_is_told_what_it_lacks(tmp_path: Path) -> None:
+def test_a_run_without_a_complete_checkpoint_is_reported_what_it_lacks(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="run has no complete checkpoint; train it up to a checkpoint"):
         evaluate.main([str(tmp_path / "run"), "--scratch_dir", str(tmp_path)])

@@ -110,13 +110,13 @@ def test_export_tells_how_long_texts_may_be(scratch: Path) -> None:
     assert AutoTokenizer.from_pretrained(out.path).model_max_length == tiny.SEQ_LEN
 
 
-@pytest.mark.parametrize(("length", "said"), [(None, None), (int(1e30), None), (1024, 1024)])
-def test_directories_of_others(tmp_path: Path, length: int | None, said: int | None) -> None:
+@pytest.mark.parametrize(("length", "expected"), [(None, None), (int(1e30), None), (1024, 1024)])
+def test_directories_of_others(tmp_path: Path, length: int | None, expected: int | None) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert saved_seq_len(find_weights(str(tmp_path))) is None
     config = {} if length is None else {"model_max_length": length}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    assert saved_seq_len(find_weights(str(tmp_path))) == said
+    assert saved_seq_len(find_weights(str(tmp_path))) == expected
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def test_pptrain_says_how_long_the_curriculum_is_at_least(scratch, capsys):
     assert cells(output, "steps") == ["until finished"]
 
 
-def test_every_launch_that_cannot_start_is_told_and_the_others_are_shown(scratch, capsys):
+def test_every_launch_that_cannot_start_is_reported_and_the_others_are_shown(scratch, capsys):
     flags = [*tiny.flags(scratch, precision=None), *BATCH, "--gpus_per_node", "2"]
     code, output = run(capsys, "pptrain", *flags, "--nodes", "1", "3", "8")
     assert code == 1 and output.endswith("would not start\n")

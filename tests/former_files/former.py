@@ -50,11 +50,11 @@ def placed(arguments: list[str], scratch: Path) -> list[str]:
 
 
 def continuations(runs: dict[str, dict[str, Any]], scratch: Path, ranks: int) -> list[dict[str, Any]]:
-    """Runs on so many ranks that go on to their end, as `launching.run_all` takes them."""
+    """Runs on this number of ranks that continue to their end, as `launching.run_all` takes them."""
     return [{"phase": r["phase"], "argv": placed(r["resume"], scratch)} for r in runs.values() if r["ranks"] == ranks]
 
 
-def told(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def comparable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of a log without the columns that differ from one repetition to the next."""
     return [{name: value for name, value in row.items() if name in EXACT + LOSSES} for row in rows]
 

@@ -39,7 +39,7 @@ def scratch(version: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def copy(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another copy of it, at a place of its own, to be written in."""
+    """Another copy of it, in its own place, to be written in."""
     directory = tmp_path_factory.mktemp("former_copy")
     shutil.copytree(scratch, directory, dirs_exist_ok=True)
     former.replace_in_texts(directory, str(scratch), str(directory))
@@ -70,7 +70,7 @@ def assert_same(rows: Rows, expected: Rows, tolerance: float) -> None:
 
 
 def assert_continued(scratch: Path, name: str, run: dict[str, Any]) -> None:
-    """A run went on from its checkpoint, once, and gave the rows that are expected."""
+    """A run continued from its checkpoint, once, and gave the rows that are expected."""
     assert [launch["step"] for launch in read_launches(scratch / name)] == [0, run["stop"]]
     assert not list((scratch / name).glob("superseded_*"))
     for log in ("train", "eval"):
@@ -101,7 +101,7 @@ def test_a_continued_run_agrees_with_what_it_was(scratch: Path, continued: Path)
 
 
 @pytest.mark.launch
-def test_stopped_bf16_run_on_two_ranks_goes_on(copy: Path, expected: dict[str, Any]) -> None:
+def test_stopped_bf16_run_on_two_ranks_continues(copy: Path, expected: dict[str, Any]) -> None:
     run_all(former.continuations(expected["runs"], copy, 2), copy, 2)
     assert_continued(copy, "pptrain_bf16", expected["runs"]["pptrain_bf16"])
 
@@ -124,7 +124,7 @@ def test_checkpoints_are_exported(scratch: Path, tmp_path: Path, name: str) -> N
     assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / "exported").iterdir()}
 
 
-def test_unfinished_pack_goes_on(copy: Path, expected: dict[str, Any]) -> None:
+def test_unfinished_pack_continues(copy: Path, expected: dict[str, Any]) -> None:
     pack = copy / "data" / "unfinished_pack"
     before = {path: path.stat().st_mtime_ns for path in pack.glob("*.bin")}
     assert len(before) == 3
@@ -156,8 +156,8 @@ def test_logs_are_summarised_and_drawn(
     runs = [str(scratch / name) for name in expected["runs"]]
     evaluation = ["--evaluation", str(scratch / "pptrain_test.json")]
     summarize_run.main([*runs, *evaluation])
-    told = capsys.readouterr().out
-    assert all(f"{name}: {run['stop']} steps" in told for name, run in expected["runs"].items())
+    printed = capsys.readouterr().out
+    assert all(f"{name}: {run['stop']} steps" in printed for name, run in expected["runs"].items())
     plot_run.main([*runs, *evaluation, "--out", str(tmp_path / "report")])
     page = (tmp_path / "report" / "report.html").read_text()
     assert all(name in page for name in expected["runs"])

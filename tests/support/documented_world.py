@@ -138,7 +138,7 @@ accelerator.save_state({str(self._directory / "old/pptrain/checkpoints/step_0000
         return _TRAINING | length | ({} if brings_model else model)
 
     def _run_name(self, phase: str, given: list[str]) -> dict[str, str]:
-        """The first run of a phase has the phase's name, by which others know it; the rest are not to go on with it."""
+        """The first run of a phase has the phase's name, by which others know it; the others must not continue it."""
         scratch = given[given.index("--scratch_dir") + 1] if "--scratch_dir" in given else str(self.scratch)
         if (scratch, phase) not in self._started:
             self._started.add((scratch, phase))

@@ -59,7 +59,7 @@ class Hosts:
         first = wait_until(lambda: _child_of(self._processes[name].pid), f"first process of {name}")
         wait_until(lambda: _in_own_network(first), f"network of {name}")
         number = NAMES.index(name)
-        # The hardware address stays the host's, or the other one would go on talking to the former.
+        # The hardware address stays the host's, or the other one would keep talking to the former.
         self._run_in_switch(
             f"ip link del port{number} 2>/dev/null; "
             f"ip link add port{number} type veth peer name eth0 address 02:00:00:00:00:1{number} netns {first} "

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The first process of a pretended host, in namespaces of its own: sshd, and nothing of this machine's configuration.
+# The first process of a pretended host, in its own namespaces: sshd, and nothing of this machine's configuration.
 # Usage: node.sh DIRECTORY NAME, which holds hosts, ssh_config, host_key, authorized_keys.
 set -e
 directory=$1 name=$2

@@ -32,7 +32,7 @@ def main(jobs_file: str, results_file: str) -> None:
 
 
 def outcome(job: dict[str, Any]) -> int:
-    """The exit code that a process of its own would end with."""
+    """The exit code that a separate process would end with."""
     try:
         if "code" in job:
             exec(compile(job["code"], "page", "exec"), {"__name__": "__main__"})
@@ -59,5 +59,5 @@ def call(module: str, args: list[str]) -> int | None:
 
 
 if __name__ == "__main__":  # not in the processes that commands spawn
-    signal.alarm(900)  # a command that waits for ever ends here
+    signal.alarm(900)  # a command that waits forever ends here
     main(*sys.argv[1:])

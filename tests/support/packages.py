@@ -19,14 +19,14 @@ def _install(packages: tuple[str, ...]) -> str:
     if Path("/run/systemd/system").exists():
         return "they would start services on this machine; install them yourself"
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    said = ""
+    problem = ""
     with (Path(tempfile.gettempdir()) / "tests_install_packages.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another process of these tests may install some, too
         for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *packages]):
             done = subprocess.run(["apt-get", *command], env=environment, text=True, capture_output=True)
             if done.returncode != 0:
-                said = f"apt-get {command[0]}: {done.stderr.strip()[-300:]}"
-    return said
+                problem = f"apt-get {command[0]}: {done.stderr.strip()[-300:]}"
+    return problem
 
 
 def require_programs(programs: dict[str, str]) -> None:
@@ -39,14 +39,14 @@ def require_programs(programs: dict[str, str]) -> None:
         f":{name}" for name in ("/usr/sbin", "/sbin") if name not in os.environ["PATH"].split(":")
     )
     packages = {package for program, package in programs.items() if shutil.which(program) is None}
-    said = _install(tuple(sorted(packages))) if packages else ""
+    problem = _install(tuple(sorted(packages))) if packages else ""
     missing = [program for program in programs if shutil.which(program) is None]
     if missing:
-        pytest.skip(f"no {', '.join(missing)} ({' '.join(sorted(packages))}): {said}")
+        pytest.skip(f"no {', '.join(missing)} ({' '.join(sorted(packages))}): {problem}")
 
 
 def require_namespaces() -> None:
-    """Skip the test where processes cannot be put into namespaces of their own."""
+    """Skip the test where processes cannot be put into separate namespaces."""
     done = subprocess.run(
         ["unshare", "--net", "--uts", "--pid", "--mount", "--fork", "true"], capture_output=True, text=True
     )

@@ -9,7 +9,7 @@ from tests.support.launching import REPOSITORY, environment
 _RECORDING = """#!/bin/bash
 { printf '%s\\n' "$(basename "$0")" "$@"; echo; } >> "$CALLS"
 """
-# What scripts ask of Python they are told, but not by importing torch: this is a machine without GPU.
+# Answers what scripts ask of Python, but without importing torch: this is a machine without GPU.
 _PYTHON = f"""#!/bin/bash
 case "$1 $2" in
     "-c import torch;"*) echo 0 ;;

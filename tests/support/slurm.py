@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes with eight pretended GPUs each, on this machine, in a process namespace of its own."""
+"""A real Slurm of two nodes with eight pretended GPUs each, on this machine, in a separate process namespace."""
 
 import os
 import re

@@ -19,7 +19,7 @@ ONE_NODE_STEPS = 120
 
 @pytest.fixture(scope="session")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A scratch directory in miniature; each test's runs have names of their own."""
+    """A scratch directory in miniature; each test's runs have their own names."""
     return tiny.build_tiny_scratch(tmp_path_factory.mktemp("scratch"))
 
 
@@ -66,7 +66,7 @@ def slurm(cluster: Slurm) -> Iterator[Slurm]:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A directory to submit jobs in, that looks like the repository but has a `slurm` directory of its own."""
+    """A directory to submit jobs in, that looks like the repository but has its own `slurm` directory."""
     for name in ("launch", "ds_train", "ds_configs"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     (tmp_path / "slurm").mkdir()

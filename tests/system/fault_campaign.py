@@ -149,7 +149,7 @@ def outcome(scratch: Path, name: str, reference: dict[str, Any]) -> str:
 
 
 def operations_campaign(scratch: Path, phase: str, limit: int | None, seed: int, reference: dict) -> Counter:
-    """Kill once before each file operation of all saves (or a seeded choice of so many), then resume."""
+    """Kill once before each file operation of all saves (or a seeded choice of a number of them), then resume."""
     total = int((scratch / f"{phase}_reference.operations").read_text())
     numbers = list(range(1, total + 1))
     if limit is not None:
@@ -192,7 +192,7 @@ def kills_campaign(scratch: Path, phase: str, kills: int, seed: int, reference: 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--operations", default="all", help="'all', or so many file operations chosen at random")
+    parser.add_argument("--operations", default="all", help="'all', or a number of file operations chosen at random")
     parser.add_argument("--kills", type=int, default=200, help="kills at random instants, shared by both phases")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()

@@ -45,7 +45,7 @@ class Events:
             self._changed.notify_all()
 
     def wait_for(self, what: str, step: int, times: int = 1) -> None:
-        """Until so many such events, of this step or a later one."""
+        """Until this number of such events, of this step or a later one."""
         with self._changed:
             done = self._changed.wait_for(lambda: sum(w == what and s >= step for w, s in self.all) >= times, TIMEOUT_S)
         assert done, f"training does not come to {what} {step}: {self.all}"
@@ -83,7 +83,7 @@ def _until_error(events: Events, world: World) -> None:
 
 # What the thread does before it writes a file of checkpoint HELD.
 SCENARIOS: dict[str, Callable[[Events, World], None] | None] = {
-    "undisturbed": None, "little memory": None, "goes on": _go_on, "next save waits": _until_next_save,
+    "undisturbed": None, "little memory": None, "continues": _go_on, "next save waits": _until_next_save,
     "same save waits": _until_same_save, "fails late": _fail_late, "signal": _signal, "error": _until_error,
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Training runs that are told to stop in chosen states, on one rank only, and started again until they finish.
+"""Training runs that get a request to stop in chosen states, on one rank only, and are restarted until they finish.
 
     deepspeed --num_gpus 2 tests/system/launched_signals.py RUNS.json
 

@@ -1,4 +1,4 @@
-"""A run goes on in another layout: same samples, same losses, in one command."""
+"""A run continues in another layout: same samples, same losses, in one command."""
 
 import logging
 import shutil
@@ -21,7 +21,7 @@ LOSS_TOLERANCE = {"no": 1e-5, "bf16": 1e-3}
 
 @dataclass(frozen=True)
 class Saved:
-    """How a run was trained until it was stopped; several changes go on from one."""
+    """How a run was trained until it was stopped; several changes continue from one."""
 
     precision: str
     ranks: int
@@ -34,7 +34,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Change:
-    """A stopped run, and the ranks and ZeRO stage that it goes on with."""
+    """A stopped run, and the ranks and ZeRO stage that it continues with."""
 
     saved: Saved
     ranks: int
@@ -104,7 +104,7 @@ def scratch(tiny_scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.mark.launch
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.name.removeprefix("elastic_"))
-def test_goes_on_as_if_nothing_had_changed(scratch: Path, change: Change) -> None:
+def test_continues_as_if_nothing_had_changed(scratch: Path, change: Change) -> None:
     rows = read_log(scratch / change.name)
     precision = change.saved.precision
     straight = read_log(scratch / f"{STRAIGHT[precision].name}_straight")
@@ -117,7 +117,7 @@ def test_goes_on_as_if_nothing_had_changed(scratch: Path, change: Change) -> Non
 
 
 @pytest.mark.parametrize(("ranks", "precision", "notices"), [(2, "bf16", 1), (2, "fp32", 0), (1, "bf16", 0)])
-def test_a_run_from_before_gradient_sums_in_fp32_goes_on_with_one_notice(
+def test_a_run_from_before_gradient_sums_in_fp32_continues_with_one_notice(
     ranks: int, precision: str, notices: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     saved = TrainState(1, ranks, 2, 1, 2 * ranks, zero_stage=1, precision=precision, step=7, fingerprints={})
@@ -126,8 +126,8 @@ def test_a_run_from_before_gradient_sums_in_fp32_goes_on_with_one_notice(
         state = adapted_state(saved, current, Path("step_00000007"), strict_layout=True, accepted=())
         again = replace(state, step=8)
         adapted_state(again, current, Path("step_00000008"), strict_layout=True, accepted=())
-    said = ["gradients were summed over ranks in bf16 until step 7, and now are in fp32"]
-    assert caplog.messages == said * notices
+    notice = ["gradients were summed over ranks in bf16 until step 7, and now are in fp32"]
+    assert caplog.messages == notice * notices
 
 
 def test_hashes_are_shown_in_short() -> None:
@@ -140,8 +140,10 @@ class TestRefusals:
         arguments = _arguments(scratch, name, "no", 1, 1)
         done = launch("ds_train/pptrain.py", *arguments, "--stop_step", "2", num_ranks=1)
         assert done.returncode == 86, done.stdout[-3000:]
-        told = "stopped after step 2, which is saved: --stop_step 2. Exit code 86; the same command without it, or with"
-        assert told in done.stdout
+        expected = (
+            "stopped after step 2, which is saved: --stop_step 2. Exit code 86; the same command without it, or with"
+        )
+        assert expected in done.stdout
         return arguments
 
     def test_what_cannot_be_made_right_is_refused_before_anything_is_touched(
@@ -168,7 +170,7 @@ class TestRefusals:
         after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
         assert after == before
 
-    def test_accepted_change_goes_on(self, tiny_scratch: Path) -> None:
+    def test_accepted_change_continues(self, tiny_scratch: Path) -> None:
         arguments = self._stopped_run(tiny_scratch, "accepted")
         flags = ["--global_batch", "6", "--max_steps", "4", "--accept_change", "global_batch"]
         done = launch("ds_train/pptrain.py", *arguments, *flags, num_ranks=1)

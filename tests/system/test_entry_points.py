@@ -62,21 +62,21 @@ class TestTwoRanks:
         assert all(row["num_examples"] == 8 for row in evaluations)
 
     @pytest.mark.parametrize(
-        ("phase", "told"),
+        ("phase", "shown"),
         [
             ("pptrain", ["fresh", "random weights", "curriculum", "generator"]),
             ("pretrain", ["first/checkpoints/step_00000040", "mixin", "20.0%", "c4_packed"]),
         ],
     )
-    def test_a_run_is_summed_up_before_it_begins(self, scratch: Path, phase: str, told: list[str]) -> None:
+    def test_a_run_is_summed_up_before_it_begins(self, scratch: Path, phase: str, shown: list[str]) -> None:
         lines = (scratch / f"{phase}.out").read_text().splitlines()
         begin = next(number for number, line in enumerate(lines) if line.endswith(f" I {phase}"))
         end = next(number for number, line in enumerate(lines) if line.startswith("  memory of a rank  "))
         summary = "\n".join(lines[begin : end + 1])
-        for words in ("2 ranks × 2 accumulation × micro batch 4 = global batch 16", "ZeRO 1, bf16", "AdamW", *told):
+        for words in ("2 ranks × 2 accumulation × micro batch 4 = global batch 16", "ZeRO 1, bf16", "AdamW", *shown):
             assert words in summary
         assert end - begin < 20, "one screen"
-        assert sum(line.startswith("  memory of a rank  ") for line in lines) == 1, "said by rank 0"
+        assert sum(line.startswith("  memory of a rank  ") for line in lines) == 1, "printed by rank 0 only"
 
     @pytest.mark.parametrize("run", ["first", "second"])
     def test_loss_falls(self, scratch: Path, run: str) -> None:

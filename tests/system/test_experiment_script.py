@@ -1,4 +1,4 @@
-"""The whole experiment in miniature, interrupted twice: it goes on, and comes out as if it had never stopped."""
+"""The whole experiment in miniature, interrupted twice: it continues, with the same results as without a stop."""
 
 import json
 import re

@@ -29,8 +29,8 @@ def _command(hosts: Hosts, scratch: Path, run_name: str, **flags: object) -> lis
 
 def test_two_nodes_equal_one(hosts: Hosts, scratch: Path, one_node: Path, tmp_path: Path) -> None:
     command = _command(hosts, scratch, "two_nodes", max_steps=ONE_NODE_STEPS)
-    said = finish(command, tmp_path / "output", HOSTFILE=str(hosts.hostfile))
-    assert all(f"{name}: " in said for name in NAMES), "not both hosts spoke"
+    printed = finish(command, tmp_path / "output", HOSTFILE=str(hosts.hostfile))
+    assert all(f"{name}: " in printed for name in NAMES), "not both hosts spoke"
     assert audit.main([str(one_node), str(scratch / "two_nodes")]) == 0
     assert steps_logged(scratch / "two_nodes") == list(range(1, ONE_NODE_STEPS + 1))
 
@@ -50,8 +50,8 @@ def test_lost_node_ends_the_other_and_comes_back(hosts: Hosts, scratch: Path, on
         hosts.start_one(_LOST)
     checkpoint = newest_checkpoint(run)
     assert 20 <= checkpoint < ONE_NODE_STEPS
-    said = finish(command, log, HOSTFILE=str(hosts.hostfile))
-    assert f"resumed from {run}/checkpoints/step_{checkpoint:08d} at step {checkpoint}" in said
+    printed = finish(command, log, HOSTFILE=str(hosts.hostfile))
+    assert f"resumed from {run}/checkpoints/step_{checkpoint:08d} at step {checkpoint}" in printed
     assert audit.main([str(one_node), str(run)]) == 0
     assert steps_logged(run) == list(range(1, ONE_NODE_STEPS + 1))
 
@@ -89,5 +89,5 @@ def test_one_node_hostfile_runs_on_that_node(hosts: Hosts, scratch: Path, tmp_pa
     """DeepSpeed alone would train on the launching node."""
     (tmp_path / "hostfile").write_text(f"{_LOST} slots=1\n")
     command = _command(hosts, scratch, "other_node", max_steps=1, micro_batch=8)
-    said = finish(command, tmp_path / "output", HOSTFILE=str(tmp_path / "hostfile"))
-    assert f"{_LOST}: " in said and f"{NAMES[0]}: " not in said
+    printed = finish(command, tmp_path / "output", HOSTFILE=str(tmp_path / "hostfile"))
+    assert f"{_LOST}: " in printed and f"{NAMES[0]}: " not in printed

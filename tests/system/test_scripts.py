@@ -86,7 +86,7 @@ def test_hostfile_accepts_comments_blanks_and_a_last_line_without_end(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (None, "not a readable file"),
         ("", "names no node"),
@@ -99,7 +99,7 @@ def test_hostfile_accepts_comments_blanks_and_a_last_line_without_end(
     ],
 )
 def test_bad_hostfile_is_one_error(
-    text: str | None, said: str, tmp_path: Path, stub_environment: dict[str, str]
+    text: str | None, message: str, tmp_path: Path, stub_environment: dict[str, str]
 ) -> None:
     if text is not None:
         (tmp_path / "hostfile").write_text(text)
@@ -107,7 +107,7 @@ def test_bad_hostfile_is_one_error(
     done = _call("pptrain_hostfile", env=stub_environment)
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.startswith("error: ") and said in done.stderr and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_empty_hostfile_variable_is_not_one_node(stub_environment: dict[str, str]) -> None:

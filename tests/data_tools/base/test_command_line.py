@@ -29,7 +29,7 @@ def _ends(error: BaseException) -> int | str | None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "problem"),
     [
         (UserError("no such thing; give another."), 1, "error: no such thing; give another.\n"),
         (FileNotFoundError(2, "No such file or directory", "/a/b"), 1, "error: /a/b: No such file or directory\n"),
@@ -38,10 +38,10 @@ def _ends(error: BaseException) -> int | str | None:
         (KeyboardInterrupt(), 130, "error: interrupted.\n"),
     ],
 )
-def test_one_message(error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture) -> None:
+def test_one_message(error: BaseException, code: int, problem: str, capsys: pytest.CaptureFixture) -> None:
     assert _ends(error) == code
     shown = capsys.readouterr().err
-    assert shown.startswith(said) and shown.count("\n") == 1
+    assert shown.startswith(problem) and shown.count("\n") == 1
 
 
 def test_debug_adds_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -69,7 +69,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_tells_defaults_and_mends_typos(
+def test_every_command_shows_defaults_and_corrects_typos(
     name: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     main = import_module(name).main
@@ -96,7 +96,7 @@ def test_flags_of_a_command_within_a_command() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "problem"),
     [
         ("--learning_rate", "; did you mean --lr?"),
         ("--per_device_train_batch_size", "; did you mean --micro_batch?"),
@@ -104,8 +104,8 @@ def test_flags_of_a_command_within_a_command() -> None:
         ("--seet", "; did you mean --seed?"),
     ],
 )
-def test_suggestions_know_what_other_trainers_call_it(name: str, said: str) -> None:
-    assert did_you_mean(name, ["--lr", "--micro_batch", "--seed"], "; nothing like it.") == said
+def test_suggestions_know_what_other_trainers_call_it(name: str, problem: str) -> None:
+    assert did_you_mean(name, ["--lr", "--micro_batch", "--seed"], "; nothing like it.") == problem
 
 
 def test_help_names_each_flag_once(capsys, monkeypatch):

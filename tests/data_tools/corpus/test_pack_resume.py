@@ -70,7 +70,7 @@ def kill_at(root: Path, pack_dir: Path, what: str, when: str, countdown: int) ->
     [("rename", when, countdown) for countdown in range(1, RENAMES + 1) for when in ("before", "after")]
     + [("read", "after", countdown) for countdown in (1, 2, 3)],
 )
-def test_killed_pack_is_not_opened_and_goes_on_to_the_same_bytes(
+def test_killed_pack_is_not_opened_and_continues_to_the_same_bytes(
     root: Path, tmp_path: Path, what: str, when: str, countdown: int
 ) -> None:
     pack = tmp_path / "pack"
@@ -141,7 +141,7 @@ def test_damaged_finished_shard_is_written_again(root: Path, tmp_path: Path) -> 
     assert packing.bytes_of(pack) == packing.bytes_of(root / "pack")
 
 
-def test_interrupted_overwrite_of_a_pack_goes_on(root: Path, tmp_path: Path) -> None:
+def test_interrupted_overwrite_of_a_pack_continues(root: Path, tmp_path: Path) -> None:
     pack = packing.pack(root, pack_dir=tmp_path / "pack", seed=9)
     command = [sys.executable, "-c", KILLED_PACK, "rename", "after", "6", *packing.pack_arguments(root, pack_dir=pack)]
     result = subprocess.run([*command, "--overwrite"], cwd=REPOSITORY, capture_output=True, timeout=120)
@@ -218,7 +218,7 @@ def wait_until_gone(pids: list[int]) -> None:
     pytest.fail(f"still running: {running}")
 
 
-def test_dead_worker_is_an_error_that_another_call_mends(root: Path, tmp_path: Path) -> None:
+def test_dead_worker_is_an_error_that_another_call_fixes(root: Path, tmp_path: Path) -> None:
     pack = tmp_path / "pack"
     packer, workers = begin_telling_pack(root, pack)
     os.kill(workers[0], signal.SIGKILL)

@@ -35,7 +35,7 @@ def edit_meta(pack: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda p: os.truncate(p / "shard_00002.bin", 1319), r"shard_00002.bin has 1,319 bytes, expected 1,320"),
         (lambda p: os.truncate(p / "shard_00003.bin", 661), r"shard_00003.bin has 661 bytes, expected 660"),
@@ -47,9 +47,9 @@ def edit_meta(pack: Path, **changes: object) -> None:
         (lambda p: edit_meta(p, num_blocks=90), "contradicts itself"),
     ],
 )  # fmt: skip
-def test_damaged_packs_are_refused_at_opening(pack: Path, damage: Callable[[Path], object], told: str) -> None:
+def test_damaged_packs_are_refused_at_opening(pack: Path, damage: Callable[[Path], object], message: str) -> None:
     damage(pack)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         PackedBlocks(pack)
 
 

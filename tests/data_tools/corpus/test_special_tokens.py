@@ -74,7 +74,9 @@ def test_a_pack_has_as_many_ends_as_documents_and_says_so(tmp_path: Path) -> Non
     assert num_eos(pack) in (meta["num_documents"], meta["num_documents"] - 1)  # the last one may be cut
 
 
-def test_a_pack_that_version_0_1_began_goes_on_as_it_began(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pack_that_version_0_1_began_continues_as_it_began(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = mentioning(tmp_path)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(TypeError):
         patch.setattr("data_tools.build_pretrain._write_files", None)  # it stops when it has recorded its parameters

@@ -80,7 +80,7 @@ def test_nested_directories_are_searched(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("x.jsonl", b'{"text": "a"}\n\n{"txt": "b"}\n', 'x.jsonl, line 3: expected .*"text"'),
         ("x.jsonl", b'{"text": "a"}\n{"text": 5}\n', "x.jsonl, line 2"),
@@ -101,24 +101,26 @@ def test_nested_directories_are_searched(tmp_path: Path) -> None:
         ("x.arrow", b"plain", "cannot read .*x.arrow"),
     ],
 )
-def test_broken_files_are_named(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+def test_broken_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read_all(FileSource([str(tmp_path)]))
 
 
-@pytest.mark.parametrize(("column", "told"), [("body", 'no column "text", only body'), ("text", "row 1: expected a")])
-def test_parquet_without_text(tmp_path: Path, column: str, told: str) -> None:
+@pytest.mark.parametrize(
+    ("column", "message"), [("body", 'no column "text", only body'), ("text", "row 1: expected a")]
+)
+def test_parquet_without_text(tmp_path: Path, column: str, message: str) -> None:
     pyarrow.parquet.write_table(pyarrow.table({column: [1, 2]}), tmp_path / "x.parquet")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read_all(FileSource([str(tmp_path)]))
 
 
 def test_sources_that_match_nothing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("x")
-    for argument, told in (("", "holds no file"), ("/*.jsonl", "matches no file"), ("/notes.md", "unknown kind"),
+    for argument, message in (("", "holds no file"), ("/*.jsonl", "matches no file"), ("/notes.md", "unknown kind"),
                            ("/absent.jsonl", "matches no file")):  # fmt: skip
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             FileSource([f"{tmp_path}{argument}"])
 
 

@@ -165,13 +165,13 @@ def test_missing_eos(tmp_path: Path) -> None:
 
 def test_what_is_no_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tokenizer.json").write_text('{"a": 1}')
-    for spec, told in (
+    for spec, message in (
         (str(tmp_path / "tokenizer.json"), "is not a tokenizer"),
         (str(tmp_path), "is not a tokenizer"),
         (str(tmp_path / "absent.json"), "no such file or directory"),
         ("./absent", "no such file or directory"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             load_tokenizer(spec)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no tokenizer.json"):

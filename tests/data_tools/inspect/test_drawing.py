@@ -146,13 +146,15 @@ def test_lookahead_is_as_specified_and_so_are_the_levels():
     for prompt in PROBLEMS:
         for step in prompt.answers():
             expected, sizes = lookahead_as_specified(prompt, step)
-            told = explain_lookahead(prompt, step)
-            assert told.startswith(f"lookahead {expected}"), told
+            explanation = explain_lookahead(prompt, step)
+            assert explanation.startswith(f"lookahead {expected}"), explanation
             levels = []
-            for first, last, right, wrong in re.findall(r"level (\d+)(?: … (\d+))?: (\d+) from it, (\d+) not", told):
+            for first, last, right, wrong in re.findall(
+                r"level (\d+)(?: … (\d+))?: (\d+) from it, (\d+) not", explanation
+            ):
                 levels += [(int(right), int(wrong))] * (int(last or first) - int(first) + 1)
-            assert levels == sizes, told
-            reasons[re.sub(r".*; |\d+|,.*", "", told)] += 1
+            assert levels == sizes, explanation
+            reasons[re.sub(r".*; |\d+|,.*", "", explanation)] += 1
         assert max(lookahead_as_specified(prompt, step)[0] for step in prompt.answers()) == prompt.lookahead()
     assert len(reasons) == 3, reasons  # one way only; the goal met; all others ended
 

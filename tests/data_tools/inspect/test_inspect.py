@@ -213,10 +213,10 @@ def test_blocks_with_the_ends_of_documents(tiny_scratch, tokenizer, shown):
             assert part.startswith(f"{'validation' if flags else 'c4'} block {index} of {6 if flags else 200} ")
             assert_shows(part, tokenizer, [c4_document(block)])
             ends = np.flatnonzero(block == tokenizer.eos_id).tolist()
-            told = re.findall(r"(?m)^document \d+: tokens (\d+) … (\d+)(.*)", part)
-            assert [int(end) for _, end, rest in told if not rest] == ends
-            assert [int(start) for start, _, _ in told] == [0, *(end + 1 for end in ends if end < len(block) - 1)]
-            assert int(told[-1][1]) == len(block) - 1
+            problem = re.findall(r"(?m)^document \d+: tokens (\d+) … (\d+)(.*)", part)
+            assert [int(end) for _, end, rest in problem if not rest] == ends
+            assert [int(start) for start, _, _ in problem] == [0, *(end + 1 for end in ends if end < len(block) - 1)]
+            assert int(problem[-1][1]) == len(block) - 1
             seen.add(len(ends))
     assert len(seen) > 1
 
@@ -264,8 +264,8 @@ def test_the_tokenizer_is_that_of_the_runs(tiny_scratch, tmp_path, shown):
     for run, given in (("a", "tokenizer: T"), ("b", "model_name: pythia-410m"), ("c", "tokenizer:  # default")):
         (tmp_path / run).mkdir()
         (tmp_path / run / "run.yaml").write_text(given.replace("T", str(tiny_scratch / "tokenizer")))
-    told = shown("stream", *splits)
-    assert told == shown("stream", *splits, "--tokenizer", tiny_scratch / "tokenizer") != ""
+    problem = shown("stream", *splits)
+    assert problem == shown("stream", *splits, "--tokenizer", tiny_scratch / "tokenizer") != ""
     assert shown("split", *splits).count("eval 0 of") == 1
     (tmp_path / "b" / "run.yaml").write_text("tokenizer: another")
     with pytest.raises(UserError, match=r"different tokenizers \(a .*, b another\); choose with --tokenizer"):
@@ -325,7 +325,7 @@ def test_bad_input_is_one_clear_message(tiny_scratch, name):
 
 
 @pytest.mark.parametrize(("command", "message"), [("split", "which splits"), ("shards", "which packed blocks")])
-def test_what_to_look_at_must_be_said(command, message):
+def test_what_to_look_at_must_be_given(command, message):
     with pytest.raises(UserError, match=message):
         inspect_command.main([command])
 

@@ -20,7 +20,7 @@ _FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND",  # whatever the page wanted to fetch would be missing
 )
 
-# Frames are as wide as they are told to be, windows are not. What each shows is written into the page around them.
+# Frames have the width that they are given; windows do not. What each shows is written into the page around them.
 _AROUND = """<!DOCTYPE html>
 <meta charset="utf-8">
 %(frames)s

@@ -257,7 +257,7 @@ def test_ledger_is_the_same_for_every_layout():
         assert ledger_of(gathered) == ledger_of(found)
 
 
-def test_ledger_goes_on_after_a_restart():
+def test_ledger_continues_after_a_restart():
     found = plans(mixture(0.5, global_batch=64), 4)
     ledger = ledger_of(found[:2])
     for plan in found[2:]:

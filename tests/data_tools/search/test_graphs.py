@@ -129,7 +129,7 @@ def test_vertex_ids_and_edge_order_are_random():
         assert chi_square(Counter(ids), dict.fromkeys(range(1, 17), num_samples / 16)) < 15 + 4 * math.sqrt(30)
     firsts = Counter(g.edges[0][0] == g.start for g in graphs)
     of_start = sum(sum(a == g.start for a, _ in g.edges) / len(g.edges) for g in graphs) / num_samples
-    assert abs(firsts[True] / num_samples - of_start) < 0.03  # the edge told first is any edge
+    assert abs(firsts[True] / num_samples - of_start) < 0.03  # any edge can be stated first
 
 
 def test_neighbours_are_chosen_in_proportion_to_half_plus_degree():

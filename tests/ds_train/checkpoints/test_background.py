@@ -1,4 +1,4 @@
-"""Checkpoints written behind training: the state of their own step, and nothing given up of the commit protocol."""
+"""Checkpoints written behind training: the state at their step, with the whole commit protocol."""
 
 import json
 import os
@@ -117,7 +117,7 @@ def launched(tiny_scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> st
     for layout, (zero, precision) in LAYOUTS.items():
         chosen = ("--zero_stage", zero, "--mixed_precision", precision)
         runs.append(_run(tiny_scratch, f"{layout}_sync", "undisturbed", "--sync_save", *chosen))
-        runs.append(_run(tiny_scratch, layout, "goes on", *chosen))
+        runs.append(_run(tiny_scratch, layout, "continues", *chosen))
     runs.append(_run(tiny_scratch, "next", "next save waits"))
     runs.append(_run(tiny_scratch, "same", "same save waits", "--stop_step", str(HELD), ends=86))
     runs.append(_run(tiny_scratch, "fails", "fails late"))
@@ -146,7 +146,7 @@ def _checkpoints(scratch: Path, name: str) -> list[int]:
 
 @pytest.mark.launch
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_training_goes_on_and_the_checkpoint_is_that_of_its_step(
+def test_training_continues_and_the_checkpoint_is_that_of_its_step(
     launched: str, tiny_scratch: Path, layout: str
 ) -> None:
     events = _events(tiny_scratch, layout)

@@ -72,7 +72,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damaged_newest_is_passed_over_and_said(name: str, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_newest_is_skipped_and_reported(name: str, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     damage, reason = DAMAGES[name]
     assert choose_checkpoint(directory, "auto") == directory / step_name(300)
     damage(directory / step_name(300))

@@ -62,14 +62,14 @@ def test_effective_json_and_what_deepspeed_gets():
     assert resolved.effective["scheduler"] == BASE["scheduler"]
 
 
-def test_bf16_gradients_add_up_in_fp32_and_it_is_said():
+def test_bf16_gradients_add_up_in_fp32_and_it_is_reported():
     assert any("grad_accum_dtype" in line for line in resolve(BASE).overrides)
     assert any("communication_data_type" in line for line in resolve(BASE).overrides)
-    said = changed(("data_types.grad_accum_dtype", "fp32"), ("communication_data_type", "fp32"))
-    assert not resolve(said).overrides
+    stated = changed(("data_types.grad_accum_dtype", "fp32"), ("communication_data_type", "fp32"))
+    assert not resolve(stated).overrides
     in_fp32 = resolve(changed(("bf16", GONE)))
     assert "data_types" not in in_fp32.effective and not in_fp32.overrides
-    assert {resolve(c).deepspeed["communication_data_type"] for c in (BASE, said, in_fp32.given)} == {"fp32"}
+    assert {resolve(c).deepspeed["communication_data_type"] for c in (BASE, stated, in_fp32.given)} == {"fp32"}
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_warmup_steps_without_a_scheduler_is_an_error():
         resolve(changed(("scheduler", GONE)), warmup_steps=5)
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_reported_at_once():
     config = changed(
         ("train_batchsize", 32),
         *batch(33, 2),
@@ -200,12 +200,12 @@ def test_all_problems_are_told_at_once():
     assert message.startswith("8 problems:")
 
 
-def test_a_bad_schedule_and_a_bad_batch_are_told_together():
+def test_a_bad_schedule_and_a_bad_batch_are_reported_together():
     with pytest.raises(UserError, match=r"(?s)2 problems.*global batch 33.*scheduler.type is 'Nope'"):
         resolve(changed(*batch(33, 2), ("scheduler.type", "Nope")))
 
 
-def test_flags_mend_the_json_before_it_is_judged():
+def test_flags_correct_the_json_before_it_is_judged():
     config = changed(*batch(33, 2), ("optimizer.params.lr", "auto"), ("gradient_clipping", "auto"))
     resolved = resolve(config, global_batch=32, lr=1e-3, grad_clip=1.0)
     assert resolved.layout.global_batch == 32 and resolved.schedule.lr(500) == 1e-3
@@ -236,7 +236,7 @@ def test_known_keys_occur_in_deepspeed():
     assert [key for key in KNOWN_KEYS if f'"{key}"' not in text and f"'{key}'" not in text] == []
 
 
-def test_a_run_that_ends_within_its_warm_up_is_told(caplog: pytest.LogCaptureFixture):
+def test_a_run_that_ends_within_its_warm_up_is_reported(caplog: pytest.LogCaptureFixture):
     resolve(BASE, warmup_steps=10, total_steps=10)
     assert not caplog.text
     resolve(BASE, warmup_steps=10, total_steps=4)

@@ -47,7 +47,7 @@ def test_values_are_what_they_look_like(parsed) -> None:
     assert {name: flags[name] for name in expected} == expected
 
 
-def test_the_command_line_wins_and_sources_are_told(parsed) -> None:
+def test_the_command_line_wins_and_sources_are_shown(parsed) -> None:
     flags, sources = parsed("scratch_dir: /data\nlr: 0.1\nseed: 5\n", "--seed=7", "--zero_stage", "2")
     assert (flags["scratch_dir"], flags["lr"], flags["seed"], flags["zero_stage"]) == ("/data", 0.1, 7, 2)
     path = flags["config"]
@@ -62,7 +62,7 @@ def test_the_deepspeed_json_may_be_inside(parsed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("scratch_dir: /data\nleaning_rate: 1", "'leaning_rate' is no flag; did you mean lr?"),
         ("scratch_dir: /data\nsave_evry: 1", "did you mean save_every?"),
@@ -82,10 +82,10 @@ def test_the_deepspeed_json_may_be_inside(parsed) -> None:
         ("seed: 1", "scratch_dir"),  # required, and in neither place
     ],
 )
-def test_mistakes_are_named(parsed, text: str, said: str) -> None:
+def test_mistakes_are_named(parsed, text: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         parsed(text)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_values_are_taken_as_they_are_written(parsed) -> None:
@@ -95,7 +95,7 @@ def test_values_are_taken_as_they_are_written(parsed) -> None:
     assert parsed("scratch_dir: /data\naccept_change: []")[0]["accept_change"] is None
 
 
-def test_all_names_that_are_no_flags_are_told_at_once(parsed) -> None:
+def test_all_names_that_are_no_flags_are_reported_at_once(parsed) -> None:
     with pytest.raises(UserError, match=r"(?s)^2 problems:.*'colour' is no flag\..*'save_evry' is no flag; did you"):
         parsed("scratch_dir: /data\ncolour: red\nsave_evry: 1")
 

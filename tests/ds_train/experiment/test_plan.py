@@ -114,7 +114,7 @@ def test_shipped_configs(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"trainig": {}}, "'trainig' is no section; did you mean training?"),
         ({"pretrain": {"totl_steps": 1}}, "pretrain: 'totl_steps' is no flag; did you mean total_steps?"),
@@ -130,10 +130,10 @@ def test_shipped_configs(path: Path) -> None:
         ({"evaluate": {"micro_batch": 0}}, "--micro_batch is 0"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, changed: dict[str, Any], said: str) -> None:
+def test_mistakes_are_named(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         steps(write(tmp_path, **changed))
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_launcher_without_a_place_for_the_phase(tmp_path: Path) -> None:

@@ -95,9 +95,9 @@ def test_another_launcher_is_the_same_step(commands: Commands) -> None:
 
 @pytest.mark.parametrize(("ending", "code"), [("exit 1", 1), ("exit 86", 86), ("kill -9 $$", 137)])
 def test_a_step_that_fails_ends_all_and_is_tried_again(commands: Commands, ending: str, code: int) -> None:
-    a, b, c = commands.step("a"), commands.step("b", f"[ -e mended ] || {ending}"), commands.step("c")
+    a, b, c = commands.step("a"), commands.step("b", f"[ -e fixed ] || {ending}"), commands.step("c")
     assert commands.run(a, b, c) == code and commands.ran == ["a", "b"]
-    (commands.directory / "mended").touch()
+    (commands.directory / "fixed").touch()
     assert commands.run(a, b, c) == 0 and commands.ran == ["b", "c"]
 
 

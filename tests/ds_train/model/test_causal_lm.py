@@ -35,7 +35,7 @@ def dropouts(config: PretrainedConfig) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("kind", DROPPING)
-def test_dropout_is_set_to_zero_and_said(kind, caplog):
+def test_dropout_is_set_to_zero_and_reported(kind, caplog):
     config = DROPPING[kind]()
     before = {name for name, value in dropouts(config).items() if value}
     assert len(before) >= 3 and (kind != "gpt_neox" or "classifier_dropout" in before)

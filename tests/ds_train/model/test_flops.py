@@ -30,7 +30,7 @@ def test_documents_add_up() -> None:
     assert flops.of_documents([3, 5]) == 8 * flops.per_token + 34 * flops.per_pair
 
 
-def test_mfu_is_told_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mfu_is_reported_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert peak_flops(torch.device("cpu")) is None and "mfu" not in Throughput().report()
     for name, expected in (("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H200", 989e12), ("Tesla T4", None)):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)

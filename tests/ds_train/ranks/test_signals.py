@@ -67,7 +67,7 @@ def test_a_stop_in_every_state_loses_nothing(tiny_scratch: Path, tmp_path: Path)
 
 @pytest.mark.launch
 def test_a_signal_during_the_imports_does_not_kill(tiny_scratch: Path) -> None:
-    """The handlers come first: a trainer that is told to stop while it starts leaves with 85 and saves nothing."""
+    """The handlers come first: a trainer that gets a signal while it starts exits with 85 and saves nothing."""
     arguments = [sys.executable, "ds_train/pptrain.py", *_arguments(tiny_scratch, "pptrain", "imports")]
     process = subprocess.Popen(
         arguments, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -103,10 +103,12 @@ print("still here", flush=True)
 """
 
 
-@pytest.mark.parametrize(("when", "code", "said"), [("soon", 0, "still here"), ("late", 85, "second signal (SIGINT)")])
-def test_a_second_signal_ends_at_once_but_a_burst_is_one(when: str, code: int, said: str) -> None:
+@pytest.mark.parametrize(
+    ("when", "code", "message"), [("soon", 0, "still here"), ("late", 85, "second signal (SIGINT)")]
+)
+def test_a_second_signal_ends_at_once_but_a_burst_is_one(when: str, code: int, message: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _SLEEPER, when], cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60,
     )  # fmt: skip
-    assert (done.returncode, said in done.stdout) == (code, True), done.stdout
+    assert (done.returncode, message in done.stdout) == (code, True), done.stdout

@@ -12,8 +12,8 @@ TIMEOUT_S = 3
 
 
 def _run(fault: str, broken: int, num_ranks: int = 2) -> tuple[list[int], list[str]]:
-    """Start ranks as a launcher would, that looks on; returns their exit codes and what each said."""
-    # A frozen or stuck rank goes on for ever; a slow one must not be killed before the other has ended well.
+    """Start ranks as a launcher would that only watches; returns the exit code and output of each."""
+    # A frozen or stuck rank runs forever; a slow one must not be killed before the other has ended well.
     arguments = (fault, str(broken), str(TIMEOUT_S))
     return launch_unsupervised("tests/system/watched_rank.py", *arguments, num_ranks=num_ranks, killed_last=broken)
 
@@ -21,40 +21,40 @@ def _run(fault: str, broken: int, num_ranks: int = 2) -> tuple[list[int], list[s
 @pytest.mark.launch
 @pytest.mark.parametrize(("fault", "broken"), [("killed", 1), ("killed", 0), ("frozen", 1), ("frozen", 0)])
 def test_a_rank_that_is_gone_is_named(fault: str, broken: int) -> None:
-    codes, said = _run(fault, broken)
+    codes, output = _run(fault, broken)
     other = 1 - broken
-    assert codes[other] == 87, said
+    assert codes[other] == 87, output
     host = os.uname().nodename
     expected = f"rank 1 ({host}) gives no sign of life" if broken == 1 else "rank 0 "  # rank 0 holds the store
-    assert expected in said[other] and "Finished checkpoints are whole" in said[other], said
+    assert expected in output[other] and "Finished checkpoints are whole" in output[other], output
 
 
 @pytest.mark.launch
 def test_a_rank_that_is_stuck_is_named_with_its_place() -> None:
-    codes, said = _run("stuck", 1)
-    assert codes[0] == 87, said
-    assert "rank 1" in said[0] and "does not arrive: step 6, at system/watched_rank.py" in said[0], said
+    codes, output = _run("stuck", 1)
+    assert codes[0] == 87, output
+    assert "rank 1" in output[0] and "does not arrive: step 6, at system/watched_rank.py" in output[0], output
 
 
 @pytest.mark.launch
 def test_four_ranks_name_the_one() -> None:
-    codes, said = _run("frozen", 2, num_ranks=4)
+    codes, output = _run("frozen", 2, num_ranks=4)
     for rank in (0, 1, 3):
-        assert codes[rank] == 87 and "rank 2 (" in said[rank] and "rank 3 (" not in said[rank], said
+        assert codes[rank] == 87 and "rank 2 (" in output[rank] and "rank 3 (" not in output[rank], output
 
 
 @pytest.mark.launch
 @pytest.mark.parametrize("broken", [0, 1])
 def test_a_pause_of_all_ranks_is_no_hang(broken: int) -> None:
     """A suspended job, Ctrl-Z, a paused virtual machine: longer than the limit and all time-outs of collectives."""
-    codes, said = _run("paused", broken)
-    assert codes == [0, 0], said
+    codes, output = _run("paused", broken)
+    assert codes == [0, 0], output
 
 
 @pytest.mark.launch
 def test_announced_long_work_is_waited_for() -> None:
-    codes, said = _run("slow", 1)
-    assert codes[0] == 0, said
+    codes, output = _run("slow", 1)
+    assert codes[0] == 0, output
 
 
 @pytest.mark.launch

@@ -193,7 +193,7 @@ def test_exit_code_and_one_message_through_the_launcher(scratch: Path) -> None:
 def test_help_tells_each_default_once(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_flags(RunFlags, ModelFlags, description="", argv=["--help"])
-    told = " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
     for words in ("(default: 1337)", "0: none (default: 0)", "500 for pretrain) --", "(default: auto)"):
-        assert words in told
-    assert "None" not in told and "False" not in told
+        assert words in output
+    assert "None" not in output and "False" not in output

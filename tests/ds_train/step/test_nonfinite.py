@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite on one rank: nothing is updated on any, and it is said which samples it was."""
+"""A loss or gradient that is not finite on one rank: no rank updates, and the message names the samples."""
 
 import json
 from itertools import product
@@ -30,8 +30,8 @@ LAYOUT = Layout(world_size=2, micro_batch=2, grad_accum=2)
 def test_ranks_and_samples_are_named() -> None:
     found = NonFinite("loss", [[], [1]])
     assert found.ranks == [1]
-    said = found.describe(PLAN, LAYOUT)
-    assert "loss of step 7" in said and "on rank 1," in said and "rank 1: stream 54-55 (stage 3)" in said
+    message = found.describe(PLAN, LAYOUT)
+    assert "loss of step 7" in message and "on rank 1," in message and "rank 1: stream 54-55 (stage 3)" in message
     both = NonFinite("gradient norm", [[0, 1], [0]]).describe(PLAN, LAYOUT)
     assert "on ranks 0, 1," in both and "rank 0: stream 48-51 (stage 3); rank 1: stream 52-53 (stage 3)" in both
 
@@ -39,8 +39,8 @@ def test_ranks_and_samples_are_named() -> None:
 def test_ids_of_a_mixture() -> None:
     sources = np.array([1, 2, 1, 1, 1, 1, 1, 1], np.uint8)
     plan = GlobalBatchPlan(2, 0, sources, np.array([10, 3, 11, 13, 14, 15, 16, 17]), Cursor())
-    said = NonFinite("loss", [[0, 1], []]).describe(plan, LAYOUT)
-    assert said.endswith("rank 0: c4 10-11, 13, mixin 3")
+    message = NonFinite("loss", [[0, 1], []]).describe(plan, LAYOUT)
+    assert message.endswith("rank 0: c4 10-11, 13, mixin 3")
 
 
 def test_finite_parts_with_a_sum_that_is_not() -> None:
@@ -48,10 +48,10 @@ def test_finite_parts_with_a_sum_that_is_not() -> None:
     assert found.ranks == [] and "each single micro-batch is" in found.describe(PLAN, LAYOUT)
 
 
-def test_many_ranks_are_told_in_short() -> None:
+def test_many_ranks_are_reported_in_short() -> None:
     layout = Layout(world_size=8, micro_batch=1, grad_accum=1)
-    said = NonFinite("loss", [[0]] * 8).describe(PLAN, layout)
-    assert "rank 3: stream 51" in said and "rank 4:" not in said and "4 ranks more" in said
+    message = NonFinite("loss", [[0]] * 8).describe(PLAN, layout)
+    assert "rank 3: stream 51" in message and "rank 4:" not in message and "4 ranks more" in message
 
 
 def test_dump_holds_every_sample(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The training loop around a pretended engine: order within a step, logs, promotion, stopping and going on."""
+"""The training loop around a pretended engine: order within a step, logs, promotion, stopping and continuing."""
 
 import copy
 import itertools
@@ -255,7 +255,7 @@ def undisturbed(launch, tmp_path, phase):
 
 @pytest.mark.parametrize("phase", ["pptrain", "pretrain"])
 @pytest.mark.parametrize("kill_at", range(1, 10))
-def test_a_killed_run_goes_on_as_if_it_had_not_been(launch, tmp_path, phase, kill_at):
+def test_a_killed_run_continues_as_if_it_had_not_been(launch, tmp_path, phase, kill_at):
     whole, expected = undisturbed(launch, tmp_path, phase)
 
     _, saved, _ = launch(phase, kill_at=kill_at)
@@ -267,7 +267,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(launch, tmp_path, phase, kil
 
 @pytest.mark.parametrize("phase", ["pptrain", "pretrain"])
 @pytest.mark.parametrize("stop", [1, 3, 4, 7])
-def test_a_stopped_run_goes_on_with_the_schedule_unchanged(launch, tmp_path, phase, stop):
+def test_a_stopped_run_continues_with_the_schedule_unchanged(launch, tmp_path, phase, stop):
     whole, expected = undisturbed(launch, tmp_path, phase)
 
     code, saved, _ = launch(phase, stop_step=stop)

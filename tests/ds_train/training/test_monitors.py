@@ -50,7 +50,7 @@ def test_csv_has_each_row_once(run: Path) -> None:
 
 
 @pytest.mark.launch
-def test_tensorboard_goes_on_with_the_same_curve(run: Path) -> None:
+def test_tensorboard_continues_with_the_same_curve(run: Path) -> None:
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     rows = read_log(run)
     loss = events.Scalars("pptrain/train/loss")
@@ -92,7 +92,7 @@ def test_places(tmp_path: Path) -> None:
     assert off == {"tensorboard": {"enabled": False}}
 
 
-def test_a_missing_package_is_said_early(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitors, "find_spec", lambda name: None)
     problems = Problems()
     check_monitors({"wandb": {"enabled": True}, "tensorboard": {"enabled": False}}, problems)

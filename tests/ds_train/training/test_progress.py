@@ -1,4 +1,4 @@
-"""What is said while training: lines where output is a file, one live line on a terminal, nothing on other ranks."""
+"""Progress while training: lines where the output is a file, one live line on a terminal, nothing on other ranks."""
 
 import io
 import logging
