@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         directory.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--scratch_dir: cannot write to {directory.parent} ({reason_of(error)})") from error
+    # Write all splits; a prompt that one has used is not used again. meta.json comes last.
     began = time.perf_counter()
     with whole_directory(directory) as partial_directory, worker_processes(args.workers) as executor:
         files: dict[str, SplitFile] = {}

@@ -60,11 +60,13 @@ def main(argv: list[str] | None = None) -> int:
             f"{args.runs[0]} and {args.runs[1]} have no common step in their logs ({_extent(rows)}; "
             f"{_extent(others)}); log both at the same --log_every."
         )
+    # What is compared.
     settings = [_settings(run) for run in args.runs]
     for label, run, log, setting in zip("AB", args.runs, logs, settings, strict=True):
         print(f"{label}  {run}: {_extent(log)}{_layout(setting)}")
     print(f"settings that differ: {'; '.join(_differing(settings[0], settings[1])) or 'none'}")
     print(f"common steps: {len(steps)} ({steps[0]} to {steps[-1]})")
+    # Where each column first differs, and the verdict.
     results = compare(rows, others, steps, args.loss_tolerance)
     for column, result in results.items():
         print(f"  {_NAMES[column]:<14}{_described(column, result, args.loss_tolerance)}")

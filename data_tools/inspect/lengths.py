@@ -102,6 +102,7 @@ def length_table(measured: Sequence[Lengths], max_lookahead: int, seq_lens: Sequ
         for values, wanted in ((lengths.edges, [50]), (lengths.characters, [50]), (lengths.tokens, _PERCENTILES)):
             table[-1] += [f"{v:,}" for v in [*np.percentile(values, wanted, method="inverted_cdf"), values.max()]]
         table[-1] += [f"{100 * (lengths.tokens > seq_len).mean():.1f} %" for seq_len in seq_lens]
+    # The title line holds the groups' names, so a group is at least as wide as its name.
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     at = 0
     title = ""

@@ -70,6 +70,7 @@ def draw(panel: Panel, runs: Sequence[RunLogs], axis: str, thresholds: Sequence[
     with matplotlib.rc_context(_STYLE):
         handles = [*_run_handles(panel, shown), *_mark_handles(marked, thresholds)]
         figure, axes, strip = _canvas(panel, handles, len(marked))
+        # Lines: runs differ by colour, columns by line style.
         lines = [
             (run, column, style, colour, *run.column(column, axis))
             for colour, run in shown
@@ -79,9 +80,11 @@ def draw(panel: Panel, runs: Sequence[RunLogs], axis: str, thresholds: Sequence[
             look: dict[str, Any] = {"color": colour, "linestyle": style, "label": f"{run.name} {panel.columns[column]}"}
             if len(values) == 1 or column not in run.train:  # evaluations are few
                 look["marker"] = "o"
+            # A line that later ones would hide is drawn wider.
             num_hiding = sum(_agree((positions, values), line[-2:]) for line in lines[number + 1 :])
             look["linewidth"] = _LINE_POINTS * (1 + num_hiding)
             _draw_line(axes, panel, positions / unit, values, **look)
+        # Thresholds, marks and axes.
         for threshold in thresholds:
             axes.axhline(threshold, color="0.4", linewidth=0.8, linestyle=":")
         for lane, (colour, run) in enumerate(marked):

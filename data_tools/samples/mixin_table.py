@@ -73,6 +73,7 @@ def pack_table(lengths: np.ndarray, seq_len: int, mode: str) -> MixinTable:
             f"all {len(lengths)} mixin examples are longer than seq_len {seq_len} (shortest: {lengths.min(initial=0)} "
             "targets). Use a larger --seq_len or a data directory with a smaller max_input_size."
         )
+    # Place the examples, longest first.
     blocks: list[list[int]] = []
     rooms: list[tuple[int, int]] = []  # (room left, block), sorted: the first that fits is the best fit
     for row in order.tolist():

@@ -41,6 +41,7 @@ class Snapshots:
         # Separate the tensors, and find the memory that their storages need beyond the kept buffers.
         pickled, tensors = _without_tensors(value)
         storages = {_key(tensor): tensor.untyped_storage() for tensor in tensors}
+        # Reuse the kept buffers; what they lack must be free on this host for all of its ranks.
         kept = {size: list(buffers) for size, buffers in self._buffers.items()}
         lacking = 0
         for storage in storages.values():

@@ -174,6 +174,7 @@ def _apply_overrides(
     if precision := flags.mixed_precision:
         for name in ("bf16", "fp16"):
             put("mixed_precision", precision == name, f"{name}.enabled", given=precision)
+    # The scheduler's keys, if there is a scheduler.
     if "scheduler" in config:
         params = config["scheduler"].setdefault("params", {})
         put("warmup_steps", flags.warmup_steps)
@@ -205,6 +206,7 @@ def _resolve_layout(config: dict[str, Any], flags: OverrideFlags, world_size: in
             f"the batch is not determined: known are {values or 'none'}; give two of --global_batch, --micro_batch, "
             "--grad_accum, or train_batch_size and train_micro_batch_size_per_gpu in the JSON."
         )
+    # The missing one follows from the two others, and must be whole.
     if "global_batch" not in values:
         return Layout(world_size, values["micro_batch"], values["grad_accum"])
     total = values["global_batch"]
