@@ -21,7 +21,7 @@ if __package__ in (None, ""):
 
 from tqdm import tqdm
 
-from data_tools.base.command_line import CommandParser
+from data_tools.base.command_line import CommandParser, any_seed, positive
 from data_tools.base.errors import UserError, reason_of, run_command
 from data_tools.base.files import whole_directory, whole_file, write_json
 from data_tools.base.processes import num_cores, worker_processes
@@ -81,25 +81,21 @@ def main(argv: list[str] | None = None) -> None:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     parser.add_argument("--scratch_dir", required=True, help="directory of all data and runs")
-    parser.add_argument("--max_input_size", type=int, default=384, help="symbolic size of a problem (default 384)")
-    parser.add_argument("--max_lookahead", type=int, default=64, help="stages of the curriculum (default 64)")
-    parser.add_argument("--seed", type=int, default=12345, help="seed of all problems")
-    parser.add_argument("--eval_size", type=int, default=2_000, help="examples of eval.jsonl")
-    parser.add_argument("--test_size", type=int, default=5_000, help="examples of test.jsonl")
-    parser.add_argument("--mixin_size", type=int, default=50_000, help="examples of mixin.jsonl")
+    parser.add_argument("--max_input_size", type=positive, default=384, help="symbolic size of a problem (default 384)")
+    parser.add_argument("--max_lookahead", type=positive, default=64, help="stages of the curriculum (default 64)")
+    parser.add_argument("--seed", type=any_seed, default=12345, help="seed of all problems")
+    parser.add_argument("--eval_size", type=positive, default=2_000, help="examples of eval.jsonl")
+    parser.add_argument("--test_size", type=positive, default=5_000, help="examples of test.jsonl")
+    parser.add_argument("--mixin_size", type=positive, default=50_000, help="examples of mixin.jsonl")
     parser.add_argument("--generator", help="external generator, package.module:ClassName (default: built-in)")
     parser.add_argument(
         "--workers",
-        type=int,
+        type=positive,
         default=num_cores(),
         help="worker processes (default: all cores); the result does not depend on it",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace splits of the same parameters")
-    args = parser.parse_args(argv)
-    for name in ("eval_size", "test_size", "mixin_size", "workers"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} is {getattr(args, name)}: expected at least 1")
-    return args
+    return parser.parse_args(argv)
 
 
 def _source(args: argparse.Namespace, name: str) -> ExampleGenerator:

@@ -22,7 +22,7 @@ if __package__ in (None, ""):
 import numpy as np
 from tqdm import tqdm
 
-from data_tools.base.command_line import CommandParser, natural, positive
+from data_tools.base.command_line import CommandParser, any_seed, length, natural, positive
 from data_tools.base.errors import UserError, run_command
 from data_tools.base.files import exclusive, whole_file
 from data_tools.base.processes import num_cores
@@ -243,7 +243,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add_source_flags(parser)
     parser.add_argument("--tokenizer", default="EleutherAI/pythia-160m", help="hub id, directory or tokenizer.json")
     parser.add_argument(
-        "--seq_len", type=positive, default=2048, help="tokens of a training row; a block has one more (default 2048)"
+        "--seq_len", type=length, default=2048, help="tokens of a training row; a block has one more (default 2048)"
     )
     parser.add_argument(
         "--total_steps", type=positive, help=f"optimizer steps that the pack is for (default {_DEFAULT_STEPS})"
@@ -254,7 +254,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--blocks_per_shard", type=positive, default=10_000, help="blocks per shard (default 10000)")
     parser.add_argument("--val_blocks", type=natural, default=256, help="held-out blocks (default 256)")
-    parser.add_argument("--seed", type=natural, default=12345, help="seed of the document shuffle (default 12345)")
+    parser.add_argument("--seed", type=any_seed, default=12345, help="seed of the document shuffle (default 12345)")
     parser.add_argument(
         "--shuffle_buffer", type=positive, default=10_000, help="documents in the shuffle buffer (default 10000)"
     )

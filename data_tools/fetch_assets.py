@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from data_tools.base.command_line import CommandParser
+from data_tools.base.command_line import CommandParser, positive
 from data_tools.base.errors import UserError, run_command
 from data_tools.base.files import sha256_of_file, whole_file
 
@@ -169,12 +169,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     corpus = commands.add_parser("corpus", help="English documents in C4's form, as DIR/*.json.gz")
     for command in (tokenizer, corpus):
         command.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write into")
-    corpus.add_argument("--documents", type=int, help="number of documents, the first ones (default: all)")
+    corpus.add_argument("--documents", type=positive, help="number of documents, the first ones (default: all)")
     args = parser.parse_args(argv)
     if args.asset == "tokenizer":
         print(fetch_tokenizer(args.out))
-    elif args.documents is not None and args.documents < 1:
-        raise UserError(f"--documents: expected a whole number from 1, got {args.documents}.")
     else:
         print(f"{fetch_corpus(args.out, args.documents):,} documents in {args.out}")
 

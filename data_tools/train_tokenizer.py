@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data_tools.base.command_line import CommandParser
+from data_tools.base.command_line import CommandParser, natural, positive
 from data_tools.base.errors import UserError, run_command
 from data_tools.corpus.text_source import DocumentSource, FileSource, add_source_flags
 from data_tools.corpus.tokenizer import TextTokenizer
@@ -67,14 +67,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--corpus", nargs="+", required=True, help="files, directories or patterns of documents")
     add_source_flags(parser)
     parser.add_argument(
-        "--documents", type=int, default=5000, help="number of documents to read, the first ones (default 5000)"
+        "--documents", type=positive, default=5000, help="number of documents to read, the first ones (default 5000)"
     )
     parser.add_argument("--extra", type=Path, nargs="*", default=[], help="jsonl files of a data split")
     parser.add_argument(
-        "--extra_rows", type=int, default=2000, help="number of rows to read of each, the first ones (default 2000)"
+        "--extra_rows", type=natural, default=2000, help="number of rows to read of each, the first ones (default 2000)"
     )
     parser.add_argument(
-        "--vocab_size", type=int, default=1024, help="number of tokens, including the 256 bytes (default 1024)"
+        "--vocab_size", type=positive, default=1024, help="number of tokens, including the 256 bytes (default 1024)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write tokenizer.json into")
     args = parser.parse_args(argv)

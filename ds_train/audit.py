@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from data_tools.base.command_line import CommandParser
+from data_tools.base.command_line import CommandParser, of_kind
 from data_tools.base.errors import UserError, run_command
 from data_tools.base.text_table import pluralize
 from data_tools.runs.logs import Row, read_logs
@@ -49,10 +49,13 @@ class Comparison:
 def main(argv: list[str] | None = None) -> int:
     parser = CommandParser(description=__doc__)
     parser.add_argument("runs", metavar="RUN", nargs=2, type=Path, help="run directory")
-    parser.add_argument("--loss_tolerance", type=float, default=0.0, help="losses may differ by this much (default 0)")
+    parser.add_argument(
+        "--loss_tolerance",
+        type=of_kind("number in [0, 1e9]"),
+        default=0.0,
+        help="losses may differ by this much (default 0)",
+    )
     args = parser.parse_args(argv)
-    if not 0 <= args.loss_tolerance < math.inf:
-        raise UserError(f"--loss_tolerance is {args.loss_tolerance}, expected a number of at least 0.")
     rows, others = logs = [{row["step"]: row for row in read_logs(run)[0]} for run in args.runs]
     steps = sorted(rows.keys() & others.keys())
     if not steps:

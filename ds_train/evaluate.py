@@ -12,7 +12,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # launched as a file: import the project, not the modules beside this file
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data_tools.base.command_line import CommandParser
+from data_tools.base.command_line import CommandParser, any_seed, length, positive
 from data_tools.base.errors import UserError
 from ds_train.ranks.entry import run_entry
 
@@ -35,26 +35,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data_dir", help="directory of the splits (default: the only one under scratch_dir)")
     parser.add_argument("--pack_dir", type=Path, help="packed C4 (default: scratch_dir/data/c4_packed, if it exists)")
     parser.add_argument("--tokenizer", help="hub id, directory or tokenizer.json (default: the checkpoint's)")
-    parser.add_argument("--seq_len", type=int, help="longest example, in tokens (default: the checkpoint's, or 2048)")
-    parser.add_argument("--num_examples", type=int, help="size of a seeded subset of the examples (default: all)")
-    parser.add_argument("--seed", type=int, default=1337, help="seed of the subset (default 1337)")
-    parser.add_argument("--micro_batch", type=int, default=8, help="examples per forward (default 8)")
+    parser.add_argument(
+        "--seq_len", type=length, help="longest example, in tokens (default: the checkpoint's, or 2048)"
+    )
+    parser.add_argument("--num_examples", type=positive, help="size of a seeded subset of the examples (default: all)")
+    parser.add_argument("--seed", type=any_seed, default=1337, help="seed of the subset (default 1337)")
+    parser.add_argument("--micro_batch", type=positive, default=8, help="examples per forward (default 8)")
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16"), default="fp32", help="precision of the model (default fp32)"
     )
     parser.add_argument("--output", type=Path, help="write the results here as JSON")
     parser.add_argument(
-        "--num_ranks", type=int, help="number of ranks that this launch must have; any other is an error"
+        "--num_ranks", type=positive, help="number of ranks that this launch must have; any other is an error"
     )
     parser.add_argument(
-        "--num_nodes", type=int, help="number of nodes that this launch must have; any other is an error"
+        "--num_nodes", type=positive, help="number of nodes that this launch must have; any other is an error"
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
-    args = parser.parse_args(argv)
-    for name in ("seq_len", "num_examples", "micro_batch"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise UserError(f"--{name} is {value}, expected at least 1.")
-    return args
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

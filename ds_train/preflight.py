@@ -10,7 +10,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from data_tools.base.command_line import CommandParser
+from data_tools.base.command_line import CommandParser, of_kind, positive
 from data_tools.base.errors import UserError, run_command
 from data_tools.base.text_table import aligned
 from ds_train.config.trainer_flags import GROUPS
@@ -52,13 +52,13 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         epilog="All other flags are the trainer's: see `pptrain.py --help`, `pretrain.py --help`.",
     )
     parser.add_argument("phase", choices=GROUPS)
-    parser.add_argument("--nodes", type=int, nargs="+", default=[1], help="numbers of nodes to check (default: 1)")
-    parser.add_argument("--gpus_per_node", type=int, default=8, help="ranks on each node (default: 8)")
-    parser.add_argument("--gpu_memory_gb", type=float, default=80.0, help="memory of a GPU in GiB (default: 80)")
+    parser.add_argument("--nodes", type=positive, nargs="+", default=[1], help="numbers of nodes to check (default: 1)")
+    parser.add_argument("--gpus_per_node", type=positive, default=8, help="ranks on each node (default: 8)")
+    parser.add_argument(
+        "--gpu_memory_gb", type=of_kind("number in (0, 1e6]"), default=80.0, help="memory of a GPU in GiB (default: 80)"
+    )
     parser.add_argument("--deepspeed_config", nargs="+", help="DeepSpeed JSON files (default: the phase's)")
     options, trainer_flags = parser.parse_known_args(argv)
-    if min(*options.nodes, options.gpus_per_node) < 1 or options.gpu_memory_gb <= 0:
-        parser.error("--nodes, --gpus_per_node and --gpu_memory_gb must be above 0")
     return options, trainer_flags
 
 

@@ -4,11 +4,12 @@ import argparse
 import copy
 import difflib
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from data_tools.base.errors import DEBUG, UserError
+from data_tools.base.kinds import is_of_kind
 
 _HELP_COLUMN = 36  # most flags leave room for their help in the same line
 
@@ -69,27 +70,34 @@ def _flags(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def refuse_unknown_flags(given: Iterable[str], known: Sequence[str]) -> None:
-    """Raise for the first unknown flag. Call it before parsing, whose message would not suggest a known one."""
+    """Raise for the first flag that is unknown or empty. Call it before parsing, whose message would name no remedy."""
+    name = "an argument"
     for argument in given:
+        if argument == "" or argument.endswith("="):
+            raise UserError(f"{argument.rstrip('=') or name} is empty; was a variable not set? Leave the flag out.")
         name = argument.split("=")[0]
         if name.startswith("--") and name not in known:
             raise UserError(f"unknown flag {name}{did_you_mean(name, known)} See --help.")
 
 
-def natural(text: str) -> int:
-    """A whole number from 0, for argparse."""
-    return _whole_number(text, 0)
+def of_kind(kind: str) -> Callable[[str], int | float]:
+    """A number of a kind (see `kinds`), for argparse."""
+
+    def read(text: str) -> int | float:
+        number = int(text) if kind.startswith("whole") else float(text)
+        if not is_of_kind(number, kind):
+            raise argparse.ArgumentTypeError(f"expected {kind}, got {text!r}")
+        return number
+
+    read.__name__ = "number"  # in argparse's complaint about text
+    return read
 
 
-def positive(text: str) -> int:
-    """A whole number from 1, for argparse."""
-    return _whole_number(text, 1)
-
-
-def _whole_number(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number from {least}, got {text!r}")
-    return int(text)
+natural = of_kind("whole number in [0, 1e15]")
+positive = of_kind("whole number in [1, 1e15]")
+any_seed = of_kind("whole number in [-9e18, 9e18]")
+length = of_kind("whole number in [2, 1e7]")  # of a sequence, in tokens
+fraction = of_kind("number in [0, 1]")
 
 
 # What other trainers call our flags and keys.

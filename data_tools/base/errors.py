@@ -102,4 +102,5 @@ class Problems:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite int or float; JSON's true and NaN are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return is_whole or (isinstance(value, float) and math.isfinite(value))

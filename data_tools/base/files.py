@@ -103,6 +103,25 @@ def exclusive(directory: Path, otherwise: str) -> Iterator[None]:
         yield
 
 
+def text_of(path: Path, name: str) -> str:
+    """The content of a text file that a person has given.
+
+    Args:
+        name: the file as messages name it, with its flag.
+
+    Raises:
+        UserError: it is no regular file (a pipe would be waited for), cannot be read, or is not UTF-8.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{name} is not a regular file; give one.")
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{name} cannot be read ({reason_of(error)}).") from None
+    except ValueError as error:
+        raise UserError(f"{name} cannot be read ({error}).") from None
+
+
 def existing_parent(path: Path) -> Path:
     """``path`` itself or the nearest directory above it that exists."""
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())

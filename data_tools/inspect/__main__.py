@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
 
-from data_tools.base.command_line import CommandParser
-from data_tools.base.errors import UserError, run_command
+from data_tools.base.command_line import CommandParser, any_seed, fraction, length, natural, positive
+from data_tools.base.errors import run_command
 from data_tools.inspect.lengths import length_lines
 from data_tools.inspect.samples import mixture_lines, shards_lines, split_lines, stream_lines
 from data_tools.inspect.token_view import PARTS
@@ -25,9 +25,6 @@ from data_tools.runs.settings import DEFAULT_TOKENIZER
 from data_tools.search.splits import SPLIT_NAMES
 
 _OF_RUNS = "that of the runs in scratch_dir, without any "
-_LEAST = {"index": 0, "seq_len": 2} | dict.fromkeys(
-    ("count", "total_steps", "global_batch", "num_problems", "max_input_size", "max_lookahead"), 1
-)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,13 +43,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         command = commands.add_parser(name, help=text, description=f"Shows {text}.")
         command.set_defaults(lines=lines)
         add_flags(command)
-    args = parser.parse_args(argv)
-    for name, least in _LEAST.items():
-        given = getattr(args, name, least)
-        for value in given if isinstance(given, list) else [given]:
-            if value is not None and value < least:
-                raise UserError(f"--{name} is {value}, expected at least {least}.")
-    return args
+    return parser.parse_args(argv)
 
 
 def _split_flags(parser: CommandParser) -> None:
@@ -61,7 +52,7 @@ def _split_flags(parser: CommandParser) -> None:
     _splits_flags(parser)
     _tokenizer_flag(parser, _OF_RUNS)
     parser.add_argument(
-        "--seq_len", type=int, default=2048, help="longest row, in tokens; longer ones are marked (default 2048)"
+        "--seq_len", type=length, default=2048, help="longest row, in tokens; longer ones are marked (default 2048)"
     )
     _mixin_loss_flag(parser)
     _view_flags(parser)
@@ -69,13 +60,13 @@ def _split_flags(parser: CommandParser) -> None:
 
 def _stream_flags(parser: CommandParser) -> None:
     _pick_flags(parser, "sample of the run")
-    parser.add_argument("--stage", type=int, default=1, help="curriculum stage, 1 … max_lookahead (default 1)")
+    parser.add_argument("--stage", type=positive, default=1, help="curriculum stage, 1 … max_lookahead (default 1)")
     _seed_flag(parser)
     _splits_flags(parser)
     _size_flags(parser, "the splits', or without splits ")
     _tokenizer_flag(parser, _OF_RUNS)
     parser.add_argument(
-        "--seq_len", type=int, default=2048, help="longest sample, in tokens; longer ones are skipped (default 2048)"
+        "--seq_len", type=length, default=2048, help="longest sample, in tokens; longer ones are skipped (default 2048)"
     )
     parser.add_argument(
         "--train_answer", choices=("first", "random"), default="first", help="answer that is trained on (default first)"
@@ -96,9 +87,9 @@ def _mixture_flags(parser: CommandParser) -> None:
         ("total_steps", 10_000, "optimizer steps of the run"),
         ("global_batch", 32, "samples per optimizer step"),
     ):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default {default})")
+        parser.add_argument(f"--{name}", type=positive, default=default, help=f"{text} (default {default})")
     parser.add_argument(
-        "--mixin_percent", type=float, default=0.02, help="synthetic share of tokens, a fraction (default 0.02)"
+        "--mixin_percent", type=fraction, default=0.02, help="synthetic share of tokens, a fraction (default 0.02)"
     )
     schedules = ("constant", "linear", "cosine")
     parser.add_argument(
@@ -107,7 +98,7 @@ def _mixture_flags(parser: CommandParser) -> None:
         default="constant",
         help="how the share changes over the run (default constant)",
     )
-    parser.add_argument("--mixin_end", type=float, help="share at the last step of a linear or cosine schedule")
+    parser.add_argument("--mixin_end", type=fraction, help="share at the last step of a linear or cosine schedule")
     parser.add_argument(
         "--mixin_pack",
         choices=("packed", "single"),
@@ -129,21 +120,27 @@ def _shards_flags(parser: CommandParser) -> None:
 def _lengths_flags(parser: CommandParser) -> None:
     _size_flags(parser, "")
     parser.add_argument(
-        "--seq_len", type=int, nargs="+", default=[2048], help="one or more sequence lengths to compare (default 2048)"
+        "--seq_len",
+        type=length,
+        nargs="+",
+        default=[2048],
+        help="one or more sequence lengths to compare (default 2048)",
     )
-    parser.add_argument("--stages", type=int, nargs="+", help="stages (default: five from first to last)")
-    parser.add_argument("--num_problems", type=int, default=1000, help="number of problems per stage (default 1000)")
+    parser.add_argument("--stages", type=positive, nargs="+", help="stages (default: five from first to last)")
+    parser.add_argument(
+        "--num_problems", type=positive, default=1000, help="number of problems per stage (default 1000)"
+    )
     _seed_flag(parser)
     _tokenizer_flag(parser)
 
 
 def _pick_flags(parser: CommandParser, what: str) -> None:
-    parser.add_argument("--index", type=int, default=0, help=f"first {what}, from 0 (default 0)")
-    parser.add_argument("--count", type=int, default=1, help="number of samples (default 1)")
+    parser.add_argument("--index", type=natural, default=0, help=f"first {what}, from 0 (default 0)")
+    parser.add_argument("--count", type=positive, default=1, help="number of samples (default 1)")
 
 
 def _seed_flag(parser: CommandParser) -> None:
-    parser.add_argument("--seed", type=int, default=1337, help="seed of the run (default 1337)")
+    parser.add_argument("--seed", type=any_seed, default=1337, help="seed of the run (default 1337)")
 
 
 def _splits_flags(parser: CommandParser, is_required: bool = False) -> None:
@@ -153,9 +150,9 @@ def _splits_flags(parser: CommandParser, is_required: bool = False) -> None:
 
 def _size_flags(parser: CommandParser, where: str) -> None:
     text = "size budget of a problem in symbols"
-    parser.add_argument("--max_input_size", type=int, help=f"{text} (default: {where}384)")
+    parser.add_argument("--max_input_size", type=positive, help=f"{text} (default: {where}384)")
     text = "lookahead at the last stage, and number of stages"
-    parser.add_argument("--max_lookahead", type=int, help=f"{text} (default: {where}64)")
+    parser.add_argument("--max_lookahead", type=positive, help=f"{text} (default: {where}64)")
     parser.add_argument("--generator", help=f"package.module:ClassName (default: {where}the built-in one)")
 
 

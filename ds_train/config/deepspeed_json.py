@@ -8,13 +8,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from data_tools.base.errors import Problems, UserError, is_number, reason_of
+from data_tools.base.errors import Problems, UserError
+from data_tools.base.files import text_of
+from data_tools.base.kinds import complaint, is_of_kind
 from ds_train.config.json_checks import check_blocks, check_precision, drop_non_objects
 from ds_train.config.layout import Layout
 from ds_train.config.schedule import Schedule, schedule_from_block
 from ds_train.config.trainer_flags import OverrideFlags
 
 logger = logging.getLogger(__name__)
+
+_LARGEST_MICRO_BATCH = 4096  # of those that a message lists
+_LEARNING_RATE, _BATCH = "number in (0, 1e9]", "whole number in [1, 1e9]"
 
 _JSON_KEYS: dict[str, str] = {item.name: item.metadata["json_key"] for item in fields(OverrideFlags)}
 _BATCH_KEYS = {name: _JSON_KEYS[name] for name in ("global_batch", "micro_batch", "grad_accum")}
@@ -101,8 +106,8 @@ def resolve_engine_config(
         layout = _resolve_layout(config, flags, world_size)
     with problems.collect():
         base_lr = config.get("optimizer", {}).get("params", {}).get("lr")
-        if not is_number(base_lr) or base_lr <= 0:
-            raise UserError(f"optimizer.params.lr is {base_lr!r}, expected a number above 0; set it or give --lr.")
+        if not is_of_kind(base_lr, _LEARNING_RATE):
+            raise UserError(complaint("optimizer.params.lr", base_lr, _LEARNING_RATE) + " Set it, or give --lr.")
         schedule = schedule_from_block(config.get("scheduler"), float(base_lr), total_steps)
         if total_steps is not None and 0 < total_steps < schedule.warmup_steps:
             logger.warning(
@@ -127,16 +132,14 @@ def resolve_engine_config(
 
 def _read_json(source: str) -> dict[str, Any]:
     name = "--deepspeed_config"
+    if not source.lstrip().startswith("{"):  # which comes out of a run file
+        name = f"{name} {source}"
+        source = text_of(Path(source), name)
     try:
-        if not source.lstrip().startswith("{"):  # a run file holds the JSON itself
-            name = f"{name} {source}"
-            source = Path(source).read_text(encoding="utf-8")
         config = json.loads(source, object_pairs_hook=_without_repeats)
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
-    except OSError as error:
-        raise UserError(f"{name} cannot be read ({reason_of(error)}); give a DeepSpeed JSON.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{name} is not valid JSON: {error}.") from error
     if not isinstance(config, dict):
         raise UserError(f"{name} holds a {type(config).__name__}, expected an object of settings.")
@@ -195,8 +198,8 @@ def _resolve_layout(config: dict[str, Any], flags: OverrideFlags, world_size: in
     given = {name: getattr(flags, name) for name in _BATCH_KEYS if getattr(flags, name) is not None}
     in_json = {name: config[key] for name, key in _BATCH_KEYS.items() if config.get(key, "auto") != "auto"}
     for name, value in {**in_json, **given}.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{_BATCH_KEYS[name]} is {value!r}, expected a whole number of at least 1.")
+        if not isinstance(value, int) or not is_of_kind(value, _BATCH):
+            raise UserError(complaint(_BATCH_KEYS[name], value, _BATCH))
     values = dict(given) if given else dict(in_json)
     for name, value in in_json.items():
         if len(values) < 2:
@@ -215,7 +218,8 @@ def _resolve_layout(config: dict[str, Any], flags: OverrideFlags, world_size: in
     other, remainder = divmod(total, known * world_size)
     layout = Layout(world_size, values.get("micro_batch", other), values.get("grad_accum", other))
     if remainder or other == 0 or layout.global_batch != total:
-        possible = [size for size in range(1, total // world_size + 1) if total % (size * world_size) == 0]
+        sizes = range(1, min(total // world_size, _LARGEST_MICRO_BATCH) + 1)
+        possible = [size for size in sizes if total % (size * world_size) == 0]
         choice = f"the micro batch can be {possible}" if possible else "no micro batch divides it"
         raise UserError(
             f"global batch {total} is not {' × '.join(f'{n} {v}' for n, v in values.items() if n != 'global_batch')} "

@@ -12,7 +12,8 @@ from types import NoneType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from data_tools.base.command_line import HelpFormatter, refuse_unknown_flags
-from data_tools.base.errors import UserError
+from data_tools.base.errors import Problems, UserError
+from data_tools.base.kinds import complaint, is_of_kind
 from ds_train.config.run_file import arguments_of
 
 Role = Literal["trajectory", "speed", "record", "launch"]
@@ -26,6 +27,7 @@ def flag(
     *,
     through: str | None = None,
     json_key: str | None = None,
+    within: str | None = None,
     is_path: bool = False,
 ) -> Any:
     """Define a dataclass field that is a flag.
@@ -37,9 +39,12 @@ def flag(
         through: for a trajectory flag that is not compared by value: the fingerprint or the field of TrainState that
             holds its effect, or `AT_START` if only a fresh start reads it.
         json_key: the key of the DeepSpeed JSON that it overrides, and in which it is compared.
+        within: the interval that a number must be in, e.g. ``(0, 1]``; every number has one.
         is_path: its value may be a path.
     """
-    metadata = {"help": help, "role": role, "through": through, "json_key": json_key, "is_path": is_path}
+    metadata = {
+        "help": help, "role": role, "through": through, "json_key": json_key, "within": within, "is_path": is_path,
+    }  # fmt: skip
     return field(default=default, metadata=metadata)
 
 
@@ -123,6 +128,12 @@ def _parse(groups: Sequence[Any], description: str, arguments: list[str], are_al
         _add_flags(parser.add_argument_group(group._argument_group_name), group, are_all)
     refuse_unknown_flags(arguments, [*parser._option_string_actions])
     values = vars(parser.parse_args(arguments))
+    problems = Problems()
+    for item in (item for group in groups for item in fields(group)):
+        value, kind = values[item.name], f"number in {item.metadata['within']}"
+        if item.metadata["within"] and value is not None and not is_of_kind(value, kind):
+            problems.add(complaint(f"--{item.name}", value, kind))
+    problems.raise_if_any()
     return tuple(group(**{item.name: values[item.name] for item in fields(group)}) for group in groups)
 
 

@@ -9,46 +9,85 @@ from typing import Any
 
 from data_tools.base.command_line import did_you_mean
 from data_tools.base.errors import Problems, is_number
+from data_tools.base.kinds import complaint, is_of_kind
 
-# Top-level keys that have an effect here.
+# Top-level keys that mean something here.
 KNOWN_KEYS = frozenset(
-    """train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer scheduler
-    gradient_clipping bf16 fp16 data_types zero_optimization zero_allow_untested_optimizer
-    zero_force_ds_cpu_optimizer communication_data_type prescale_gradients gradient_predivide_factor
-    activation_checkpointing aio checkpoint compile comms_logger flops_profiler tensorboard wandb csv_monitor
-    comet steps_per_print wall_clock_breakdown memory_breakdown dump_state log_level""".split()
+    """train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer scheduler gradient_clipping
+    bf16 fp16 data_types zero_optimization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer
+    communication_data_type aio checkpoint comms_logger flops_profiler tensorboard wandb csv_monitor comet
+    steps_per_print wall_clock_breakdown memory_breakdown dump_state log_level""".split()
 )
-_OBJECTS = (
-    ("optimizer",), ("optimizer", "params"), ("scheduler",), ("scheduler", "params"), ("bf16",), ("fp16",),
-    ("data_types",), ("zero_optimization",), ("activation_checkpointing",), ("aio",), ("checkpoint",), ("compile",),
-    ("comms_logger",), ("flops_profiler",), ("tensorboard",), ("wandb",), ("csv_monitor",), ("comet",),
-)  # fmt: skip
-_DTYPES = ("fp32", "bf16", "fp16")
+_WITHOUT_EFFECT = {
+    "activation_checkpointing": "the model never calls DeepSpeed's checkpointing",
+    "compile": "the engine is never compiled",
+    "prescale_gradients": "gradients are summed in fp32, which needs no scaling",
+    "gradient_predivide_factor": "gradients are summed in fp32, which needs no scaling",
+}
+_LOSSY = """bf16.bf16_master_weights_and_grads bf16.bf16_optimizer_states fp16.fp16_master_weights_and_grads
+    fp16.auto_cast zero_optimization.zero_quantized_weights zero_optimization.zero_quantized_nontrainable_weights
+    zero_optimization.zero_quantized_gradients""".split()
+_BLOCKS = """optimizer optimizer.params scheduler scheduler.params bf16 fp16 data_types zero_optimization aio checkpoint
+    comms_logger flops_profiler tensorboard wandb csv_monitor comet""".split()
+_OF_DEEPSPEEDS_ADAM = ("torch_adam", "adam_w_mode", "bias_correction", "fp32_optimizer_states")
+_SWITCH, _NOT_NEGATIVE = "true or false", "number in [0, 1e9]"
+_KINDS = {
+    "gradient_clipping": _NOT_NEGATIVE,
+    "steps_per_print": "whole number in [1, 1e18]",
+    "log_level": "debug | info | warning | error | critical",
+    "checkpoint.tag_validation": "Ignore | Warn | Fail",
+    "data_types.param_dtype": "fp32 | bf16 | fp16",
+    "data_types.buffer_dtype": "fp32 | bf16 | fp16",
+    "optimizer.params.weight_decay": _NOT_NEGATIVE,
+    "optimizer.params.eps": _NOT_NEGATIVE,
+    "optimizer.params.maximize": "false",
+} | dict.fromkeys(
+    """zero_allow_untested_optimizer zero_force_ds_cpu_optimizer wall_clock_breakdown memory_breakdown dump_state
+    optimizer.legacy_fusion""".split(),
+    _SWITCH,
+)
 
 
 def drop_non_objects(config: dict[str, Any], problems: Problems) -> None:
-    """Report settings that should be JSON objects and are not, and remove them so that checking can continue."""
-    for *parents, key in _OBJECTS:
+    """Report blocks that are not JSON objects and remove them, so that later checks can continue."""
+    for name in _BLOCKS:
+        *parents, key = name.split(".")
         block = config
         for parent in parents:
             block = block.get(parent, {})
         if not isinstance(block.get(key, {}), dict):
-            problems.add(f"{'.'.join([*parents, key])} is {block.pop(key)!r}, expected an object of settings.")
+            problems.add(f"{name} is {block.pop(key)!r}, expected an object of settings.")
 
 
 def check_blocks(config: dict[str, Any], problems: Problems) -> None:
-    """Report keys that DeepSpeed does not know and values of the wrong kind."""
-    _check_names("", config, KNOWN_KEYS, problems)
+    """Report keys that nothing here knows or heeds, and values of the wrong kind."""
+    for key in sorted(set(config) & set(_WITHOUT_EFFECT)):
+        problems.add(f"{key} would change nothing: {_WITHOUT_EFFECT[key]}; leave it out.")
+    _check_names("", {key: config[key] for key in config if key not in _WITHOUT_EFFECT}, KNOWN_KEYS, problems)
     for key, model in _block_models().items():
         if key in config:
             _check_block(key, config[key], model, problems)
+    for key, defaults in _block_defaults().items():
+        _check_like(key, config.get(key, {}), defaults, problems)
     _check_optimizer(config.get("optimizer", {}), problems)
-    for block, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
-        if config.get(block, {}).get(key) is False:
-            problems.add(f"{block}.{key} is false: a gradient that is not finite would be applied; leave it out.")
-    clip = config.get("gradient_clipping", 0.0)
-    if not is_number(clip) or clip < 0:
-        problems.add(f"gradient_clipping is {clip!r}, expected a number of at least 0 (0: off).")
+    for name, kind in _KINDS.items():
+        *parents, key = name.split(".")
+        block = config
+        for parent in parents:
+            block = block.get(parent, {})
+        if key in block and not is_of_kind(block[key], kind):
+            problems.add(complaint(name, block[key], kind))
+    for block_name, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
+        if config.get(block_name, {}).get(key) is False:
+            problems.add(f"{block_name}.{key} is false: a gradient that is not finite would be applied; leave it out.")
+    for name in _LOSSY:
+        block_name, key = name.split(".")
+        if config.get(block_name, {}).get(key):
+            problems.add(f"{name} rounds what training keeps or sends, which no resume compares; leave it out.")
+    for key in ("offload_optimizer", "offload_param"):
+        offload = config.get("zero_optimization", {}).get(key)
+        if isinstance(offload, dict) and offload.get("device") == "nvme" and not offload.get("nvme_path"):
+            problems.add(f"zero_optimization.{key}.device is 'nvme' without nvme_path; name a directory on the disk.")
 
 
 def check_precision(config: dict[str, Any], overrides: list[str], problems: Problems) -> None:
@@ -57,9 +96,6 @@ def check_precision(config: dict[str, Any], overrides: list[str], problems: Prob
     _check_names(
         "data_types", data_types, ("grad_accum_dtype", "param_dtype", "buffer_dtype", "keep_in_fp32_modules"), problems
     )
-    for key in ("param_dtype", "buffer_dtype"):
-        if data_types.get(key) not in (None, *_DTYPES):
-            problems.add(f"data_types.{key} is {data_types[key]!r}, expected one of {', '.join(_DTYPES)}.")
     if data_types.get("buffer_dtype") in ("bf16", "fp16"):
         problems.add(
             f"data_types.buffer_dtype is {data_types['buffer_dtype']!r}: it would round the rotary frequencies, which "
@@ -109,6 +145,7 @@ def _check_names(where: str, block: dict[str, Any], known: Collection[str], prob
 
 def _block_models() -> dict[str, Any]:
     """DeepSpeed's own pydantic models of the JSON's blocks."""
+    from deepspeed.comm.config import CommsLoggerConfig
     from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -121,22 +158,64 @@ def _block_models() -> dict[str, Any]:
         "wandb": WandbConfig,
         "csv_monitor": CSVConfig,
         "comet": CometConfig,
+        "comms_logger": CommsLoggerConfig,
     }
+
+
+def _block_defaults() -> dict[str, dict[str, Any]]:
+    """DeepSpeed's defaults of the blocks that it has no model of."""
+    from deepspeed.profiling.config import DeepSpeedFlopsProfilerConfig
+    from deepspeed.runtime.swap_tensor.aio_config import get_aio_config
+
+    return {
+        "aio": get_aio_config({"aio": {}}),
+        "flops_profiler": vars(DeepSpeedFlopsProfilerConfig({})),
+        "checkpoint": {"tag_validation": "Warn"},
+    }
+
+
+def _check_like(where: str, block: dict[str, Any], defaults: dict[str, Any], problems: Problems) -> None:
+    """Report values of a block that are not of the types of its defaults."""
+    _check_names(where, block, defaults, problems)
+    for key in sorted(set(block) & set(defaults)):
+        default = defaults[key]
+        kind = _SWITCH if isinstance(default, bool) else "text" if isinstance(default, str | None) else _NOT_NEGATIVE
+        if not is_of_kind(block[key], kind):
+            problems.add(complaint(f"{where}.{key}", block[key], kind))
 
 
 def _check_block(key: str, block: dict[str, Any], model: Any, problems: Problems) -> None:
     from pydantic import ValidationError
 
     try:
-        model(**block)
+        read = model(**block)
     except ValidationError as error:
         for detail in error.errors():
             where = ".".join([key, *map(str, detail["loc"])])
             is_unknown = detail["loc"] and detail["type"] == "extra_forbidden"
             hint = did_you_mean(str(detail["loc"][-1]), model.model_fields, "") if is_unknown else ""
-            # DeepSpeed's message lists the last ZeRO stage twice.
-            message = "expected 0, 1, 2 or 3" if where == "zero_optimization.stage" else detail["msg"]
-            problems.add(f"{where} is {detail['input']!r}: {message}{hint}")
+            # DeepSpeed's list of ZeRO stages has the last one twice.
+            reason = "expected 0, 1, 2 or 3" if where == "zero_optimization.stage" else detail["msg"]
+            problems.add(f"{where} is {detail['input']!r}: {reason}{hint}")
+    except (TypeError, OverflowError) as error:
+        problems.add(f"{key} cannot be read: {error}.")
+    else:
+        _check_read_as_given(key, block, read, problems)
+
+
+def _check_read_as_given(where: str, block: dict[str, Any], read: Any, problems: Problems) -> None:
+    """Report text that was read as a switch or a number: DeepSpeed reads "false", and takes "auto" for its default."""
+    names = {info.alias or name: name for name, info in type(read).model_fields.items()}
+    for key, value in block.items():
+        taken = getattr(read, names.get(key, key), None)
+        if isinstance(value, dict) and hasattr(taken, "model_fields_set"):
+            _check_read_as_given(f"{where}.{key}", value, taken, problems)
+        elif isinstance(taken, bool) and not isinstance(value, bool):
+            problems.add(complaint(f"{where}.{key}", value, _SWITCH))
+        elif is_number(taken) and not is_number(value):
+            problems.add(complaint(f"{where}.{key}", value, "number"))
+        elif value == "auto" and taken != value:
+            problems.add(f"{where}.{key} is 'auto', which nothing resolves here; leave it out or set a value.")
 
 
 def _check_optimizer(optimizer: dict[str, Any], problems: Problems) -> None:
@@ -153,33 +232,28 @@ def _check_optimizer(optimizer: dict[str, Any], problems: Problems) -> None:
     allowed = params_of_kind(kind)
     if allowed is not None:
         _check_names("optimizer.params", params, allowed, problems)
-    for key, (expected, is_right) in _OPTIMIZER_VALUES.items():
-        if key in params and not is_right(params[key]):
-            problems.add(f"optimizer.params.{key} is {params[key]!r}, expected {expected}.")
+    if allowed is not None:
+        for key in sorted(set(params) & set(allowed)):
+            is_switch = allowed[key] is None or isinstance(allowed[key], bool)
+            if is_switch and not isinstance(params[key], bool):
+                problems.add(complaint(f"optimizer.params.{key}", params[key], _SWITCH))
+    betas = params.get("betas", [0.9])
+    if not isinstance(betas, list) or not betas or not all(is_of_kind(beta, "number in [0, 1)") for beta in betas):
+        problems.add(f"optimizer.params.betas is {betas!r}, expected numbers in [0, 1).")
 
 
-_OPTIMIZER_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "weight_decay": ("a number of at least 0", lambda value: is_number(value) and value >= 0),
-    "eps": ("a number of at least 0", lambda value: is_number(value) and value >= 0),
-    "betas": (
-        "two numbers in [0, 1)",
-        lambda value: isinstance(value, list) and len(value) == 2 and all(is_number(b) and 0 <= b < 1 for b in value),
-    ),
-}
-
-
-def _optimizers() -> tuple[set[str], Callable[[str], set[str] | None]]:
-    """Optimizer names that DeepSpeed resolves, and a function from a name to its parameters (None: unknown)."""
+def _optimizers() -> tuple[set[str], Callable[[str], dict[str, Any] | None]]:
+    """Names that DeepSpeed resolves, and the parameters of each with their defaults (None: only its own code knows)."""
     import torch
     from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
 
-    def params_of(kind: str) -> set[str] | None:
+    def params_of(kind: str) -> dict[str, Any] | None:
         is_adam = kind.lower() in ("adam", "adamw")
         if kind.lower() in DEEPSPEED_OPTIMIZERS and not is_adam:
             return None
-        of_torch = set(inspect.signature(torch.optim.AdamW if is_adam else getattr(torch.optim, kind)).parameters)
-        of_deepspeed = {"torch_adam", "adam_w_mode", "bias_correction", "fp32_optimizer_states"} if is_adam else set()
-        return (of_torch - {"params"}) | of_deepspeed
+        signature = inspect.signature(torch.optim.AdamW if is_adam else getattr(torch.optim, kind))
+        of_torch = {name: parameter.default for name, parameter in signature.parameters.items() if name != "params"}
+        return of_torch | dict.fromkeys(_OF_DEEPSPEEDS_ADAM if is_adam else (), True)
 
     classes = inspect.getmembers(torch.optim, lambda entry: inspect.isclass(entry))
     of_torch = {name for name, entry in classes if issubclass(entry, torch.optim.Optimizer)} - {"Optimizer"}

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from data_tools.base.command_line import did_you_mean
-from data_tools.base.errors import Problems, UserError, reason_of
+from data_tools.base.errors import Problems, UserError
+from data_tools.base.files import text_of
 from ds_train.config.json_checks import KNOWN_KEYS
 
 RUN_FILE = "run.yaml"  # in the run directory
@@ -42,7 +43,19 @@ def _number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> _Int | _Float:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML 1.2's scalars, which include JSON's: ``no`` is text, ``1e-4`` a number. Refuses repeated keys."""
+    """Reads YAML 1.2's scalars, which include JSON's: ``no`` is text, ``1e-4`` a number.
+
+    Refuses repeated keys, tags, and aliases of lists and mappings, which may contain themselves.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        line = event.start_mark.line + 1
+        if getattr(event, "tag", None):
+            raise UserError(f"line {line} has the tag {event.tag}; write the value without it.")
+        if isinstance(event, yaml.AliasEvent) and isinstance(self.anchors.get(event.anchor), yaml.CollectionNode):
+            raise UserError(f"line {line}: *{event.anchor} stands for several values; write them out.")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         lines: dict[str, int] = {}
@@ -86,13 +99,12 @@ def read_mapping(path: Path, where: str) -> dict[str, Any]:
     Args:
         where: the file as messages name it.
     """
+    text = text_of(path, where)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise UserError(f"{where} cannot be read ({reason_of(error)}); give a YAML file of flags.") from None
+        content = yaml.load(text, _Loader)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
         raise UserError(f"{where} holds no flags; expected lines such as 'lr: 3e-4'.")

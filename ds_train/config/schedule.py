@@ -5,11 +5,11 @@ train the first two steps at 0, never reach the peak, and carry state through ch
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from data_tools.base.errors import UserError, is_number
+from data_tools.base.errors import UserError
+from data_tools.base.kinds import complaint, is_of_kind
 
 _WARMUP_KEYS = {"warmup_num_steps", "warmup_type"}
 _KEYS = {
@@ -72,6 +72,8 @@ def schedule_from_block(block: dict[str, Any] | None, base_lr: float, total_step
             'set warmup_max_lr to "auto" or to the same value.'
         )
     start_lr = params.get("warmup_min_lr", 0.0)
+    if start_lr > base_lr:
+        raise UserError(f"scheduler.params.warmup_min_lr {start_lr} is above optimizer.params.lr {base_lr}; lower it.")
     if kind == "WarmupCosineLR":
         start_lr = base_lr * params.get("warmup_min_ratio", 0.0)
     return Schedule(
@@ -97,28 +99,19 @@ def _checked_block(block: Any) -> tuple[str, dict[str, Any]]:
     if unknown := set(params) - _KEYS[kind]:
         raise UserError(f"scheduler.params has unknown {sorted(unknown)}; {kind} takes {sorted(_KEYS[kind])}.")
     for key, value in params.items():
-        expected, is_right = _EXPECTED[key]
-        if not is_right(value):
-            raise UserError(f"scheduler.params.{key} is {value!r}, expected {expected}.")
+        if not is_of_kind(value, _KINDS[key]):
+            raise UserError(complaint(f"scheduler.params.{key}", value, _KINDS[key]))
     return kind, params
 
 
-def _is_whole(value: Any, least: int) -> bool:
-    return is_number(value) and value == int(value) and value >= least
-
-
-_RATIO = ("a number in [0, 1]", lambda value: is_number(value) and 0 <= value <= 1)
-_EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "warmup_num_steps": ("a whole number of at least 0", lambda value: _is_whole(value, 0)),
-    "warmup_type": ("linear or log", lambda value: value in ("linear", "log")),
-    "warmup_min_lr": ("a number of at least 0", lambda value: is_number(value) and value >= 0),
-    "warmup_max_lr": ('a number or "auto"', lambda value: value == "auto" or is_number(value)),
-    "warmup_min_ratio": _RATIO,
-    "cos_min_ratio": _RATIO,
-    "total_num_steps": (
-        'a whole number of at least 1, or "auto"',
-        lambda value: value == "auto" or _is_whole(value, 1),
-    ),
+_KINDS = {
+    "warmup_num_steps": "whole number in [0, 1e9]",
+    "warmup_type": "linear | log",
+    "warmup_min_lr": "number in [0, 1e9]",
+    "warmup_max_lr": "auto | number in (0, 1e9]",
+    "warmup_min_ratio": "number in [0, 1]",
+    "cos_min_ratio": "number in [0, 1]",
+    "total_num_steps": "auto | whole number in [1, 1e9]",
 }
 
 

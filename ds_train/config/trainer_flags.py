@@ -14,35 +14,47 @@ class RunFlags:
 
     scratch_dir: str = required("directory of all data and runs (layout: README)", "record", is_path=True)
     run_name: str | None = flag(None, "directory of this run under scratch_dir (default: the phase's name)", "record")
-    seed: int = flag(1337, "seed of the initial weights and of all data order", "trajectory", through="seed")
-    log_every: int = flag(10, "steps between rows of train.jsonl", "record")
+    seed: int = flag(
+        1337, "seed of the initial weights and of all data order", "trajectory", through="seed", within="[-9e18, 9e18]"
+    )
+    log_every: int = flag(10, "steps between rows of train.jsonl", "record", within="[1, 1e9]")
     save_every: int | None = flag(
-        None, "steps between checkpoints (default: 200 for pptrain, 500 for pretrain)", "record"
+        None, "steps between checkpoints (default: 200 for pptrain, 500 for pretrain)", "record", within="[1, 1e9]"
     )
     sync_save: bool = flag(False, "write each checkpoint before training continues, not in the background", "speed")
-    keep_last: int = flag(3, "number of newest checkpoints to keep; 0 keeps all", "record")
-    keep_every: int = flag(0, "keep checkpoints at multiples of this forever; 0: none", "record")
-    stop_step: int | None = flag(None, "end this launch cleanly at this step with a checkpoint, exit code 86", "launch")
+    keep_last: int = flag(3, "number of newest checkpoints to keep; 0 keeps all", "record", within="[0, 1e9]")
+    keep_every: int = flag(0, "keep checkpoints at multiples of this forever; 0: none", "record", within="[0, 1e9]")
+    stop_step: int | None = flag(
+        None, "end this launch cleanly at this step with a checkpoint, exit code 86", "launch", within="[1, 1e9]"
+    )
     resume: str = flag(
         "auto", "auto (newest complete checkpoint, else a fresh start), none, or a step directory", "launch"
     )
     resume_from: str | None = flag(None, "step directory to resume from; the same as --resume PATH", "launch")
-    num_ranks: int | None = flag(None, "number of ranks that this launch must have; any other is an error", "speed")
-    num_nodes: int | None = flag(None, "number of nodes that this launch must have; any other is an error", "speed")
+    num_ranks: int | None = flag(
+        None, "number of ranks that this launch must have; any other is an error", "speed", within="[1, 1e6]"
+    )
+    num_nodes: int | None = flag(
+        None, "number of nodes that this launch must have; any other is an error", "speed", within="[1, 1e6]"
+    )
     hang_timeout_s: float = flag(
-        600.0, "seconds without progress on a rank after which the job ends, exit code 87", "speed"
+        600.0, "seconds without progress on a rank after which the job ends, exit code 87", "speed", within="(0, 1e7]"
     )
     strict_layout: bool = flag(False, "refuse to resume in another layout (ranks, ZeRO stage, micro batch)", "speed")
     accept_change: list[str] | None = flag(
         None, "settings of the trajectory that a resumed run may change, by name", "launch"
     )
-    num_workers: int = flag(1, "loader processes per rank; 0 builds batches in the trainer", "speed")
-    skip_nonfinite: int = flag(0, "number of steps with a non-finite loss or gradient that the run may skip", "speed")
+    num_workers: int = flag(
+        1, "loader processes per rank; 0 builds batches in the trainer", "speed", within="[0, 1000]"
+    )
+    skip_nonfinite: int = flag(
+        0, "number of steps with a non-finite loss or gradient that the run may skip", "speed", within="[0, 1e9]"
+    )
     deterministic: bool = flag(False, "ask torch for deterministic kernels (bitwise resume on a GPU)", "speed")
     config: str | None = flag(None, "YAML file of flags; the command line wins", "launch")
     print_config: bool = flag(False, "print every setting and its origin as a run file, and exit", "launch")
     debug: bool = flag(False, "show the traceback of an error", "launch")
-    local_rank: int = flag(-1, "set by the deepspeed launcher", "launch")
+    local_rank: int = flag(-1, "set by the deepspeed launcher", "launch", within="[-1, 1e6]")
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,7 @@ class ModelFlags:
         through="tokenizer",
         is_path=True,
     )
-    seq_len: int = flag(2048, "longest document, in tokens", "trajectory", through="seq_len")
+    seq_len: int = flag(2048, "longest document, in tokens", "trajectory", through="seq_len", within="[2, 1e7]")
     attn_implementation: str = flag(
         "auto",
         "packed (each document by itself, no mask) or transformers' sdpa, eager …; auto: packed if the model can",
@@ -92,7 +104,9 @@ class DataFlags:
         through="splits",
         is_path=True,
     )
-    eval_subset_size: int = flag(500, "examples of eval.jsonl in each held-out evaluation, a seeded subset", "record")
+    eval_subset_size: int = flag(
+        500, "examples of eval.jsonl in each held-out evaluation, a seeded subset", "record", within="[1, 1e9]"
+    )
 
 
 @dataclass(frozen=True)
@@ -105,40 +119,59 @@ class OverrideFlags:
         None, "DeepSpeed JSON file (default: the phase's, from ds_configs)", "trajectory", through="optimizer"
     )
     global_batch: int | None = flag(
-        None, "samples per optimizer step over all ranks (train_batch_size)", "trajectory", json_key="train_batch_size"
+        None,
+        "samples per optimizer step over all ranks (train_batch_size)",
+        "trajectory",
+        json_key="train_batch_size",
+        within="[1, 1e9]",
     )
     micro_batch: int | None = flag(
         None,
         "samples per rank and forward (train_micro_batch_size_per_gpu)",
         "speed",
         json_key="train_micro_batch_size_per_gpu",
+        within="[1, 1e9]",
     )
     grad_accum: int | None = flag(
         None,
         "micro-batches per optimizer step (gradient_accumulation_steps)",
         "speed",
         json_key="gradient_accumulation_steps",
+        within="[1, 1e9]",
     )
     lr: float | None = flag(
-        None, "base learning rate (optimizer.params.lr)", "trajectory", json_key="optimizer.params.lr"
+        None,
+        "base learning rate (optimizer.params.lr)",
+        "trajectory",
+        json_key="optimizer.params.lr",
+        within="(0, 1e9]",
     )
     warmup_steps: int | None = flag(
         None,
         "warm-up steps (scheduler.params.warmup_num_steps)",
         "trajectory",
         json_key="scheduler.params.warmup_num_steps",
+        within="[0, 1e9]",
     )
     weight_decay: float | None = flag(
-        None, "weight decay (optimizer.params.weight_decay)", "trajectory", json_key="optimizer.params.weight_decay"
+        None,
+        "weight decay (optimizer.params.weight_decay)",
+        "trajectory",
+        json_key="optimizer.params.weight_decay",
+        within="[0, 1e9]",
     )
     grad_clip: float | None = flag(
-        None, "largest global gradient norm (gradient_clipping)", "trajectory", json_key="gradient_clipping"
+        None,
+        "largest global gradient norm (gradient_clipping)",
+        "trajectory",
+        json_key="gradient_clipping",
+        within="[0, 1e9]",
     )
     mixed_precision: Literal["bf16", "fp16", "no"] | None = flag(
         None, "precision (bf16.enabled, fp16.enabled)", "trajectory", json_key="bf16.enabled"
     )
     zero_stage: int | None = flag(
-        None, "ZeRO stage 0 … 3 (zero_optimization.stage)", "speed", json_key="zero_optimization.stage"
+        None, "ZeRO stage 0 … 3 (zero_optimization.stage)", "speed", json_key="zero_optimization.stage", within="[0, 3]"
     )
 
 
@@ -149,7 +182,11 @@ class PPTrainFlags:
     _argument_group_name = "curriculum"
 
     max_steps: int | None = flag(
-        None, "optimizer steps at most (default: until the curriculum is finished)", "trajectory", through="schedule"
+        None,
+        "optimizer steps at most (default: until the curriculum is finished)",
+        "trajectory",
+        through="schedule",
+        within="[1, 1e9]",
     )
     generator: str | None = flag(
         None,
@@ -158,21 +195,30 @@ class PPTrainFlags:
         through="generator",
     )
     max_input_size: int | None = flag(
-        None, "size budget of examples (default: the splits')", "trajectory", through="splits"
+        None, "size budget of examples (default: the splits')", "trajectory", through="splits", within="[8, 1e6]"
     )
     max_lookahead: int | None = flag(
         None,
         "lookahead at the last stage, and number of stages (default: the splits')",
         "trajectory",
         through="max_stage",
+        within="[1, 1e6]",
     )
     train_answer: Literal["first", "random"] = flag("first", "which valid answer is trained on", "trajectory")
     accuracy: Literal["any", "first"] = flag("any", "right by any valid answer, or by the first only", "trajectory")
-    curr_window: int = flag(200, "number of latest answers that the promotion rule looks at", "trajectory")
-    curr_threshold: float = flag(0.98, "accuracy over the window that advances the stage", "trajectory")
-    curr_check_every: int = flag(10, "optimizer steps between checks of the promotion rule", "trajectory")
-    start_stage: int = flag(1, "first stage; alpha = stage / max_lookahead", "trajectory", through=AT_START)
-    stage_step: int = flag(1, "stages gained by a promotion", "trajectory")
+    curr_window: int = flag(
+        200, "number of latest answers that the promotion rule looks at", "trajectory", within="[1, 1e9]"
+    )
+    curr_threshold: float = flag(
+        0.98, "accuracy over the window that advances the stage", "trajectory", within="(0, 1]"
+    )
+    curr_check_every: int = flag(
+        10, "optimizer steps between checks of the promotion rule", "trajectory", within="[1, 1e9]"
+    )
+    start_stage: int = flag(
+        1, "first stage; alpha = stage / max_lookahead", "trajectory", through=AT_START, within="[1, 1e6]"
+    )
+    stage_step: int = flag(1, "stages gained by a promotion", "trajectory", within="[1, 1e6]")
 
 
 @dataclass(frozen=True)
@@ -181,13 +227,14 @@ class PretrainFlags:
 
     _argument_group_name = "pretraining"
 
-    total_steps: int = flag(10_000, "optimizer steps of the run", "trajectory")
-    eval_every: int = flag(500, "optimizer steps between held-out evaluations", "record")
+    total_steps: int = flag(10_000, "optimizer steps of the run", "trajectory", within="[1, 1e9]")
+    eval_every: int = flag(500, "optimizer steps between held-out evaluations", "record", within="[1, 1e9]")
     min_lr_ratio: float | None = flag(
         None,
         "floor of the cosine as a fraction of lr (default: the JSON's, 0.1)",
         "trajectory",
         json_key="scheduler.params.cos_min_ratio",
+        within="[0, 1]",
     )
     pptrain_checkpoint: str = flag(
         "latest",
@@ -203,12 +250,17 @@ class PretrainFlags:
         None, "packed blocks (default: scratch_dir/data/c4_packed)", "trajectory", through="pack", is_path=True
     )
     allow_repeat: bool = flag(False, "read the pack more than once if it is too small for the run", "speed")
-    mixin_percent: float = flag(0.02, "synthetic share of real tokens, as a fraction: 0.02 is 2 %%", "trajectory")
+    mixin_percent: float = flag(
+        0.02, "synthetic share of real tokens, as a fraction: 0.02 is 2 %%", "trajectory", within="[0, 1]"
+    )
     mixin_schedule: Literal["constant", "linear", "cosine"] = flag(
         "constant", "how the synthetic share moves from mixin_percent to mixin_end", "trajectory"
     )
     mixin_end: float | None = flag(
-        None, "synthetic share at the last step, as a fraction (linear and cosine schedules)", "trajectory"
+        None,
+        "synthetic share at the last step, as a fraction (linear and cosine schedules)",
+        "trajectory",
+        within="[0, 1]",
     )
     mixin_pack: Literal["packed", "single"] = flag(
         "packed", "whole examples packed to seq_len, or one per block", "trajectory"

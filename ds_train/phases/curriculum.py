@@ -29,11 +29,6 @@ class Curriculum:
     stage_step: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("max_stage", "window", "check_every", "start_stage", "stage_step"):
-            if getattr(self, name) < 1:
-                raise UserError(f"curriculum {name} is {getattr(self, name)}, expected at least 1.")
-        if not 0 < self.threshold <= 1:
-            raise UserError(f"--curr_threshold {self.threshold} is not in (0, 1]; 0.98 asks for 98 % correct.")
         if self.start_stage > self.max_stage:
             raise UserError(
                 f"--start_stage {self.start_stage} is beyond the last stage {self.max_stage} (--max_lookahead); "

@@ -135,8 +135,6 @@ def prepare(argv: list[str] | None, world: World) -> CheckedRun:
             )
         with problems.collect():
             curriculum = _curriculum(flags, splits.meta.max_lookahead)
-    problems.require(flags.max_steps is None or flags.max_steps > 0, f"--max_steps is {flags.max_steps}, expected > 0.")
-    problems.require(data.eval_subset_size > 0, f"--eval_subset_size is {data.eval_subset_size}, expected > 0.")
     inputs = check_inputs("pptrain", run, model, overrides, problems, world=world, total_steps=flags.max_steps)
     problems.raise_if_any()
     assert inputs and splits and curriculum and source

@@ -128,8 +128,6 @@ def prepare(argv: list[str] | None, world: World) -> CheckedRun:
         splits = Splits(find_data_dir(run.scratch_dir, data.data_dir))
     with problems.collect():
         blocks = PackedBlocks(flags.pack_dir or Path(run.scratch_dir) / "data" / "c4_packed")
-    for name, value in (("total_steps", flags.total_steps), ("eval_every", flags.eval_every)):
-        problems.require(value > 0, f"--{name} is {value}, expected > 0.")
     with problems.collect():
         share = mixin_share(flags.mixin_percent, flags.mixin_schedule, flags.mixin_end, flags.total_steps)
     with problems.collect():

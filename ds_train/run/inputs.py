@@ -49,13 +49,14 @@ def check_inputs(
     # The run directory.
     before = len(problems)
     directory = Path(run.scratch_dir) / (run.run_name or phase)
-    if directory.name != (run.run_name or phase):
+    if directory.parent != Path(run.scratch_dir) or directory.name in ("", ".", ".."):
         problems.add(f"--run_name {run.run_name} is not a plain directory name; runs are directly under --scratch_dir.")
     else:
         with problems.collect():
             _require_writable(directory)
+        if (checkpoints := directory / "checkpoints").exists() and not checkpoints.is_dir():
+            problems.add(f"{checkpoints} is not a directory; move it away, or choose another --run_name.")
 
-    _check_numbers(run, model, problems)
     with problems.collect():
         check_num_ranks(world, run.num_ranks)
 
@@ -91,16 +92,6 @@ def check_inputs(
     if len(problems) > before or engine is None or tokenizer is None or config is None:
         return None
     return CommonInputs(world, run, model, directory, engine, tokenizer, config, weights)
-
-
-def _check_numbers(run: RunFlags, model: ModelFlags, problems: Problems) -> None:
-    may_be_zero = ("num_workers", "keep_last", "keep_every", "skip_nonfinite")
-    for name in ("log_every", "save_every", "stop_step", *may_be_zero):
-        value, least = getattr(run, name), 0 if name in may_be_zero else 1
-        if value is not None and value < least:
-            problems.add(f"--{name} is {value}, expected at least {least}.")
-    problems.require(model.seq_len >= 2, f"--seq_len is {model.seq_len}, expected at least 2.")
-    problems.require(run.hang_timeout_s > 0, f"--hang_timeout_s is {run.hang_timeout_s}, expected seconds > 0.")
 
 
 def _require_writable(directory: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from deepspeed import DeepSpeedEngine as Engine
 
+from data_tools.base.errors import UserError
 from data_tools.samples.samplers import GlobalBatchPlan
 from ds_train.config.layout import Layout
 from ds_train.ranks.collectives import gather_in_rank_order, gather_objects, sum_over_ranks
@@ -26,12 +27,25 @@ def build_engine(model: PackedLM, config: dict[str, Any]) -> Engine:
 
     Args:
         config: DeepSpeed's JSON, without a scheduler (see `set_learning_rate`).
+
+    Raises:
+        UserError: DeepSpeed refuses the JSON.
     """
     wants_memory = config.get("memory_breakdown", False)
-    with nullcontext() if wants_memory else redirect_stdout(StringIO()):  # the bf16 optimizer always prints memory
-        engine, *_ = deepspeed.initialize(
-            model=model, model_parameters=list(model.parameters()), config=config, dist_init_required=False
-        )
+    try:
+        with nullcontext() if wants_memory else redirect_stdout(StringIO()):  # the bf16 optimizer always prints memory
+            engine, *_ = deepspeed.initialize(
+                model=model, model_parameters=list(model.parameters()), config=config, dist_init_required=False
+            )
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        Exception
+    ) as error:  # of any type: a missing compiler, an optimizer that cannot be sharded, values in conflict
+        raise UserError(
+            f"DeepSpeed cannot build an engine from this JSON: {type(error).__name__}: {str(error).strip()[:500]} "
+            "Change the JSON; --debug shows the traceback."
+        ) from error
     if is_plain(engine):
         engine.optimizer.register_step_pre_hook(_drop_nonfinite_gradients)
     return engine

@@ -127,7 +127,7 @@ def test_shipped_configs(path: Path) -> None:
         ({"corpus": {}, "pack": {"source": "x"}}, "both choose the documents"),
         ({"splits": {"max_input_size": 24}}, "max_lookahead, seed missing"),
         ({"training": 3}, "training is 3, expected flags"),
-        ({"evaluate": {"micro_batch": 0}}, "--micro_batch is 0"),
+        ({"evaluate": {"micro_batch": 0}}, "--micro_batch: expected whole number"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, changed: dict[str, Any], message: str) -> None:

@@ -111,7 +111,7 @@ PPTRAIN = {
     "unknown generator module": (_given("--generator", "no_such_module:Generator"), r"no_such_module"),
     "unknown generator class": (_given("--generator", "external_generator:Nothing"), r"Nothing"),
     "contradicting max_lookahead": (_given("--max_lookahead", "9"), r"--max_lookahead 9 contradicts.*built with 8"),
-    "threshold": (_given("--curr_threshold", "98"), r"--curr_threshold 98"),
+    "threshold": (_given("--curr_threshold", "98"), r"--curr_threshold is 98\.0, expected number in \(0, 1\]"),
     "start stage": (_given("--start_stage", "9"), r"--start_stage 9"),
     "seq_len too small": (_given("--seq_len", "16"), r"longer than --seq_len 16"),
 }
@@ -171,7 +171,7 @@ def test_all_problems_are_reported_at_once(scratch: Path) -> None:
     ]
     with pytest.raises(UserError) as error:
         pretrain.main([*flags, "--total_steps", "0", "--log_every", "0", "--pptrain_checkpoint", "none"])
-    for part in ("5 problems", "global batch 9", "--mixin_percent is 7", "--total_steps is 0", "--log_every is 0"):
+    for part in ("4 problems", "--mixin_percent is 7", "--lr is -1", "--total_steps is 0", "--log_every is 0"):
         assert part in str(error.value)
 
 
