@@ -24,6 +24,7 @@ from tqdm import tqdm
 from data_tools.base.command_line import CommandParser, any_seed, positive
 from data_tools.base.errors import UserError, reason_of, run_command
 from data_tools.base.files import whole_directory, whole_file, write_json
+from data_tools.base.foreign import foreign_note, read_object
 from data_tools.base.processes import num_cores, worker_processes
 from data_tools.search.generator import MAX_ATTEMPTS, ExampleGenerator
 from data_tools.search.graphs import search_budget
@@ -49,6 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     sources = {name: _source(args, name) for name in SPLIT_NAMES}
     budget = search_budget(args.max_input_size, _ALPHA, args.max_lookahead)
     print(f"{directory}: at most {budget.edges_allowed} edges, lookahead 0 … {budget.effective_max_lookahead}")
+    if directory.exists() and not read_object(directory / META_NAME).keys() >= {"generator_name", "files"}:
+        note = foreign_note(directory) or f"it has no {META_NAME} of this program"
+        raise UserError(f"{directory} was not written by this program: {note}. Give another --seed or --scratch_dir.")
     if directory.exists() and not args.overwrite:
         raise UserError(f"{directory} exists; give --overwrite to replace it, or another --seed")
     try:

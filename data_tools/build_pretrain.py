@@ -34,6 +34,7 @@ from data_tools.corpus.pack_progress import (
     find_progress,
     pack_files,
     recorded,
+    refuse_what_others_wrote,
     remove_pack,
 )
 from data_tools.corpus.shards import (
@@ -65,6 +66,7 @@ _NUM_SHOWN = 5  # records that were left out
 def main(argv: list[str] | None = None) -> None:
     """The command; see ``--help``."""
     args = _parse(argv)
+    refuse_what_others_wrote(args.pack_dir)
     tokenizer = load_tokenizer(args.tokenizer)
     source = _open_source(args)
     with exclusive(args.pack_dir, "wait for it to end, or choose another --pack_dir"):
@@ -100,8 +102,8 @@ def _pack(
     asked = progress.parameters
     _check_free_space(directory, asked)
     documents = shuffled_documents(source, asked.seed, asked.shuffle_buffer)
-    remove_pack(directory, keep=progress)  # only now: the source could be opened
-    progress.write(directory)
+    progress.write(directory)  # only now: the source could be opened
+    remove_pack(directory, keep=progress)
     if progress.finished:
         print(f"{len(progress.finished)} finished files kept; skipping {progress.end.document:,} documents")
     started_s, tokens_before = time.monotonic(), progress.num_tokens

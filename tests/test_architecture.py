@@ -35,6 +35,7 @@ ARROWS = {
     "data_tools.runs": set(),
     "data_tools.samples": {"data_tools.search", *TEXT},
     "data_tools.inspect": {"data_tools.search", "data_tools.runs", *TEXT, *SAMPLES},
+    "data_tools.adopt": {"data_tools.search", *TEXT},
     "data_tools": {"data_tools.search", "data_tools.runs", *TEXT},
     "ds_train.config": set(),
     "ds_train.ranks": set(),

@@ -7,6 +7,7 @@ from typing import Any
 
 from data_tools.base.errors import UserError
 from data_tools.base.files import PARTIAL_SUFFIX, sha256_of_file, write_json
+from data_tools.base.foreign import foreign_note, read_object
 from data_tools.corpus.shards import (
     META_NAME,
     PROGRESS_NAME,
@@ -82,6 +83,15 @@ def recorded(directory: Path) -> dict[str, Any]:
     return {}
 
 
+def refuse_what_others_wrote(directory: Path) -> None:
+    """Raise a ``UserError`` for packed files that this program cannot have made: they are not its to replace."""
+    files = [path for path in pack_files(directory) if path.suffix != PARTIAL_SUFFIX]
+    is_ours = (directory / PROGRESS_NAME).exists() or "tokenizer_sha256" in read_object(directory / META_NAME)
+    if files and not is_ours:
+        reason = foreign_note(directory) or f"no {META_NAME} or {PROGRESS_NAME} shows that this program made it"
+        raise UserError(f"{directory} holds {files[0].name} of another origin: {reason}. Choose another --pack_dir.")
+
+
 def find_progress(directory: Path, asked: PackParameters, overwrite: bool) -> PackProgress | None:
     """Find the progress of an earlier pack with the parameters ``asked``.
 
@@ -112,11 +122,6 @@ def find_progress(directory: Path, asked: PackParameters, overwrite: bool) -> Pa
         return fresh
     if progress is not None:
         _refuse_if_different(directory, progress.parameters, asked, "an unfinished pack")
-    elif strays := [path for path in pack_files(directory) if path.suffix != PARTIAL_SUFFIX]:
-        raise UserError(
-            f"{directory} holds {strays[0].name} but neither {META_NAME} nor {PROGRESS_NAME}, so its source is "
-            "unknown. Replace it with --overwrite, or choose another --pack_dir."
-        )
     return fresh
 
 
@@ -130,14 +135,18 @@ def _refuse_if_different(directory: Path, there: PackParameters, asked: PackPara
 
 def pack_files(directory: Path) -> list[Path]:
     """Every file of a complete or unfinished pack in a directory."""
-    names = (META_NAME, PROGRESS_NAME, VALIDATION_NAME, "shard_[0-9]*.bin")
+    names = (META_NAME, VALIDATION_NAME, "shard_[0-9]*.bin", PROGRESS_NAME)
     patterns = [name + ending for name in names for ending in ("", f".*{PARTIAL_SUFFIX}")]
     return [path for pattern in patterns for path in sorted(directory.glob(pattern))]
 
 
 def remove_pack(directory: Path, keep: PackProgress | None = None) -> None:
-    """Delete the files of a pack, meta.json first, so that at no time a damaged pack looks complete."""
-    kept = {PROGRESS_NAME, *(item.file.name for item in keep.finished)} if keep and keep.finished else set()
+    """Delete the files of a pack: meta.json first, so that at no time a damaged pack looks complete.
+
+    Args:
+        keep: what is recorded stays, so that what a kill leaves is still known to be this program's.
+    """
+    kept = {PROGRESS_NAME, *(item.file.name for item in keep.finished)} if keep else set()
     for path in pack_files(directory):
         if path.name not in kept:
             path.unlink()

@@ -14,6 +14,7 @@ import numpy as np
 
 from data_tools.base.errors import UserError
 from data_tools.base.files import sha256_of_file, write_json
+from data_tools.base.foreign import foreign_note
 
 META_NAME = "meta.json"
 PROGRESS_NAME = "meta.in_progress.json"
@@ -58,7 +59,7 @@ class PackParameters:
         dtype: ``uint16`` or ``uint32``.
         seq_len: tokens of a training row; blocks hold one more.
         num_blocks: training blocks in all shards.
-        blocks_per_shard: blocks of every shard but the last.
+        blocks_per_shard: blocks of every shard but the last; 0 in adopted packs, whose shards differ.
         val_blocks: blocks of validation.bin; 0: no such file.
         seed, shuffle_buffer: parameters of the document shuffle.
         special_tokens_as_text: whether a special token that a text mentions holds its characters. Up to version 0.1,
@@ -157,6 +158,8 @@ class PackMeta(PackParameters):
             UserError: it is missing or has another form.
         """
         path = directory / META_NAME
+        if note := foreign_note(directory):
+            raise UserError(f"{directory} was not packed by this program: {note}.")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             shards = tuple(PackedFile(**shard) for shard in content["shards"])
@@ -169,7 +172,7 @@ class PackMeta(PackParameters):
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} is not the meta.json of a pack written by this version ({type(error).__name__}: {error}). "
-                "Pack again with data_tools/build_pretrain.py --overwrite."
+                "Restore it, or pack into another directory with data_tools/build_pretrain.py."
             ) from None
 
 
@@ -197,6 +200,7 @@ class PackedBlocks:
         self.directory = Path(directory)
         self.meta = PackMeta.read(self.directory)
         self._maps: dict[str, np.ndarray] = {}
+        self._ends = np.cumsum([shard.num_blocks for shard in self.meta.shards])
         self._check_sizes()
 
     @property
@@ -211,8 +215,17 @@ class PackedBlocks:
         """Training block ``index``: (block_len,) int64, a copy."""
         if not 0 <= index < self.num_blocks:
             raise IndexError(f"block {index} of {self.num_blocks}")
-        shard, row = divmod(index, self.meta.blocks_per_shard)
-        return self._row(self.meta.shards[shard], row)
+        return self._row(*self._place_of(index))
+
+    def place_of(self, index: int) -> tuple[str, int]:
+        """The name of the shard that holds training block ``index``, and its number there."""
+        shard, row = self._place_of(index)
+        return shard.name, row
+
+    def _place_of(self, index: int) -> tuple[PackedFile, int]:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        shard = self.meta.shards[number]
+        return shard, index - int(self._ends[number]) + shard.num_blocks
 
     def validation_block(self, index: int) -> np.ndarray:
         """Validation block ``index``: (block_len,) int64, a copy."""
@@ -238,9 +251,9 @@ class PackedBlocks:
         return self._maps[file.name][row].astype(np.int64)
 
     def _check_sizes(self) -> None:
-        planned = self.meta.file_blocks()
         recorded = {file.name: file.num_blocks for file in self.meta.files}
-        if planned != recorded:
+        planned = self.meta.file_blocks() if self.meta.blocks_per_shard else recorded
+        if planned != recorded or sum(recorded.values()) != self.num_blocks + self.num_validation_blocks:
             raise UserError(
                 f"{self.directory / META_NAME} contradicts itself: {self.num_blocks} blocks in shards of "
                 f"{self.meta.blocks_per_shard} and {self.meta.val_blocks} validation blocks are not what its files "

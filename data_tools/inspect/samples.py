@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from data_tools.base.errors import UserError
 from data_tools.base.text_table import pluralize
-from data_tools.corpus.shards import VALIDATION_NAME, PackedBlocks, shard_name
+from data_tools.corpus.shards import VALIDATION_NAME, PackedBlocks
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from data_tools.inspect.terminal import Terminal
 from data_tools.inspect.token_view import View
@@ -134,8 +134,7 @@ def shards_lines(args: Namespace) -> Iterator[str]:
 def _block(view: View, blocks: PackedBlocks, index: int, title: str = "", is_validation: bool = False) -> Iterator[str]:
     tokens = blocks.validation_block(index) if is_validation else blocks.block(index)
     total = blocks.num_validation_blocks if is_validation else blocks.num_blocks
-    shard, row = divmod(index, blocks.meta.blocks_per_shard)
-    file = VALIDATION_NAME if is_validation else shard_name(shard)
+    file, row = (VALIDATION_NAME, index) if is_validation else blocks.place_of(index)
     documents = int((tokens == blocks.meta.eos_id).sum())
     ends = f"{pluralize(documents, 'document')} {'ends' if documents == 1 else 'end'} in it"
     facts = f"{file}, row {row}: {len(tokens):,} tokens; {ends}"

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_tools.base.errors import UserError
+from data_tools.base.foreign import foreign_note, form_of
 from data_tools.search.generator import BUILTIN_NAME, Example
 
 SPLIT_NAMES = ("eval", "test", "mixin")
@@ -62,7 +63,7 @@ class SplitMeta:
         Raises:
             UserError: other keys or types than :meth:`to_json` gives.
         """
-        rebuild = "rebuild the splits with data_tools/build_data_splits.py --overwrite"
+        rebuild = "restore it, or build splits elsewhere with data_tools/build_data_splits.py"
         expected = {field.name for field in fields(cls)}
         if not isinstance(value, dict) or set(value) != expected:
             found = sorted(value) if isinstance(value, dict) else type(value).__name__
@@ -97,6 +98,7 @@ def find_data_dir(scratch_dir: Path | str, data_dir: Path | str | None = None) -
         return Path(data_dir)
     parent = Path(scratch_dir) / "data" / "nl_splits"
     found = sorted(meta.parent for meta in parent.glob(f"[!.]*/{META_NAME}"))
+    found = [directory for directory in found if not form_of(directory)] or found
     if not found:
         raise UserError(
             f"no data splits under {parent}; build them with {BUILD_COMMAND.format(scratch_dir=scratch_dir)}, "
@@ -222,4 +224,6 @@ def _read_meta(directory: Path) -> SplitMeta:
         ) from None
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); rebuild the splits") from error
+    if note := foreign_note(directory):
+        raise UserError(f"{directory} was not written by this program: {note}.")
     return SplitMeta.from_json(value, path)

@@ -19,6 +19,7 @@ import xxhash
 
 from data_tools.base.errors import UserError, file_problem
 from data_tools.base.files import sync, whole_file, write_json
+from data_tools.base.foreign import foreign_note
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def defect_of(checkpoint: Path) -> str | None:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         step, files = manifest["step"], {name: FileEntry(**entry) for name, entry in manifest["files"].items()}
     except FileNotFoundError:
-        return f"it has no {MANIFEST}" if checkpoint.is_dir() else "it does not exist"
+        return foreign_note(checkpoint) or (f"it has no {MANIFEST}" if checkpoint.is_dir() else "it does not exist")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its {MANIFEST} cannot be read ({error})"
     if _STEP_NAME.fullmatch(checkpoint.name) and step != step_of(checkpoint):
@@ -169,8 +170,8 @@ def choose_checkpoint(directory: Path, resume: str, resume_from: str | None = No
     chosen = newest_usable(directory)
     if chosen is None and (damaged := step_directories(directory)):
         raise UserError(
-            f"{directory} holds {len(damaged)} checkpoints and none is usable (reasons above). Restore one, or start "
-            "anew with --resume none, which moves them aside."
+            f"{directory} holds {len(damaged)} checkpoints and none is usable (reasons above). Restore one, start "
+            "another run with --run_name, or start anew with --resume none, which moves them aside."
         )
     return chosen
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data_tools.base.errors import reason_of
 from data_tools.base.files import remove, size_on_disk
+from data_tools.base.foreign import form_of
 from ds_train.checkpoints.manifest import DELETING, SAVING, retire, step_directories, step_of
 
 logger = logging.getLogger(__name__)
@@ -68,8 +69,8 @@ class Retention:
         return shutil.disk_usage(self._directory).free
 
     def _older_than_newest(self, count: int) -> list[Path]:
-        """Step directories that may be deleted, newest first, without the newest ``count``."""
-        older = step_directories(self._directory)[count:]
+        """Step directories that may be deleted, newest first, without the newest ``count``; none of other programs."""
+        older = [path for path in step_directories(self._directory) if not form_of(path)][count:]
         return [path for path in older if not (self._keep_every and step_of(path) % self._keep_every == 0)]
 
     def _try(self, delete: Callable[[Path], None], path: Path) -> None:

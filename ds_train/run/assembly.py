@@ -27,7 +27,7 @@ from ds_train.ranks.signals import ExitCode, StopRequests, StopTraining
 from ds_train.ranks.watchdog import LONG_S, Watchdog, supervision
 from ds_train.run.fingerprints import common_fingerprints, versions
 from ds_train.run.inputs import DEFAULT_MODEL, CommonInputs
-from ds_train.run.record import LaunchRecord
+from ds_train.run.record import LaunchRecord, set_foreign_logs_aside
 from ds_train.run.summary import startup_summary
 from ds_train.step.engine import Engine
 from ds_train.step.losses import PackedLM
@@ -128,6 +128,8 @@ def _build_run(
     # Every check has passed: from here on the run directory changes.
     if chosen or flags.resume == "none":
         on_main(world, lambda: set_aside(inputs.run_directory, state.step if chosen else -1))
+    else:
+        on_main(world, lambda: set_foreign_logs_aside(inputs.run_directory))
     on_main(world, lambda: settings.record(inputs.run_directory, world, state.step))
     logger.info("%s", startup_summary(inputs, setup, engine, state, chosen))
     stream.supply(setup.sampler, RankBatchBuilder(setup.readers, layout, world.rank))

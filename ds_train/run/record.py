@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.base.files import append, whole_file, write_json
+from ds_train.checkpoints.manifest import set_aside
 from ds_train.config.deepspeed_json import EngineConfig
 from ds_train.config.run_file import RUN_FILE, as_run_file
 from ds_train.model.causal_lm import is_preset
@@ -61,6 +62,12 @@ class LaunchRecord:
     def _run_file(self, remarks: Sequence[str]) -> str:
         flags = [_with_absolute_paths(group) for group in self.all_flags]
         return as_run_file(flags, self.engine.given, self.sources, remarks=remarks)
+
+
+def set_foreign_logs_aside(run_directory: Path) -> None:
+    """Move logs that no launch recorded: another program wrote them, and a fresh start would drop their rows."""
+    if not (run_directory / LAUNCHES).exists():
+        set_aside(run_directory, after_step=-1)
 
 
 def _with_absolute_paths(flags: Any) -> Any:

@@ -12,6 +12,7 @@ from data_tools import build_data_splits
 from data_tools.base.errors import UserError
 from data_tools.search.generator import BUILTIN_VERSION, ExampleGenerator
 from data_tools.search.splits import SPLIT_NAMES, Splits, find_data_dir
+from tests.support import foreign_files
 from tests.support.paths import REPOSITORY, SUPPORT
 
 SIZES = {"eval": 20, "test": 30, "mixin": 130}
@@ -115,6 +116,21 @@ def test_external_generator(tmp_path):
     assert splits.meta.external_generator == name
     assert splits.meta.generator_version == hashlib.sha256((SUPPORT / "external_generator.py").read_bytes()).hexdigest()
     assert any(len(row["output_texts"]) > 1 for row in splits.rows("mixin"))
+
+
+def test_splits_of_another_origin_are_never_replaced(tmp_path):
+    theirs = foreign_files.write_splits(tmp_path)
+    before = foreign_files.files_of(tmp_path)
+    for more in ([], ["--overwrite"]):
+        with pytest.raises(UserError, match=r"not written by this program: .*data_tools.adopt .*another --seed"):
+            build(tmp_path, *more, max_input_size=48, seed=12345)
+    with pytest.raises(UserError, match=r"data_tools.adopt") as caught:
+        Splits(find_data_dir(tmp_path))
+    assert "overwrite" not in str(caught.value)
+    (theirs / "meta.json").unlink()
+    with pytest.raises(UserError, match=r"it has no meta.json of this program"):
+        build(tmp_path, "--overwrite", max_input_size=48, seed=12345)
+    assert before.items() >= foreign_files.files_of(tmp_path).items()
 
 
 def test_nothing_is_overwritten_unasked(tmp_path):

@@ -18,7 +18,7 @@ from data_tools.corpus.shards import PackedBlocks
 from data_tools.corpus.text_source import FileSource, shuffled_documents
 from data_tools.corpus.token_stream import TokenCursor, TokenStream
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
-from tests.support import packing
+from tests.support import foreign_files, packing
 from tests.support.holding import holder_of
 from tests.support.paths import REPOSITORY
 
@@ -167,19 +167,39 @@ def test_second_run_is_complete_and_other_parameters_are_refused(
     assert packing.bytes_of(pack) == packing.bytes_of(root / "pack")
 
 
-def test_damaged_pack_and_foreign_files_are_refused_without_overwrite(root: Path, tmp_path: Path) -> None:
+def test_damaged_pack_is_refused_without_overwrite(root: Path, tmp_path: Path) -> None:
     pack = packing.pack(root, pack_dir=tmp_path / "pack")
     os.truncate(pack / "shard_00001.bin", 100)
     with pytest.raises(UserError, match=r"shard_00001.bin has 100 bytes, expected 1,320"):
         packing.pack(root, pack_dir=pack)
-    (pack / "meta.json").unlink()
-    with pytest.raises(UserError, match=r"holds validation.bin but neither"):
-        packing.pack(root, pack_dir=pack)
-    (pack / "meta.json").write_text('{"num_blocks": 5}')
+    packing.pack(root, pack_dir=pack, overwrite=True)
+    assert packing.bytes_of(pack) == packing.bytes_of(root / "pack")
+    (pack / "meta.json").write_text('{"num_blocks": 5, "tokenizer_sha256": ""}')
     with pytest.raises(UserError, match=r"is not the meta.json of a pack .*KeyError: 'shards'"):
         packing.pack(root, pack_dir=pack)
     packing.pack(root, pack_dir=pack, overwrite=True)
     assert packing.bytes_of(pack) == packing.bytes_of(root / "pack")
+
+
+@pytest.mark.parametrize("meta", [None, "{", "theirs"])
+@pytest.mark.parametrize("changes", [{}, {"overwrite": True}])
+def test_shards_of_another_origin_are_never_replaced(
+    root: Path, tmp_path: Path, meta: str | None, changes: dict[str, bool]
+) -> None:
+    theirs = foreign_files.write_pack(tmp_path / "pack", (5, 3), 300)
+    if meta is None:
+        (theirs / "meta.json").unlink()
+    elif meta != "theirs":
+        (theirs / "meta.json").write_text(meta)
+    before = foreign_files.files_of(theirs)
+    message = "data_tools.adopt .*pack --scratch_dir" if meta == "theirs" else "no meta.json .* shows that this program"
+    with pytest.raises(UserError, match=rf"of another origin: .*{message}.*another --pack_dir"):
+        packing.pack(root, pack_dir=theirs, **changes)
+    assert foreign_files.files_of(theirs) == before
+    if meta == "theirs":
+        with pytest.raises(UserError, match=r"data_tools.adopt") as caught:
+            PackedBlocks(theirs)
+        assert "overwrite" not in str(caught.value)
 
 
 def test_two_packers_of_one_directory_are_kept_apart(root: Path, tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ from ds_train.checkpoints.manifest import (
     step_directories,
     step_name,
 )
+from ds_train.run.record import LAUNCHES, set_foreign_logs_aside
+from tests.support import foreign_files
 
 FILES = {"mp_rank_00_model_states.pt": b"weights" * 50, "zero_pp_rank_0_optim_states.pt": b"adam" * 80}
 
@@ -101,6 +103,28 @@ def test_latest_is_not_trusted(content: str | None, directory: Path) -> None:
     if content is not None:
         (directory / LATEST).write_text(content)
     assert choose_checkpoint(directory, "auto") == directory / step_name(300)
+
+
+def test_checkpoints_of_other_programs_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    theirs = foreign_files.write_checkpoint(tmp_path / "run" / "checkpoints" / step_name(200), "train_state.json")
+    before = foreign_files.files_of(tmp_path)
+    with pytest.raises(UserError, match=r"none is usable .*--run_name"):
+        choose_checkpoint(theirs.parent, "auto")
+    assert "a checkpoint of Accelerate's save_state. To use it" in caplog.text and "data_tools.adopt" in caplog.text
+    with pytest.raises(UserError, match=r"--resume_from .*data_tools.adopt"):
+        choose_checkpoint(theirs.parent, "auto", str(theirs))
+    assert foreign_files.files_of(tmp_path) == before
+
+
+def test_logs_of_other_programs_are_moved_aside(tmp_path: Path) -> None:
+    for name in ("theirs", "ours"):
+        (tmp_path / name / "logs").mkdir(parents=True)
+        (tmp_path / name / "logs" / "train.jsonl").write_text('{"step": 10}')
+    (tmp_path / "ours" / LAUNCHES).write_text("{}")
+    for name in ("theirs", "ours", "theirs"):
+        set_foreign_logs_aside(tmp_path / name)
+    assert (tmp_path / "theirs" / "superseded_1" / "logs" / "train.jsonl").read_text() == '{"step": 10}'
+    assert (tmp_path / "ours" / "logs").exists() and not list((tmp_path / "ours").glob("superseded_*"))
 
 
 def test_nothing_there_is_a_fresh_start(tmp_path: Path) -> None:

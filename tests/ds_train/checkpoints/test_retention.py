@@ -14,6 +14,7 @@ from ds_train.checkpoints import manifest
 from ds_train.checkpoints.manifest import defect_of, saving_name, step_directories, step_name
 from ds_train.checkpoints.retention import Retention
 from tests.ds_train.checkpoints.test_manifest import write_checkpoint
+from tests.support import foreign_files
 from tests.support.file_systems import undeletable
 
 
@@ -29,6 +30,16 @@ def directory(tmp_path: Path) -> Path:
 def _steps(directory: Path) -> list[int]:
     assert [path for path in step_directories(directory) if defect_of(path)] == []
     return [int(path.name.removeprefix("step_")) for path in step_directories(directory)]
+
+
+def test_those_of_other_programs_stay(directory: Path) -> None:
+    theirs = foreign_files.write_checkpoint(directory / step_name(50), "train_state.json")
+    before = foreign_files.files_of(theirs)
+    retention = Retention(directory, keep_last=1, keep_every=0)
+    retention.tidy()
+    retention.make_room(2**62, at_least_one=True)
+    assert [path.name for path in step_directories(directory)] == [step_name(300), step_name(50)]
+    assert foreign_files.files_of(theirs) == before
 
 
 def test_newest_and_multiples_stay(directory: Path) -> None:
