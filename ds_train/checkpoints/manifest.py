@@ -12,6 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ MANIFEST = "manifest.json"
 LATEST = "latest"
 SAVING, DELETING = ".saving_", ".deleting_"
 _STEP_NAME = re.compile(r"step_(\d{8,})")
+_SUPERSEDED_NAME = re.compile(r"superseded_(\d+)")
 
 
 @dataclass(frozen=True)
@@ -179,16 +181,30 @@ def choose_checkpoint(directory: Path, resume: str, resume_from: str | None = No
 def set_aside(run_directory: Path, after_step: int) -> None:
     """Move checkpoints of later steps into ``RUN/superseded_<n>/``, so that no resume continues an abandoned branch.
 
+    Where checkpoints are on another disk than the run directory, they go into ``checkpoints/superseded_<n>/``.
     ``after_step`` -1 moves all of them and the logs: the run starts anew.
     """
-    moved = [path for path in step_directories(run_directory / "checkpoints") if step_of(path) > after_step]
+    checkpoints = run_directory / "checkpoints"
+    moved = [path for path in step_directories(checkpoints) if step_of(path) > after_step]
     if after_step < 0 and (run_directory / "logs").exists():
         moved.append(run_directory / "logs")
-    if not moved:
-        return
-    number = 1 + sum(1 for _ in run_directory.glob("superseded_*"))
-    target = run_directory / f"superseded_{number}"
-    target.mkdir()
+    found = [path.name for place in (run_directory, checkpoints) for path in place.glob("superseded_*")]
+    numbers = [int(match[1]) for name in found if (match := _SUPERSEDED_NAME.fullmatch(name))]
+    name = f"superseded_{max(numbers, default=0) + 1}"
     for path in moved:
-        path.rename(target / path.name)
-    logger.warning("moved to %s: %s", target, ", ".join(path.name for path in moved))
+        target = _move(path, run_directory / name, checkpoints / name)
+        logger.warning("moved %s to %s", path.name, target)
+
+
+def _move(path: Path, directory: Path, otherwise: Path) -> Path:
+    """Move ``path`` into a directory, which is made, or into the other one if the first is on another disk."""
+    directory.mkdir(exist_ok=True)
+    try:
+        return path.rename(directory / path.name)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    with suppress(OSError):  # something of this disk is in it
+        directory.rmdir()
+    otherwise.mkdir(exist_ok=True)
+    return path.rename(otherwise / path.name)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ds_train.checkpoints.manifest import (
 )
 from ds_train.run.record import LAUNCHES, set_foreign_logs_aside
 from tests.support import foreign_files
+from tests.support.file_systems import small_file_system
 
 FILES = {"mp_rank_00_model_states.pt": b"weights" * 50, "zero_pp_rank_0_optim_states.pt": b"adam" * 80}
 
@@ -158,6 +160,31 @@ def test_abandoned_future_is_moved_aside_not_lost(directory: Path) -> None:
     set_aside(run, after_step=-1)
     assert sorted(path.name for path in (run / "superseded_2").iterdir()) == ["logs", step_name(100)]
     assert choose_checkpoint(directory, "auto") is None
+
+
+def test_the_next_free_number_is_taken(directory: Path) -> None:
+    for name in ("superseded_2", "superseded_7", "superseded_old"):
+        (directory.parent / name).mkdir()
+    set_aside(directory.parent, after_step=200)
+    assert [path.name for path in (directory.parent / "superseded_8").iterdir()] == [step_name(300)]
+
+
+def test_checkpoints_on_another_disk_stay_on_it(directory: Path, tmp_path: Path) -> None:
+    """``checkpoints/`` is a link to another disk, or one is mounted there."""
+    run = tmp_path / "linked"
+    with small_file_system(tmp_path / "disk", "size=1m"):
+        shutil.copytree(directory, tmp_path / "disk" / "checkpoints")
+        run.mkdir()
+        (run / "checkpoints").symlink_to(tmp_path / "disk" / "checkpoints")
+        set_aside(run, after_step=200)
+        assert [path.name for path in run.iterdir()] == ["checkpoints"]
+        (run / "logs").mkdir()
+        set_aside(run, after_step=-1)
+        aside = run / "checkpoints" / "superseded_2"
+        assert sorted(path.name for path in aside.iterdir()) == [step_name(100), step_name(200)]
+        assert [path.name for path in (run / "superseded_2").iterdir()] == ["logs"]
+        assert choose_checkpoint(run / "checkpoints", "auto") is None
+        assert (run / "checkpoints" / "superseded_1" / step_name(300)).exists()
 
 
 def test_save_over_a_damaged_checkpoint_replaces_it(directory: Path) -> None:
