@@ -24,7 +24,7 @@ from ds_train.model.causal_lm import build_model, load_model, save_description
 from ds_train.model.footprint import training_flops
 from ds_train.ranks.collectives import check_num_nodes, device_of, init_distributed, on_main, take_device
 from ds_train.ranks.signals import ExitCode, StopRequests, StopTraining
-from ds_train.ranks.watchdog import LONG_S, Watchdog, supervision
+from ds_train.ranks.watchdog import LONG_S, Watchdog, exit_rank_lost, supervision
 from ds_train.run.fingerprints import common_fingerprints, versions
 from ds_train.run.inputs import DEFAULT_MODEL, CommonInputs
 from ds_train.run.record import LaunchRecord, set_foreign_logs_aside
@@ -98,6 +98,10 @@ def launch(prepared: CheckedRun) -> ExitCode:
                 "stopped %s: %s. Exit code %d; %s continues", where, stopped, stopped.exit_code, stopped.repeat
             )
             return stopped.exit_code
+        except RuntimeError:
+            if lost := stream.lost_worker():
+                exit_rank_lost(world, lost)
+            raise
 
 
 def _build_run(

@@ -204,6 +204,16 @@ class Stream:
             raise batch
         return batch
 
+    def lost_worker(self) -> str | None:
+        """Why a loader worker died, for a message; None while all live."""
+        for worker in getattr(self._batches, "_workers", ()):
+            if worker.exitcode:
+                how = f"exited with code {worker.exitcode}"
+                if worker.exitcode < 0:
+                    how = f"was killed by {signal.Signals(-worker.exitcode).name}"
+                return f"loader worker {worker.pid} {how}; if host memory ran out, lower --num_workers"
+        return None
+
 
 def _unchanged(item):
     return item

@@ -14,6 +14,7 @@ from ds_train.checkpoints.manifest import step_directories
 from ds_train.checkpoints.save import read_state
 from tests.support import tiny
 from tests.support.launching import REPOSITORY, environment, launch, read_log
+from tests.support.running import running, wait_for_step
 from tests.system.launched_signals import STATES
 from tests.system.test_resume import FLAGS, STEPS, _assert_same_checkpoint, _comparable
 
@@ -79,6 +80,24 @@ def test_a_signal_during_the_imports_does_not_kill(tiny_scratch: Path) -> None:
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 85, output
     assert "received SIGUSR1" in output and step_directories(tiny_scratch / "signal_pptrain_imports/checkpoints") == []
+
+
+@pytest.mark.launch
+def test_a_killed_loader_worker_is_a_lost_rank(tiny_scratch: Path, tmp_path: Path) -> None:
+    """As the kernel does when memory runs out: one message, and a job requeues itself."""
+    arguments, log = _arguments(tiny_scratch, "pptrain", "worker"), tmp_path / "output"
+    with running([sys.executable, "ds_train/pptrain.py", *arguments, "--max_steps", "100000"], log) as process:
+        wait_for_step(tiny_scratch / "signal_pptrain_worker", 2, process)
+        (worker,) = _children(process.pid)
+        os.kill(worker, signal.SIGKILL)
+        assert process.wait(60) == 87, log.read_text()
+    words = log.read_text()
+    assert f"error: rank 0: loader worker {worker} was killed by SIGKILL; if host memory ran out" in words
+    assert "Traceback" not in words
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _catches(pid: int, number: int) -> bool:

@@ -1,6 +1,8 @@
 """The stream: order, promotion at an exact index whatever was prefetched, errors, workers."""
 
 import multiprocessing
+import os
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -152,6 +154,20 @@ def test_workers_are_forked_at_once_and_end_with_the_stream() -> None:
     for worker in workers:  # they ignore SIGTERM, and still had plans
         worker.join(60)
         assert worker.exitcode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_dead_worker_is_named(number: signal.Signals) -> None:
+    with _stream(2) as stream:
+        stream.restart(Cursor(stage=3), 0)
+        stream.next()
+        assert stream.lost_worker() is None
+        victim = stream._batches._workers[1]
+        with pytest.raises(RuntimeError):
+            os.kill(victim.pid, number)
+            for _ in range(1000):
+                stream.next()
+        assert f"loader worker {victim.pid} was killed by {number.name}; if host memory ran out" in stream.lost_worker()
 
 
 def test_workers_are_forked_before_the_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
