@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from data_tools.base.errors import UserError, reason_of
+from data_tools.base.text_table import pluralize
 
 Row = dict[str, Any]
+LAUNCHES = "launches.jsonl"
 AXES = ("step", "tokens", "time")
 _EVALUATION_KEYS = {
     "checkpoint", "split", "num_examples", "loss", "accuracy_any", "accuracy_first", "c4_loss", "by_lookahead",
@@ -55,10 +57,23 @@ def read_logs(directory: Path) -> tuple[list[Row], list[Row]]:
         UserError: the directory holds no logs, no row yet, or files of another form.
     """
     path = directory / "logs" / "train.jsonl"
-    train, evaluations = read_rows(path), path.with_name("eval.jsonl")
+    evaluations = path.with_name("eval.jsonl")
+    if not path.exists() and (directory / LAUNCHES).exists():  # a run that was stopped before its first row
+        train = []
+    else:
+        train = read_rows(path)
     if not train:
-        raise UserError(f"{path} has no rows yet; the first comes after --log_every steps.")
+        raise UserError(f"{path} has no rows yet; the first comes after --log_every steps.{_what_is_there(directory)}")
     return train, read_rows(evaluations) if evaluations.exists() else []
+
+
+def _what_is_there(directory: Path) -> str:
+    """What a run without rows has left, as a sentence; empty if that is nothing."""
+    paths = (directory / LAUNCHES, directory / "logs" / "eval.jsonl")
+    counts = {path.name: path.read_bytes().count(b"\n") for path in paths if path.exists()}
+    found = [f"{name} with {pluralize(count, 'row')}" for name, count in counts.items()]
+    found += sorted(f"checkpoint {path.name}" for path in (directory / "checkpoints").glob("step_*"))[-1:]
+    return f" There is {', '.join(found)}." if found else ""
 
 
 def read_evaluation(path: Path) -> Row:
@@ -116,7 +131,7 @@ class RunLogs:
             UserError: see `read_logs`.
         """
         train, evaluations = map(_columns, read_logs(directory))
-        path = directory / "launches.jsonl"
+        path = directory / LAUNCHES
         launches = read_rows(path) if path.exists() else []
         first = max((n for n, launch in enumerate(launches) if launch["step"] == 0), default=0)
         return cls(name, directory, train, evaluations, launches[first:])

@@ -130,6 +130,20 @@ def test_a_directory_that_is_no_run_is_an_error(tmp_path, content, message):
         read_logs(tmp_path)
 
 
+def test_of_a_run_that_is_too_short_for_a_row_it_is_said_what_there_is(tmp_path):
+    """Stopped before --log_every steps."""
+    (tmp_path / "launches.jsonl").write_text('{"step": 0}\n')
+    expected = r"has no rows yet; the first comes after --log_every steps\. There is launches\.jsonl with 1 row"
+    with pytest.raises(UserError, match=expected + r"\.$"):
+        read_logs(tmp_path)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "eval.jsonl").write_text('{"step": 0}\n{"step": 4}\n')
+    for step in (2, 4):
+        (tmp_path / "checkpoints" / f"step_0000000{step}").mkdir(parents=True)
+    with pytest.raises(UserError, match=expected + r", eval\.jsonl with 2 rows, checkpoint step_00000004\.$"):
+        read_logs(tmp_path)
+
+
 def test_runs_below_the_directory_that_is_no_run_are_named(tmp_path):
     for name in ("b", "a"):
         write_run(tmp_path / name, pptrain_rows([4.0]))
