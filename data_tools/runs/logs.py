@@ -58,10 +58,8 @@ def read_logs(directory: Path) -> tuple[list[Row], list[Row]]:
     """
     path = directory / "logs" / "train.jsonl"
     evaluations = path.with_name("eval.jsonl")
-    if not path.exists() and (directory / LAUNCHES).exists():  # a run that was stopped before its first row
-        train = []
-    else:
-        train = read_rows(path)
+    was_stopped_early = not path.exists() and (directory / LAUNCHES).exists()
+    train = [] if was_stopped_early else read_rows(path)
     if not train:
         raise UserError(f"{path} has no rows yet; the first comes after --log_every steps.{_what_is_there(directory)}")
     return train, read_rows(evaluations) if evaluations.exists() else []
