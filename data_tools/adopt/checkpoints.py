@@ -85,10 +85,10 @@ def _shapes(path: Path) -> dict[str, list[int]]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(min(length, path.stat().st_size)))
         header.pop("__metadata__", None)
         end = 8 + length + max(tensor["data_offsets"][1] for tensor in header.values())
-        shapes = {name: tensor["shape"] for name, tensor in header.items()}
+        shapes = {name: list(tensor["shape"]) for name, tensor in header.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         raise UserError(f"{path} is no file of safetensors ({type(error).__name__}). Copy it again.") from None
     if end != path.stat().st_size:

@@ -11,7 +11,7 @@ import numpy as np
 from data_tools.adopt.plan import Adoption, Options, beside, take
 from data_tools.base.errors import UserError
 from data_tools.base.files import sha256_of_file, whole_file
-from data_tools.base.foreign import read_object
+from data_tools.base.foreign import number_of, read_object
 from data_tools.corpus.shards import (
     META_NAME,
     VALIDATION_NAME,
@@ -23,6 +23,7 @@ from data_tools.corpus.shards import (
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 
 _VAL_BLOCKS = 256
+_ABSENT = {"shuffle_seed": 0, "seed": 0, "shuffle_buffer": 0}  # each of the two packers records other ones
 _BLOCKS_AT_ONCE = 4096  # read together
 _PADDED_TO = 512  # ids: models have some more than their tokenizers
 
@@ -34,13 +35,18 @@ def plan_pack(source: Path, options: Options) -> Adoption:
         UserError: a shard is missing or cut, has ids beyond the tokenizer's, or there is no tokenizer.
     """
     meta = read_object(source / META_NAME)
-    if meta.get("dtype") != "uint16" or meta["block_len"] != meta.get("seq_len", 0) + 1:
+    names = ("seq_len", "block_len", "num_shards", "shuffle_seed", "seed", "shuffle_buffer")
+    numbers = {name: number_of(_ABSENT | meta, name, source / META_NAME) for name in names}
+    if meta.get("dtype") != "uint16" or numbers["block_len"] != numbers["seq_len"] + 1:
         raise UserError(f"{source / META_NAME}: expected dtype uint16 and a block_len of seq_len + 1.")
     name = options.tokenizer or meta.get("tokenizer") or meta.get("model_name")
     if not isinstance(name, str):
         raise UserError(f"{source / META_NAME} names no tokenizer: give --tokenizer.")
     tokenizer = load_tokenizer(name)
-    shards = [_blocks_of(source / shard_name(number), meta["block_len"]) for number in range(meta["num_shards"])]
+    if len(list(source.glob("shard_*.bin"))) > numbers["num_shards"]:
+        raise UserError(f"{source} holds more shards than the {numbers['num_shards']} of its {META_NAME}.")
+    places = (source / shard_name(number) for number in range(numbers["num_shards"]))
+    shards = [_blocks_of(path, numbers["block_len"]) for path in places]
     num_blocks = sum(map(len, shards))
     if num_blocks < 2:
         raise UserError(f"{source} holds {num_blocks} blocks: too few to keep one for validation.")
@@ -55,7 +61,7 @@ def plan_pack(source: Path, options: Options) -> Adoption:
     num_held_out = max(1, min(_VAL_BLOCKS, num_blocks // 10))
     fill = partial(_fill, source, meta, tokenizer, shards, num_blocks - num_held_out, options.copy)
     usage = (
-        f"Give pretrain --pack_dir {target} --seq_len {meta['seq_len']}. Of its {num_blocks} blocks the last "
+        f"Give pretrain --pack_dir {target} --seq_len {numbers['seq_len']}. Of its {num_blocks} blocks the last "
         f"{num_held_out} are held out for validation."
     )
     return Adoption(source, target, fill, usage)
@@ -105,7 +111,7 @@ def _fill(
         eos_id=tokenizer.eos_id,
         vocab_size=tokenizer.vocab_size,
         dtype="uint16",
-        seq_len=meta["seq_len"],
+        seq_len=shards[0].shape[1] - 1,
         num_blocks=num_training,
         blocks_per_shard=0,
         val_blocks=num_held_out,

@@ -5,12 +5,11 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from data_tools.adopt.plan import Adoption, Options, beside
-from data_tools.base.errors import UserError
+from data_tools.base.errors import UserError, is_number
 from data_tools.base.files import sha256_of_file, whole_file, write_json
-from data_tools.base.foreign import read_object
+from data_tools.base.foreign import number_of, read_object
 from data_tools.search.generator import BUILTIN_NAME, TASK, Example
 from data_tools.search.prompts import parse_prompt
 from data_tools.search.splits import (
@@ -37,22 +36,25 @@ def plan_splits(source: Path, options: Options) -> Adoption:
     meta = read_object(source / META_NAME)
     if meta["task"] != TASK:
         raise UserError(f"{source} holds problems of the task {meta['task']!r}; only {TASK!r} can be adopted.")
-    if wrong := [name for name in _NUMBERS if not isinstance(meta.get(name), int)]:
-        raise UserError(f"{source / META_NAME}: expected whole numbers as {', '.join(wrong)}.")
+    alpha = meta.get("alpha", 1.0)
+    if not is_number(alpha):
+        raise UserError(f"{source / META_NAME}: expected a number as alpha, got {alpha!r:.80}.")
+    numbers = {name: number_of(meta, name, source / META_NAME) for name in _NUMBERS}
     for name in SPLIT_NAMES:
         path = source / split_file_name(name)
-        recorded = meta["splits"].get(name, {})
-        if not path.is_file() or sha256_of_file(path) != recorded.get("sha256"):
+        recorded = meta["splits"].get(name) if isinstance(meta["splits"], dict) else None
+        sha256 = recorded.get("sha256") if isinstance(recorded, dict) else None
+        if not path.is_file() or sha256_of_file(path) != sha256:
             raise UserError(f"{path} is not the file that {META_NAME} beside it describes: copy the splits again.")
-    target = beside(split_directory(options.scratch_dir, *(meta[name] for name in _NUMBERS)), source)
+    target = beside(split_directory(options.scratch_dir, *numbers.values()), source)
     usage = (
         f"Give pptrain and pretrain --data_dir {target}; pptrain generates with the built-in generator unless "
         "--generator names yours."
     )
-    return Adoption(source, target, partial(_fill, source, meta), usage)
+    return Adoption(source, target, partial(_fill, source, numbers, alpha), usage)
 
 
-def _fill(source: Path, meta: dict[str, Any], directory: Path) -> None:
+def _fill(source: Path, numbers: dict[str, int], alpha: float, directory: Path) -> None:
     files: dict[str, SplitFile] = {}
     seen: dict[bytes, str] = {}
     for name in SPLIT_NAMES:
@@ -67,11 +69,9 @@ def _fill(source: Path, meta: dict[str, Any], directory: Path) -> None:
                 num_bytes += len(line)
         files[path.name] = SplitFile(number, num_bytes, digest.hexdigest())
     adopted = SplitMeta(
-        max_input_size=meta["max_input_size"],
-        max_lookahead=meta["max_lookahead"],
-        alpha=float(meta.get("alpha", 1.0)),
-        stage=meta["max_lookahead"],
-        seed=meta["seed"],
+        **numbers,
+        alpha=alpha,
+        stage=numbers["max_lookahead"],
         generator_name=BUILTIN_NAME,
         generator_version=_ADOPTED,
         files=files,

@@ -9,6 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from data_tools.base.errors import UserError
+
 WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin", "*model*.index.json")
 
 
@@ -42,6 +44,14 @@ def foreign_note(directory: Path) -> str | None:
     if form is None:
         return None
     return f"it is {form}. To use it and leave it as it is: python -m data_tools.adopt {directory} --scratch_dir DIR"
+
+
+def number_of(content: dict[str, Any], name: str, path: Path) -> int:
+    """The whole number from 0 that a file of another program holds under a name; UserError for anything else."""
+    value = content.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise UserError(f"{path}: expected a whole number as {name}, got {value!r:.80}.")
+    return value
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """What other programs wrote becomes usable here, checked, and stays as it is."""
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -187,3 +189,33 @@ def test_other_tasks_and_ids_of_another_tokenizer_are_refused(theirs: Path, tmp_
     for name, message in (("dfs", "of the task 'dfs'; only 'search'"), ("ids", r"holds the id \d+, and .* has 300")):
         with pytest.raises(UserError, match=message):
             adopt(theirs, tmp_path / "ours", source=str(tmp_path / name))
+
+
+@pytest.mark.parametrize("place", [SPLITS, PACK])
+def test_no_wrong_value_in_meta_is_more_than_a_message(theirs: Path, tmp_path: Path, place: str) -> None:
+    source = shutil.copytree(theirs / "scratch" / place, tmp_path / "theirs")
+    meta = json.loads((source / "meta.json").read_text())
+    for name, value in itertools.product(meta, (None, -1, 10**30, 0.5, True, "x", [], {}, [1])):
+        (source / "meta.json").write_text(json.dumps(meta | {name: value}))
+        with contextlib.suppress(UserError):
+            adopt(theirs, tmp_path / "ours" / f"{name} {value}", source=str(source))
+
+
+@pytest.mark.parametrize(
+    "header", [b"[]", b'{"a": 5}', b'{"a": {"data_offsets": [0, "x"], "shape": []}}', b"{", b"\xff"]
+)
+@pytest.mark.parametrize("length", [None, 0, 2**63])
+def test_no_wrong_header_of_weights_is_more_than_a_message(
+    theirs: Path, tmp_path: Path, header: bytes, length: int | None
+) -> None:
+    checkpoint = foreign_files.write_checkpoint(tmp_path / "theirs" / "step", "train_state.json")
+    size = len(header) if length is None else length
+    (checkpoint / "model.safetensors").write_bytes(size.to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match="no file of safetensors"):
+        adopt(theirs, tmp_path / "ours", source=str(checkpoint))
+
+
+def test_shards_that_meta_does_not_count_are_refused(theirs: Path, tmp_path: Path) -> None:
+    foreign_files.write_pack(tmp_path / "theirs", (5, 5, 5), NUM_IDS, num_shards=2)
+    with pytest.raises(UserError, match=r"holds more shards than the 2 of its meta\.json"):
+        adopt(theirs, tmp_path / "ours", source=str(tmp_path / "theirs"))
