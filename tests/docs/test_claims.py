@@ -16,7 +16,7 @@ from ds_train.config.json_checks import KNOWN_KEYS
 from ds_train.ranks.signals import ExitCode
 from tests.support.launching import REPOSITORY
 from tests.support.markdown import anchors, code_words, links, name_of, pages, tables
-from tests.system.test_entry_points import EVAL_FIELDS, TRAIN_FIELDS
+from tests.support.runs import EVAL_FIELDS, TRAIN_FIELDS
 
 EVERY_PAGE = pytest.mark.parametrize("page", pages(), ids=name_of)
 EVERY_ROOM = pytest.mark.parametrize("room", ["data_tools", "ds_train"])

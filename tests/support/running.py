@@ -15,6 +15,7 @@ from tests.support.launching import REPOSITORY, environment, read_log
 from tests.support.waiting import wait_until
 
 _TIMEOUT_S = 240
+ONE_NODE_STEPS = 120  # of the run that those on several nodes must equal
 
 
 def variables(**more: str) -> dict[str, str]:

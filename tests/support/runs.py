@@ -8,6 +8,27 @@ from typing import Any
 from data_tools.runs.logs import RunLogs
 
 Row = dict[str, Any]
+THROUGHPUT = {"tokens", "grad_norm", "skipped_steps", "ledger",
+              "tokens_per_second", "data_wait_fraction", "peak_memory_gb"}  # fmt: skip
+TRAIN_FIELDS = {
+    "pptrain": {"step", "loss", "lr", "curr_acc", "stage", "alpha", "timestamp"} | THROUGHPUT,
+    "pretrain": {
+        "step",
+        "loss",
+        "lr",
+        "c4_loss",
+        "mixin_loss",
+        "c4_count",
+        "mixin_count",
+        "mixin_fraction",
+        "timestamp",
+    }
+    | THROUGHPUT,
+}
+EVAL_FIELDS = {
+    "pptrain": {"step", "stage", "alpha", "heldout_acc", "heldout_loss", "num_examples", "timestamp"},
+    "pretrain": {"step", "heldout_acc", "heldout_loss", "heldout_c4_loss", "num_examples", "timestamp"},
+}
 
 
 def write_run(

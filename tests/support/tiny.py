@@ -9,6 +9,13 @@ from data_tools import build_data_splits, build_pretrain
 from data_tools.base.rng import CounterStream
 
 SEQ_LEN = 256
+SHORT_STEPS = 12
+_SHORT = "--lr 2e-3 --global_batch 8 --keep_last 0"
+SHORT_FLAGS = {  # runs of so many steps, with two promotions and with evaluations
+    "pptrain": f"--max_steps {SHORT_STEPS} --curr_window 16 --curr_threshold 0.4 --curr_check_every 2 {_SHORT}".split(),
+    "pretrain": f"--total_steps {SHORT_STEPS} --mixin_percent 0.3 --eval_every 4 --pptrain_checkpoint none {_SHORT}"
+    .split(),
+}  # fmt: skip
 _SENTENCE_WORDS = """Suppose we have the following facts If is a person are Everyone that someone then they Given and
 want to prove Proof""".split()
 _VOCABULARY = sorted([*_SENTENCE_WORDS, *"C V <|endoftext|> <unk> . : ,".split()])

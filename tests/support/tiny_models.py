@@ -1,6 +1,8 @@
 """A tokenizer of single characters, models of a few thousand weights, random documents."""
 
 import string
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +11,8 @@ from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfi
 
 from data_tools.corpus.tokenizer import TextTokenizer
 from data_tools.samples.documents import EncodedExample
+from data_tools.samples.readers import StreamReader
+from data_tools.search.generator import ExampleGenerator
 from ds_train.step.micro_batch import MicroBatch
 
 ARCHITECTURES = ("gpt_neox", "llama", "gpt2")
@@ -24,6 +28,13 @@ def tiny_tokenizer() -> TextTokenizer:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([EOS])
     return TextTokenizer(backend, EOS, "tiny")
+
+
+def stream_reader(**changes: Any) -> StreamReader:
+    """Samples of the stream at miniature sizes, in characters."""
+    source = ExampleGenerator(max_input_size=48, max_lookahead=8, seed=1337, purpose="train")
+    reader = StreamReader(source, tiny_tokenizer(), 4096, frozenset(), 1337, "first", "any")
+    return replace(reader, **changes)
 
 
 def tiny_config(architecture: str, *, attention: str = "sdpa", positions: int = 256) -> PretrainedConfig:

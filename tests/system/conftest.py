@@ -11,10 +11,8 @@ from tests.support import tiny
 from tests.support.hosts import Hosts
 from tests.support.launching import REPOSITORY
 from tests.support.packages import require_namespaces, require_programs
-from tests.support.running import finish, script, trainer_flags
+from tests.support.running import ONE_NODE_STEPS, finish, script, trainer_flags
 from tests.support.slurm import Slurm
-
-ONE_NODE_STEPS = 120
 
 
 @pytest.fixture(scope="session")

@@ -26,22 +26,18 @@ from data_tools.base.rng import CounterStream
 from ds_train.checkpoints.manifest import choose_checkpoint, defect_of, step_directories
 from ds_train.phases import pptrain, pretrain
 from tests.support import tiny
+from tests.support.comparing import comparable as without_clock
 from tests.support.launching import read_log
 
-STEPS, SAVE_EVERY = 12, 3
-TIMING = {"timestamp", "tokens_per_second", "data_wait_fraction", "peak_memory_gb"}
+SAVE_EVERY = 3
 WATCHED = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")
 RANKS = {"pptrain": 1, "pretrain": 2}
 HANG_S = 120
 
 
 def arguments(scratch: Path, phase: str, name: str) -> list[str]:
-    flags = {
-        "pptrain": f"--max_steps {STEPS} --curr_window 16 --curr_threshold 0.4 --curr_check_every 2",
-        "pretrain": f"--total_steps {STEPS} --mixin_percent 0.3 --eval_every 4 --pptrain_checkpoint none",
-    }
     return [
-        *tiny.flags(scratch), *flags[phase].split(), "--lr", "2e-3", "--global_batch", "8", "--micro_batch", "4",
+        *tiny.flags(scratch), *tiny.SHORT_FLAGS[phase], "--micro_batch", "4",
         "--save_every", str(SAVE_EVERY), "--keep_last", "2", "--num_workers", "1", "--run_name", name,
     ]  # fmt: skip
 
@@ -113,10 +109,7 @@ def wait(children: list[int]) -> list[int]:
 
 def comparable(run: Path) -> dict[str, Any]:
     """Everything a run leaves that must not depend on kills: logs without timings, last checkpoint's tensors."""
-    logs = {
-        name: [{k: v for k, v in row.items() if k not in TIMING} for row in read_log(run, name)]
-        for name in ("train", "eval")
-    }
+    logs = {name: without_clock(read_log(run, name)) for name in ("train", "eval")}
     newest = step_directories(run / "checkpoints")[0]
     tensors = {
         path.name: _tensors(torch.load(path, weights_only=False, map_location="cpu")) for path in newest.glob("*.pt")

@@ -22,8 +22,8 @@ from ds_train.ranks.entry import run_entry
 from ds_train.ranks.world import world_from_env
 from ds_train.step import engine
 from ds_train.training import loop
+from tests.support.comparing import tensors_of
 from tests.system.launched import MAINS
-from tests.system.test_resume import _tensors
 
 
 def main() -> int:
@@ -85,7 +85,7 @@ def bad_gradient(engine_, number: int, num_micro_batches: int):
 def snapshot(engine_) -> dict[str, torch.Tensor]:
     """Copies of this rank's part of weights and optimizer state."""
     weights = {name: getattr(p, "ds_tensor", p).data for name, p in engine_.module.named_parameters()}
-    return {name: tensor.clone() for name, tensor in _tensors([weights, engine_.optimizer.state_dict()]).items()}
+    return {name: tensor.clone() for name, tensor in tensors_of([weights, engine_.optimizer.state_dict()]).items()}
 
 
 if __name__ == "__main__":

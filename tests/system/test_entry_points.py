@@ -8,28 +8,8 @@ import pytest
 
 from tests.support import tiny
 from tests.support.launching import launch, read_log
+from tests.support.runs import EVAL_FIELDS, TRAIN_FIELDS
 
-THROUGHPUT = {"tokens", "grad_norm", "skipped_steps", "ledger",
-              "tokens_per_second", "data_wait_fraction", "peak_memory_gb"}  # fmt: skip
-TRAIN_FIELDS = {
-    "pptrain": {"step", "loss", "lr", "curr_acc", "stage", "alpha", "timestamp"} | THROUGHPUT,
-    "pretrain": {
-        "step",
-        "loss",
-        "lr",
-        "c4_loss",
-        "mixin_loss",
-        "c4_count",
-        "mixin_count",
-        "mixin_fraction",
-        "timestamp",
-    }
-    | THROUGHPUT,
-}
-EVAL_FIELDS = {
-    "pptrain": {"step", "stage", "alpha", "heldout_acc", "heldout_loss", "num_examples", "timestamp"},
-    "pretrain": {"step", "heldout_acc", "heldout_loss", "heldout_c4_loss", "num_examples", "timestamp"},
-}
 COMMON = "--global_batch 16 --micro_batch 4 --lr 4e-3 --log_every 5".split()
 
 

@@ -7,6 +7,7 @@ import pytest
 from ds_train import audit
 from tests.support.hosts import NAMES, Hosts
 from tests.support.running import (
+    ONE_NODE_STEPS,
     finish,
     newest_checkpoint,
     running,
@@ -16,7 +17,6 @@ from tests.support.running import (
     wait_for_step,
 )
 from tests.support.waiting import wait_until
-from tests.system.conftest import ONE_NODE_STEPS
 
 _LOST = NAMES[1]
 pytestmark = [pytest.mark.launch, pytest.mark.service]

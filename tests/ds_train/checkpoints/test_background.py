@@ -14,9 +14,9 @@ from ds_train.checkpoints.hashing_file import write_file
 from ds_train.checkpoints.manifest import defect_of, step_directories
 from ds_train.checkpoints.save import read_state
 from tests.support import tiny
+from tests.support.comparing import assert_same_checkpoint, comparable
 from tests.support.launching import launch, read_log
 from tests.system.launched_background import HELD
-from tests.system.test_resume import _assert_same_checkpoint, _comparable
 
 STEPS = 8
 LAYOUTS = {
@@ -156,7 +156,7 @@ def test_training_continues_and_the_checkpoint_is_that_of_its_step(
     runs = [tiny_scratch / f"behind_{name}" for name in (layout, f"{layout}_sync")]
     assert _checkpoints(tiny_scratch, layout) == _checkpoints(tiny_scratch, f"{layout}_sync") == [3, 6, 8]
     for step in (3, 6, 8):
-        _assert_same_checkpoint(*runs, step=step)
+        assert_same_checkpoint(*runs, step=step)
         assert read_state(runs[0] / "checkpoints" / f"step_{step:08d}").step == step
 
 
@@ -188,8 +188,8 @@ def test_a_stop_waits_for_the_checkpoint_being_written(launched: str, tiny_scrat
     made = _checkpoints(tiny_scratch, "signal")
     assert made[0] == HELD and HELD + 1 < made[1] <= 2 * HELD and made[-1] == STEPS
     run, straight = (tiny_scratch / f"behind_{name}" for name in ("signal", "next"))
-    assert _comparable(read_log(run)) == _comparable(read_log(straight))
-    _assert_same_checkpoint(run, straight, step=STEPS)
+    assert comparable(read_log(run)) == comparable(read_log(straight))
+    assert_same_checkpoint(run, straight, step=STEPS)
 
 
 @pytest.mark.launch

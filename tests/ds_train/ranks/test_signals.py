@@ -13,10 +13,10 @@ import pytest
 from ds_train.checkpoints.manifest import step_directories
 from ds_train.checkpoints.save import read_state
 from tests.support import tiny
+from tests.support.comparing import assert_same_checkpoint, comparable
 from tests.support.launching import REPOSITORY, environment, launch, read_log
 from tests.support.running import running, wait_for_step
 from tests.system.launched_signals import STATES
-from tests.system.test_resume import FLAGS, STEPS, _assert_same_checkpoint, _comparable
 
 STARTING = ("start-up", "model building", "loader start-up", "first evaluation")  # nothing to save yet
 BEHIND = "writing behind training"
@@ -25,8 +25,8 @@ MORE_FLAGS = {"the commit of a save": ["--sync_save"]}  # so that it is known wh
 
 def _arguments(scratch: Path, phase: str, name: str) -> list[str]:
     return [
-        *tiny.flags(scratch), *FLAGS[phase].split(), "--lr", "2e-3", "--global_batch", "8", "--micro_batch", "2",
-        "--num_workers", "1", "--keep_last", "0", "--save_every", "4", "--run_name", f"signal_{phase}_{name}",
+        *tiny.flags(scratch), *tiny.SHORT_FLAGS[phase], "--micro_batch", "2",
+        "--num_workers", "1", "--save_every", "4", "--run_name", f"signal_{phase}_{name}",
     ]  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def test_a_stop_in_every_state_loses_nothing(tiny_scratch: Path, tmp_path: Path)
         }
         for number, (phase, state, how, code) in enumerate(asked)
     ]  # fmt: skip
-    for phase in FLAGS:
+    for phase in tiny.SHORT_FLAGS:
         argv = _arguments(tiny_scratch, phase, "straight")
         runs.append({"phase": phase, "state": "undisturbed", "how": "", "codes": [0], "argv": argv})
     path = tmp_path / "runs.json"
@@ -54,10 +54,10 @@ def test_a_stop_in_every_state_loses_nothing(tiny_scratch: Path, tmp_path: Path)
         run, straight = (tiny_scratch / f"signal_{phase}_{name}" for name in (f"{how}_{number}", "straight"))
         assert not (run / "STOP").exists(), "the file stops one launch and is gone"
         for log in ("train", "eval"):
-            assert _comparable(read_log(run, log)) == _comparable(read_log(straight, log)), (phase, state, log)
-        _assert_same_checkpoint(run, straight)
+            assert comparable(read_log(run, log)) == comparable(read_log(straight, log)), (phase, state, log)
+        assert_same_checkpoint(run, straight, tiny.SHORT_STEPS)
         stopped_at = [int(path.name.removeprefix("step_")) for path in step_directories(run / "checkpoints")]
-        extra = set(stopped_at) - {4, 8, STEPS}
+        extra = set(stopped_at) - {4, 8, tiny.SHORT_STEPS}
         pending = [path for path in step_directories(run / "checkpoints") if read_state(path).evaluation_pending]
         if state == BEHIND:  # training is anywhere then, an evaluation included
             assert len(pending) <= 1

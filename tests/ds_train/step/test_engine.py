@@ -25,8 +25,7 @@ from ds_train.step.losses import PackedLM
 from ds_train.step.micro_batch import MicroBatch
 from ds_train.step.nonfinite import NonFinite
 from ds_train.step.stream import RankBatchBuilder
-from tests.ds_train.step.test_stream import _reader
-from tests.support.tiny_models import tiny_config
+from tests.support.tiny_models import stream_reader, tiny_config
 
 LAYOUT = Layout(world_size=1, micro_batch=2, grad_accum=2)
 
@@ -47,7 +46,7 @@ def _engine(architecture: str = "gpt_neox", build=build_engine, **changes: objec
 
 
 def _batch(step: int = 1):
-    builder = RankBatchBuilder({SampleKind.STREAM: _reader()}, LAYOUT, rank=0)
+    builder = RankBatchBuilder({SampleKind.STREAM: stream_reader()}, LAYOUT, rank=0)
     return builder.build(CurriculumSampler(LAYOUT.global_batch).plan(Cursor(stage=2), step))
 
 

@@ -3,22 +3,18 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from deepspeed import DeepSpeedEngine
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from data_tools.samples.documents import Document, EncodedExample, example_documents
 from data_tools.samples.readers import c4_document
 from ds_train.config.layout import Layout
-from ds_train.model.causal_lm import build_model
 from ds_train.step.losses import AnswerCorrectness, PackedLM
-from ds_train.step.micro_batch import C4, SYNTHETIC, MicroBatch, pack
-from tests.support.tiny_models import ARCHITECTURES, VOCAB_SIZE, encoded, random_example, random_ids, tiny_config
+from ds_train.step.micro_batch import C4, SYNTHETIC, pack
+from tests.support.packed_models import documents_of, mixed_samples, packed_logits, tiny_model
+from tests.support.tiny_models import ARCHITECTURES, VOCAB_SIZE, encoded, random_example, random_ids
 
 EVERY_MODEL = pytest.mark.parametrize("attention", ["packed", "sdpa", "eager"])
 EVERY_ARCHITECTURE = pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -31,25 +27,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def tiny_model(architecture: str, attention: str = "sdpa") -> PackedLM:
-    return PackedLM(build_model(tiny_config(architecture, attention=attention), seed=1))
-
-
-def mixed_samples(seed: int = 0) -> list[list[Document]]:
-    """Synthetic samples of all losses and a C4 block, of uneven lengths."""
-    rng = np.random.default_rng(seed)
-    samples = [
-        example_documents(random_example(rng, num_answers=n % 3 + 1), loss=loss, trained=n % 3, scored="any")
-        for n, loss in enumerate(["weighted", "lm", "answer", "weighted", "lm", "weighted", "weighted"])
-    ]
-    samples.insert(3, [c4_document(np.array(random_ids(rng, 40), np.int64))])
-    return samples
-
-
-def documents_of(samples: list[list[Document]]) -> list[Document]:
-    return [document for sample in samples for document in sample]
 
 
 @contextmanager
@@ -101,17 +78,6 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
     """The largest distance of two gradients of a tensor, relative to the largest gradient norm of all."""
     scale = max(float(gradient.norm()) for gradient in other.values())
     return max(float((one[name] - other[name]).norm()) for name in other) / scale
-
-
-def packed_logits(model: PackedLM, batch: MicroBatch) -> torch.Tensor:
-    """What the language-model head gives in a forward of the micro-batch: (needed targets, vocab)."""
-    seen: list[torch.Tensor] = []
-    head = model.causal_lm.get_output_embeddings()
-    hook = head.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
-    model(batch)
-    hook.remove()
-    (logits,) = seen
-    return logits.flatten(0, 1)
 
 
 def needed_logits(model: PackedLM, documents: list[Document]) -> torch.Tensor:
@@ -285,60 +251,3 @@ def test_prompts_without_weight_get_no_logits():
     num_answer_tokens = sum(len(example.answers[0]) for example in examples)
     assert packed_logits(model, batch).shape == (num_answer_tokens, VOCAB_SIZE)
     assert batch.input_ids.shape[1] == sum(len(e.prompt) + len(e.answers[0]) - 1 for e in examples)
-
-
-def in_bf16(model: PackedLM) -> PackedLM:
-    """Cast in place with DeepSpeed's own method; a plain ``.to(torch.bfloat16)`` would round the rotary frequencies."""
-    DeepSpeedEngine._cast_module_mixed_precision(SimpleNamespace(module=model), torch.bfloat16, None, False)
-    return model
-
-
-class LargestFp32(TorchDispatchMode):
-    """Remembers the largest fp32 tensor that any operation made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_elements = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), named=None):
-        result = function(*arguments, **(named or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float32:
-                self.num_elements = max(self.num_elements, leaf.numel())
-        return result
-
-
-@EVERY_ARCHITECTURE
-def test_no_fp32_logits_of_the_whole_row(architecture, monkeypatch):
-    """Under bf16 neither forward nor backward holds fp32 values for all logits at once."""
-    monkeypatch.setattr(
-        "ds_train.step.losses._BLOCK_ELEMENTS", 8 * VOCAB_SIZE
-    )  # a block holds a whole tiny row otherwise
-    model = in_bf16(tiny_model(architecture))
-    rng = np.random.default_rng(8)
-    samples = [example_documents(random_example(rng), loss="weighted") for _ in range(12)]
-    batch = pack(samples)
-    assert packed_logits(model, batch).dtype == torch.bfloat16
-    with LargestFp32() as largest:
-        loss_sum, _, _ = model(batch)
-        loss_sum.backward()
-    assert loss_sum.dtype == torch.float32
-    assert largest.num_elements > 0
-    assert largest.num_elements < len(batch.targets) * VOCAB_SIZE
-
-
-@EVERY_ARCHITECTURE
-def test_bf16_loss_is_close_to_the_fp32_one(architecture):
-    model, samples = tiny_model(architecture), mixed_samples()
-    batch = pack(samples)
-    exact = model(batch)[0].item()
-    rounded = in_bf16(model)(batch)[0].item()
-    assert rounded == pytest.approx(exact, rel=0.02)
-
-
-@pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
-def test_rotary_frequencies_stay_fp32_under_bf16(architecture):
-    model = in_bf16(tiny_model(architecture))
-    assert all(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
-    frequencies = [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
-    assert frequencies and all(buffer.dtype == torch.float32 for buffer in frequencies)

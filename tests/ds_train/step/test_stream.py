@@ -14,27 +14,20 @@ import torch.distributed as dist
 from data_tools.base.errors import UserError
 from data_tools.samples.readers import StreamReader
 from data_tools.samples.samplers import CurriculumSampler, Cursor, SampleKind
-from data_tools.search.generator import ExampleGenerator
 from data_tools.search.splits import prompt_digest
 from ds_train.config.layout import Layout
 from ds_train.ranks.world import World
 from ds_train.run import assembly
 from ds_train.step.stream import RankBatch, RankBatchBuilder, Stream
-from tests.support.tiny_models import assert_same_micro_batch, tiny_tokenizer
+from tests.support.tiny_models import assert_same_micro_batch, stream_reader
 
 LAYOUT = Layout(world_size=2, micro_batch=2, grad_accum=2)
 CPU = torch.device("cpu")
 
 
-def _reader(**changes) -> StreamReader:
-    source = ExampleGenerator(max_input_size=48, max_lookahead=8, seed=1337, purpose="train")
-    reader = StreamReader(source, tiny_tokenizer(), 4096, frozenset(), 1337, "first", "any")
-    return replace(reader, **changes)
-
-
 def _stream(num_workers: int, rank: int = 0, reader: StreamReader | None = None) -> Stream:
     stream = Stream(num_workers, CPU)
-    builder = RankBatchBuilder({SampleKind.STREAM: reader or _reader()}, LAYOUT, rank)
+    builder = RankBatchBuilder({SampleKind.STREAM: reader or stream_reader()}, LAYOUT, rank)
     stream.supply(CurriculumSampler(LAYOUT.global_batch), builder)
     return stream
 
@@ -79,18 +72,18 @@ def test_promotion_takes_effect_at_the_exact_index(num_workers: int, consumed_be
 
 
 def test_sample_can_be_regenerated_alone() -> None:
-    reader = _reader()
+    reader = stream_reader()
     together = reader.read([10, 11, 12], stage=4)
     for index, sample in zip([10, 11, 12], together, strict=True):
-        (alone,) = _reader().read([index], stage=4)
+        (alone,) = stream_reader().read([index], stage=4)
         for ours, theirs in zip(alone.documents, sample.documents, strict=True):
             assert np.array_equal(ours.tokens, theirs.tokens)
 
 
 def test_reserved_and_too_long_candidates_are_replaced_at_the_same_index() -> None:
-    reader = _reader()
+    reader = stream_reader()
     first = reader.source.example(5, 4, 0)
-    reserved = _reader(reserved={prompt_digest(first.input_text)})
+    reserved = stream_reader(reserved={prompt_digest(first.input_text)})
     (sample,) = reserved.read([5], 4)
     second = reader.source.example(5, 4, 1)
     assert reader.tokenizer.decode(sample.documents[0].tokens).startswith(second.input_text)
@@ -99,7 +92,7 @@ def test_reserved_and_too_long_candidates_are_replaced_at_the_same_index() -> No
     lengths = {attempt: _longest(reader, 5, attempt) for attempt in range(40)}
     limit = min(lengths[0] - 1, sorted(lengths.values())[5])
     accepted = next(attempt for attempt, length in lengths.items() if length <= limit)
-    (short,) = _reader(seq_len=limit).read([5], 4)
+    (short,) = stream_reader(seq_len=limit).read([5], 4)
     assert [(o.index, o.attempt, o.num_tokens) for o in short.overflows] == [
         (5, attempt, lengths[attempt]) for attempt in range(accepted)
     ]
@@ -115,7 +108,7 @@ def _longest(reader: StreamReader, index: int, attempt: int) -> int:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_impossible_sample_is_one_clear_error(num_workers: int) -> None:
-    with _stream(num_workers, reader=_reader(seq_len=20)) as stream:
+    with _stream(num_workers, reader=stream_reader(seq_len=20)) as stream:
         stream.restart(Cursor(stage=2), 0)
         with pytest.raises(
             UserError, match=r"stage 2 \(alpha 0\.25.*500 attempts.*100% were longer than seq_len 20"
