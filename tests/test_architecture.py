@@ -6,21 +6,8 @@ from graphlib import TopologicalSorter
 
 import pytest
 
-from tests.support.paths import REPOSITORY
+from tests.support.source_code import MODULES, PACKAGES, SOURCES, imported_names
 
-PACKAGES = ("data_tools", "ds_train")
-
-
-def _name(path: str) -> str:
-    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-
-SOURCES = {
-    _name(str(path.relative_to(REPOSITORY))): path.read_text()
-    for package in PACKAGES
-    for path in sorted((REPOSITORY / package).rglob("*.py"))
-}
-MODULES = {module: ast.parse(source) for module, source in SOURCES.items()}
 ROOMS = {".".join(module.split(".")[:2]) for module in MODULES if module.count(".") == 2}
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
@@ -75,18 +62,6 @@ PURE = {
     "data_tools.base.rng", "data_tools.samples.samplers", "ds_train.phases.curriculum", "ds_train.config.layout",
     "ds_train.config.schedule",
 }  # fmt: skip
-
-
-def imported_names(tree: ast.AST) -> set[str]:
-    """Modules a tree imports, at its top and inside functions, with the names that may be modules themselves."""
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "absolute imports only"
-            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
 
 
 def packages_of(module: str) -> set[str]:

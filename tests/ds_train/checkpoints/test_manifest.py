@@ -14,8 +14,6 @@ from ds_train.checkpoints.manifest import (
     LATEST,
     MANIFEST,
     choose_checkpoint,
-    commit,
-    file_entry,
     saving_name,
     set_aside,
     step_directories,
@@ -23,18 +21,8 @@ from ds_train.checkpoints.manifest import (
 )
 from ds_train.run.record import LAUNCHES, set_foreign_logs_aside
 from tests.support import foreign_files
+from tests.support.checkpoints import FILES, write_checkpoint
 from tests.support.file_systems import small_file_system
-
-FILES = {"mp_rank_00_model_states.pt": b"weights" * 50, "zero_pp_rank_0_optim_states.pt": b"adam" * 80}
-
-
-def write_checkpoint(directory: Path, step: int) -> Path:
-    saving = directory / saving_name(step)
-    (saving / "huggingface").mkdir(parents=True)
-    for name, content in {**FILES, "huggingface/config.json": b"{}"}.items():
-        (saving / name).write_bytes(content + str(step).encode())
-    entries = {path.relative_to(saving).as_posix(): file_entry(path) for path in saving.rglob("*") if path.is_file()}
-    return commit(directory, step, entries)
 
 
 @pytest.fixture

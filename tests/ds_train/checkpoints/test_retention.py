@@ -13,8 +13,8 @@ from data_tools.base.files import size_on_disk
 from ds_train.checkpoints import manifest
 from ds_train.checkpoints.manifest import defect_of, saving_name, step_directories, step_name
 from ds_train.checkpoints.retention import Retention
-from tests.ds_train.checkpoints.test_manifest import write_checkpoint
 from tests.support import foreign_files
+from tests.support.checkpoints import write_checkpoint
 from tests.support.file_systems import undeletable
 
 

@@ -12,7 +12,7 @@ from ds_train.checkpoints import background, hashing_file, save
 from ds_train.checkpoints.manifest import FileEntry, defect_of, step_directories, step_name
 from ds_train.checkpoints.save import Checkpoints
 from ds_train.ranks.world import World
-from tests.ds_train.training.test_metrics import full_state
+from tests.support.checkpoints import full_state
 from tests.support.file_systems import undeletable
 
 

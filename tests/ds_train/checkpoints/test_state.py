@@ -1,0 +1,90 @@
+"""What is resumable survives a checkpoint file."""
+
+import dataclasses
+import random
+
+import pytest
+import torch
+
+from data_tools.base.errors import UserError
+from data_tools.samples.samplers import Cursor
+from ds_train.checkpoints.rank_rng import rng_state, set_rng_state
+from ds_train.checkpoints.state import TrainState
+from tests.support.checkpoints import full_state
+
+
+def through_a_file(state: TrainState, path, **load) -> TrainState:
+    torch.save({"module": {"w": torch.ones(2)}, **state.to_client_state()}, path)
+    return TrainState.from_client_state(torch.load(path, **load), str(path))
+
+
+def flat(value):
+    """Nested values with tensors as lists, so that they can be compared."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: flat(item) for key, item in value.items()}
+    return [flat(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize("weights_only", [True, False])
+def test_state_survives_a_checkpoint_file(tmp_path, weights_only):
+    state = full_state()
+    restored = through_a_file(state, tmp_path / "s.pt", weights_only=weights_only)
+    assert flat(dataclasses.asdict(restored)) == flat(dataclasses.asdict(state))
+
+
+def test_the_names_that_tools_read():
+    (saved,) = full_state().to_client_state().values()
+    assert set(saved) >= {
+        "step", "consumed_index", "stage", "window", "c4_block_idx", "mixin_idx", "tokens", "rng", "fingerprints",
+        "world_size", "micro_batch", "grad_accum", "global_batch", "seed", "versions",
+    }  # fmt: skip
+
+
+def test_generators_go_on_where_they_were_saved(tmp_path):
+    set_rng_state({"python": random.Random(3).getstate(), "torch": torch.Generator().manual_seed(3).get_state()})
+    saved = dataclasses.replace(full_state(), rng=[rng_state()])
+    draws = [random.random(), *torch.rand(3).tolist()]
+    assert [random.random(), *torch.rand(3).tolist()] != draws
+    set_rng_state(through_a_file(saved, tmp_path / "s.pt", weights_only=True).rng[0])
+    assert [random.random(), *torch.rand(3).tolist()] == draws
+
+
+def test_saved_state_does_not_change_with_the_running_one():
+    state = full_state()
+    saved = state.to_client_state()
+    state.window.append(0)
+    state.fingerprints["splits"] = "z"
+    (values,) = saved.values()
+    assert values["window"] == [1, 0, 1, 1] and values["fingerprints"]["splits"] == "x"
+
+
+@pytest.mark.parametrize("change", [lambda v: v.pop("window"), lambda v: v.update(colour="red"), lambda v: v.clear()])
+def test_a_state_of_other_fields_is_refused(change):
+    saved = full_state().to_client_state()
+    change(next(iter(saved.values())))
+    with pytest.raises(UserError, match=r"step_7.*--resume none"):
+        TrainState.from_client_state(saved, "step_7")
+
+
+@pytest.mark.parametrize("client_state", [{}, {"ds_train": None}, {"lr_scheduler": {}, "ds_train": [1]}])
+def test_a_foreign_checkpoint_is_refused(client_state):
+    with pytest.raises(UserError, match="step_7"):
+        TrainState.from_client_state(client_state, "step_7")
+
+
+def test_the_unknown_field_is_named():
+    saved = full_state().to_client_state()
+    next(iter(saved.values()))["colour"] = "red"
+    with pytest.raises(UserError, match="colour"):
+        TrainState.from_client_state(saved, "step_7")
+
+
+def test_cursor_and_state_agree():
+    state = full_state()
+    assert state.cursor == Cursor(consumed_index=6400, stage=7, c4_block_idx=6100, mixin_idx=300)
+    cursor = Cursor(1, 2, 3, 4)
+    state.move_to(cursor)
+    assert state.cursor == cursor
+    assert (state.step, state.window) == (200, [1, 0, 1, 1])

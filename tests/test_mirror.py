@@ -1,0 +1,80 @@
+"""Tests are where their modules are, and use each other's helpers only through tests/support."""
+
+import ast
+
+from tests.support.paths import REPOSITORY
+from tests.support.source_code import MODULES, imported_names
+
+MAX_FILE_LINES = 300
+# Modules without a test file of their own → the one that tests them.
+TESTED_IN = {
+    "data_tools.base.errors": "data_tools/base/test_command_line",
+    "data_tools.base.processes": "data_tools/corpus/test_pack_resume",  # no worker outlives a killed pack
+    "data_tools.base.rng": "data_tools/search/test_graphs",
+    "data_tools.base.text_table": "data_tools/test_summarize_run",
+    "data_tools.corpus.pack_progress": "data_tools/corpus/test_pack_resume",
+    "data_tools.corpus.token_stream": "data_tools/test_build_pretrain",
+    "data_tools.inspect.lengths": "data_tools/inspect/test_inspect",
+    "data_tools.inspect.samples": "data_tools/inspect/test_inspect",
+    "data_tools.inspect.terminal": "data_tools/inspect/test_inspect_output",
+    "data_tools.inspect.token_view": "data_tools/inspect/test_inspect_output",
+    "data_tools.runs.facts": "data_tools/test_summarize_run",
+    "data_tools.runs.panels": "data_tools/runs/test_pictures",
+    "data_tools.runs.report": "data_tools/test_plot_run",
+    "data_tools.runs.settings": "data_tools/runs/test_logs",
+    "data_tools.samples.documents": "ds_train/step/test_losses",
+    "data_tools.samples.readers": "ds_train/step/test_stream",
+    "ds_train.checkpoints.exporting": "ds_train/test_export",
+    "ds_train.checkpoints.rank_rng": "ds_train/checkpoints/test_state",
+    "ds_train.checkpoints.resume": "system/test_elastic",
+    "ds_train.checkpoints.weights": "ds_train/test_exported_use",
+    "ds_train.config.json_checks": "ds_train/config/test_deepspeed_json",
+    "ds_train.config.trainer_flags": "ds_train/config/test_flags",
+    "ds_train.experiment.conditions": "ds_train/experiment/test_plan",
+    "ds_train.model.attention": "ds_train/step/test_losses",
+    "ds_train.phases.evaluation": "ds_train/test_evaluate",
+    "ds_train.phases.launch_check": "ds_train/test_preflight",
+    "ds_train.phases.pptrain": "system/test_entry_points",
+    "ds_train.phases.pretrain": "system/test_entry_points",
+    "ds_train.phases.scores": "ds_train/test_evaluate",
+    "ds_train.pptrain": "system/test_entry_points",
+    "ds_train.pretrain": "system/test_entry_points",
+    "ds_train.ranks.collectives": "ds_train/step/test_engine",
+    "ds_train.ranks.entry": "ds_train/ranks/test_watchdog",
+    "ds_train.run.assembly": "ds_train/ranks/test_signals",
+    "ds_train.run.fingerprints": "ds_train/config/test_flags",
+    "ds_train.run.inputs": "ds_train/run/test_bad_input",
+    "ds_train.run.record": "ds_train/config/test_run_file",
+    "ds_train.run.summary": "system/test_entry_points",
+    "ds_train.training.phase": "ds_train/training/test_loop",
+}
+TESTS = {path: path.read_text() for path in sorted((REPOSITORY / "tests").rglob("*.py"))}
+
+
+def _has_test(place: str) -> bool:
+    return (REPOSITORY / "tests" / f"{place}.py").exists()
+
+
+def test_every_module_has_a_test_file_or_is_listed() -> None:
+    mirrors = {}
+    for module in MODULES:
+        *rooms, name = module.split(".")
+        if len(rooms) > 0 and name != "__main__" and not (REPOSITORY / module.replace(".", "/")).is_dir():
+            mirrors[module] = f"{'/'.join(rooms)}/test_{name}"
+    assert {module for module, mirror in mirrors.items() if not _has_test(mirror)} == TESTED_IN.keys()
+    assert [test for test in TESTED_IN.values() if not _has_test(test)] == []
+
+
+def test_tests_import_no_other_tests() -> None:
+    found = [
+        (path.name, name)
+        for path, text in TESTS.items()
+        for name in imported_names(ast.parse(text))
+        if name.startswith("tests.") and name.split(".")[-1].startswith(("test_", "conftest"))
+    ]
+    assert found == []
+
+
+def test_test_files_are_short() -> None:
+    lengths = {path.name: len(text.splitlines()) for path, text in TESTS.items()}
+    assert {name: length for name, length in lengths.items() if length > MAX_FILE_LINES} == {}
