@@ -9,6 +9,7 @@ MAX_FILE_LINES = 300
 # Modules without a test file of their own → the one that tests them.
 TESTED_IN = {
     "data_tools.base.errors": "data_tools/base/test_command_line",
+    "data_tools.base.kinds": "ds_train/config/test_bad_values",
     "data_tools.base.processes": "data_tools/corpus/test_pack_resume",  # no worker outlives a killed pack
     "data_tools.base.rng": "data_tools/search/test_graphs",
     "data_tools.base.text_table": "data_tools/test_summarize_run",
