@@ -8,7 +8,12 @@ from tests.support.source_code import MODULES, imported_names
 MAX_FILE_LINES = 300
 # Modules without a test file of their own → the one that tests them.
 TESTED_IN = {
+    "data_tools.adopt.checkpoints": "data_tools/adopt/test_adopt",
+    "data_tools.adopt.packs": "data_tools/adopt/test_adopt",
+    "data_tools.adopt.plan": "data_tools/adopt/test_adopt",
+    "data_tools.adopt.splits": "data_tools/adopt/test_adopt",
     "data_tools.base.errors": "data_tools/base/test_command_line",
+    "data_tools.base.foreign": "data_tools/test_build_pretrain",
     "data_tools.base.kinds": "ds_train/config/test_bad_values",
     "data_tools.base.processes": "data_tools/corpus/test_pack_resume",  # no worker outlives a killed pack
     "data_tools.base.rng": "data_tools/search/test_graphs",
