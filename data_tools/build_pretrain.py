@@ -53,6 +53,7 @@ from data_tools.corpus.text_source import (
     FileSource,
     HubSource,
     add_source_flags,
+    reading_order,
     shuffled_documents,
 )
 from data_tools.corpus.token_stream import TokenStream
@@ -85,7 +86,8 @@ def main(argv: list[str] | None = None) -> None:
             shuffle_buffer=args.shuffle_buffer,
             special_tokens_as_text=begun.get("special_tokens_as_text", not begun),
         )
-        progress = find_progress(args.pack_dir, asked, args.overwrite)
+        order = reading_order(source, args.seed) if args.source else []  # the Hub's is pinned, and costs a request
+        progress = find_progress(args.pack_dir, asked, args.overwrite, lambda number: source.identity(order[:number]))
         if progress is None:
             print(f"{args.pack_dir} already holds this pack, complete: {asked.num_blocks:,} blocks")
             return
@@ -158,7 +160,8 @@ def _write_files(
             ) from None
         if name == VALIDATION_NAME:
             stream.finish_document()  # its rest would put a validation document into a shard
-        progress.finished.append(FinishedFile(file, stream.cursor))
+        begun = reading_order(source, asked.seed)[: source.num_begun]
+        progress.finished.append(FinishedFile(file, stream.cursor, len(begun), source.identity(begun)))
         progress.write(directory)
 
 

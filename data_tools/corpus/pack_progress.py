@@ -1,7 +1,9 @@
 """The state of a pack directory: empty, an interrupted pack with finished files, or a complete pack; and its lock."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,16 @@ from data_tools.corpus.token_stream import TokenCursor
 
 @dataclass(frozen=True)
 class FinishedFile:
-    """A written file, and the position in the row of all documents where the next file begins."""
+    """A written file, and the position in the row of all documents where the next file begins.
+
+    It depends on the first ``num_parts`` parts of the source, in the order of reading, whose identity is
+    ``parts_sha256``; version 0.1 did not record this.
+    """
 
     file: PackedFile
     end: TokenCursor
+    num_parts: int = 0
+    parts_sha256: str = ""
 
 
 @dataclass
@@ -55,7 +63,10 @@ class PackProgress:
         """The recorded progress of a directory, up to the first missing or changed file; None without a record."""
         try:
             content = json.loads((directory / PROGRESS_NAME).read_text(encoding="utf-8"))
-            finished = [FinishedFile(PackedFile(**f["file"]), TokenCursor(**f["end"])) for f in content["finished"]]
+            finished = [
+                FinishedFile(**item | {"file": PackedFile(**item["file"]), "end": TokenCursor(**item["end"])})
+                for item in content["finished"]
+            ]
             progress = cls(PackParameters(**content["parameters"]), content["source"])
         except FileNotFoundError:
             return None
@@ -92,8 +103,15 @@ def refuse_what_others_wrote(directory: Path) -> None:
         raise UserError(f"{directory} holds {files[0].name} of another origin: {reason}. Choose another --pack_dir.")
 
 
-def find_progress(directory: Path, asked: PackParameters, overwrite: bool) -> PackProgress | None:
+def find_progress(
+    directory: Path, asked: PackParameters, overwrite: bool, identity: Callable[[int], str]
+) -> PackProgress | None:
     """Find the progress of an earlier pack with the parameters ``asked``.
+
+    Of an unfinished pack whose source has changed since, the files that do not depend on the change are kept.
+
+    Args:
+        identity: of this number of parts of the source, in the order of reading.
 
     Returns:
         its progress; an empty one if there is nothing, or if ``overwrite`` allows to replace what is there; None if
@@ -121,6 +139,9 @@ def find_progress(directory: Path, asked: PackParameters, overwrite: bool) -> Pa
     if overwrite:
         return fresh
     if progress is not None:
+        kept = list(takewhile(lambda item: item.parts_sha256 == identity(item.num_parts), progress.finished))
+        if kept and replace(progress.parameters, source_sha256=asked.source_sha256) == asked:
+            return PackProgress(asked, {}, kept)
         _refuse_if_different(directory, progress.parameters, asked, "an unfinished pack")
     return fresh
 

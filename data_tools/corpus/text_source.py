@@ -26,13 +26,19 @@ class DocumentSource(Protocol):
     Attributes:
         description: description of the source for meta.json.
         sha256: identity of its documents: equal hashes mean equal documents in equal parts.
+        num_begun: parts of which reading has begun.
     """
 
     description: dict[str, Any]
     sha256: str
+    num_begun: int
 
     @property
     def num_parts(self) -> int: ...
+
+    def identity(self, parts: Sequence[int]) -> str:
+        """Hash that identifies the documents of some parts, in this order."""
+        ...
 
     def read_part(self, part: int) -> Iterator[str]:
         """The documents of one part, in order."""
@@ -43,10 +49,14 @@ class DocumentSource(Protocol):
         ...
 
 
+def reading_order(source: DocumentSource, seed: int) -> list[int]:
+    """The parts of a source, in a seeded order."""
+    return permutation(seed, "pack/parts", source.num_parts).tolist()
+
+
 def shuffled_documents(source: DocumentSource, seed: int, buffer_size: int) -> Iterator[str]:
     """Yield all non-empty documents of a source: parts in a seeded order, then through a shuffle buffer."""
-    order = permutation(seed, "pack/parts", source.num_parts).tolist()
-    texts = chain.from_iterable(source.read_part(part) for part in order)
+    texts = chain.from_iterable(source.read_part(part) for part in reading_order(source, seed))
     return buffer_shuffle((_encodable(text) for text in texts if text), seed, buffer_size)
 
 
@@ -86,6 +96,7 @@ class HubSource:
         name, config, split = HUB_DATASET
         self._revision = revision or _newest_revision(name)
         self._stream: Any = None
+        self.num_begun = 0
         self.description = {"dataset": name, "config": config, "split": split, "revision": self._revision}
         self.sha256 = _hash_of([name, config, split, self._revision])
 
@@ -94,12 +105,16 @@ class HubSource:
         return self._dataset().num_shards
 
     def read_part(self, part: int) -> Iterator[str]:
+        self.num_begun += 1
         stream = self._dataset()
         try:
             for row in stream.shard(num_shards=stream.num_shards, index=part):
                 yield row[TEXT_FIELD]
         except Exception as error:  # the network, after the clients' own retries
             raise _unreachable(error) from None
+
+    def identity(self, parts: Sequence[int]) -> str:
+        return _hash_of([self.sha256, *parts])
 
     def left_out(self, num_documents: int) -> list[str]:
         return []
@@ -156,9 +171,11 @@ class FileSource:
         self._skip_bad = skip_bad
         self._num_read = 0  # documents that are not empty
         self._passed_over: list[tuple[int, Unusable]] = []  # documents read before it
-        sizes = [path.stat().st_size for path in self._paths]
+        self._names = [by_path[path] for path in self._paths]
+        self._sizes = sizes = [path.stat().st_size for path in self._paths]
+        self.num_begun = 0
         self.description = {"paths": list(arguments), "num_files": len(sizes), "num_bytes": sum(sizes)}
-        identity: list[Any] = [[by_path[path], size] for path, size in zip(self._paths, sizes, strict=True)]
+        identity: list[Any] = [[name, size] for name, size in zip(self._names, sizes, strict=True)]
         if text_field != TEXT_FIELD:
             self.description["text_field"] = text_field
             identity.append(text_field)
@@ -168,7 +185,11 @@ class FileSource:
     def num_parts(self) -> int:
         return len(self._paths)
 
+    def identity(self, parts: Sequence[int]) -> str:
+        return _hash_of([self._text_field, *([self._names[part], self._sizes[part]] for part in parts)])
+
     def read_part(self, part: int) -> Iterator[str]:
+        self.num_begun += 1
         for record in read_records(self._paths[part], self._text_field):
             if isinstance(record, Unusable):
                 self._pass_over(record)
@@ -185,7 +206,8 @@ class FileSource:
         if num_bad > self._skip_bad:
             raise UserError(
                 f"{record.problem} It is bad record number {num_bad}. Pass over it with --skip_bad {num_bad} (or "
-                "more), which keeps what is finished; a corrected file is another source, whose pack begins anew."
+                "more), which keeps all that is finished; or correct the file, which keeps the shards that were "
+                "finished before it was opened."
             )
 
 

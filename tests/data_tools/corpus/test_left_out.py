@@ -1,5 +1,6 @@
 """A pack of a source with bad records: how many it may have, where they are listed, and what an interruption costs."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from data_tools.base.errors import UserError
 from data_tools.build_pretrain import main
 from data_tools.corpus import document_files, stretches
 from data_tools.corpus.shards import PackedBlocks
+from data_tools.corpus.text_source import FileSource, reading_order
 from tests.support import packing
 from tests.support.tokenizer_kinds import tokenizer_of
 
@@ -48,7 +50,7 @@ def test_what_a_pack_did_not_reach_is_not_listed(root: Path) -> None:
 
 def test_an_abort_names_the_flag_that_keeps_what_is_finished(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_tools.corpus.token_stream._BATCH_CHARACTERS", 400)
-    with pytest.raises(UserError, match=rf"line {BAD_FIRST}: .*--skip_bad 1 .*keeps what is finished"):
+    with pytest.raises(UserError, match=rf"line {BAD_FIRST}: .*--skip_bad 1 .*keeps all that is finished"):
         packing.pack(root, source=root / "corpus.jsonl", workers=1)
     finished = {path: path.stat().st_mtime_ns for path in (root / "pack").glob("*.bin")}
     assert len(finished) >= 2
@@ -56,6 +58,28 @@ def test_an_abort_names_the_flag_that_keeps_what_is_finished(root: Path, monkeyp
         packing.pack(root, source=root / "corpus.jsonl", skip_bad=1)
     packing.pack(root, source=root / "corpus.jsonl", skip_bad=2)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
+
+
+def test_a_corrected_file_costs_only_what_depends_on_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_tools.corpus.token_stream._BATCH_CHARACTERS", 200)
+    corpus = packing.write_corpus(root / "corpus", packing.make_documents(240), num_files=8)
+    paths = sorted(corpus.iterdir())
+    order = reading_order(FileSource([str(corpus)]), packing.SEED)
+    early, late = paths[order[0]], paths[order[3]]
+    whole = late.read_bytes()
+    late.write_bytes(gzip.compress(b"{\n" + gzip.decompress(whole)))
+    with pytest.raises(UserError, match=r"--skip_bad 1 .*or correct the file"):
+        packing.pack(root, workers=1)
+    finished = {path: path.stat().st_mtime_ns for path in (root / "pack").glob("*.bin")}
+    late.write_bytes(whole)
+    changed = early.read_bytes()
+    early.write_bytes(gzip.compress(gzip.decompress(changed) + b'{"text": "more"}\n'))
+    with pytest.raises(UserError, match=r"an unfinished pack with other parameters .another source"):
+        packing.pack(root, workers=1)
+    early.write_bytes(changed)
+    packing.pack(root, workers=1)
+    assert len(finished) >= 2 and {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert packing.bytes_of(root / "pack") == packing.bytes_of(packing.pack(root, pack_dir=root / "again"))
 
 
 def test_too_small_a_source_names_them_too(root: Path) -> None:
