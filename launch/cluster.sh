@@ -29,15 +29,52 @@ read_hostfile() {
     ((num_nodes > 0)) || fail "$file names no node; expected lines like 'worker-0 slots=8'"
 }
 
+# A shell on the node takes DeepSpeed's command apart, and pdsh replaces %h and its like before.
+special=$'[][:space:]"\'`$\\\\|&;<>(){}*?!#~%[]'
+
+# Print $1 as it must stand within the double quotes that DeepSpeed adds; it escapes those inside itself for arguments.
+escaped() {
+    local text=${1//%/%%}
+    text=${text//\\/\\\\}
+    text=${text//\$/\\\$}
+    printf '%s' "${text//\`/\\\`}"
+}
+
+# Set `node_arguments` to the arguments such that each arrives on the nodes as it was given.
+set_node_arguments() {
+    local argument
+    node_arguments=()
+    for argument in "$@"; do
+        [[ "$argument" != *$'\n'* ]] || fail "the argument '$argument' has two lines, which the launcher cannot pass on"
+        if [[ "$argument" == *' '* ]]; then # DeepSpeed puts it into double quotes
+            argument="$(escaped "$argument")"
+        elif [[ -z "$argument" || "$argument" =~ $special ]]; then
+            argument=${argument//\'/\'\\\'\'}
+            argument="'${argument//%/%%}'"
+        fi
+        node_arguments+=("$argument")
+    done
+}
+
+# Refuse directories that DeepSpeed would not quote: it would train in another one, or not at all.
+check_directories() {
+    local directory
+    for directory in "$PWD" "$repository" "$virtualenv"; do
+        [[ ! "$directory" =~ $special ]] ||
+            fail "'$directory' has characters that DeepSpeed does not quote for the nodes of a hostfile; use a directory without blanks and signs like \$ or '"
+    done
+}
+
 # Print NAME=VALUE lines for the nodes: this shell's variables, then those of the user's own DeepSpeed environment file.
 node_environment() {
-    local name file
+    local name file value
     for name in $(compgen -e); do
-        if [[ "$name" =~ $forwarded && ! "$name" =~ $secret ]]; then
-            printf '%s=%q\n' "$name" "${!name}"
+        if [[ "$name" =~ $forwarded && ! "$name" =~ $secret && "${!name}" != *$'\n'* ]]; then
+            value="$(escaped "${!name}")"
+            printf '%s=%s\n' "$name" "${value//\"/\\\"}"
         fi
     done
-    for file in "$HOME/.deepspeed_env" .deepspeed_env; do
+    for file in "${HOME:+$HOME/.deepspeed_env}" .deepspeed_env; do
         [[ -z "${DS_ENV_FILE:-}" ]] || file="$DS_ENV_FILE"
         if [[ -f "$file" ]]; then
             sed -n '/^[[:space:]]*#/d; /=/p' "$file"
@@ -55,12 +92,15 @@ check_numbers() {
 
 # Train phase $1 through the `deepspeed` launcher: over the nodes of $HOSTFILE, or without one on this node.
 launch_with_deepspeed() {
-    local trainer="$repository/ds_train/$1.py" options ranks environment
+    local trainer="$repository/ds_train/$1.py" options ranks environment node_arguments
     shift
     check_numbers
     use_virtualenv
     if [[ -n "${HOSTFILE+set}" ]]; then
         read_hostfile "$HOSTFILE"
+        check_directories
+        set_node_arguments "$@"
+        set -- "${node_arguments[@]}"
         command -v pdsh >/dev/null || fail "HOSTFILE is set but there is no pdsh here, which reaches the nodes; install it"
         # A node that vanishes without closing its connections is noticed after two minutes.
         export PDSH_SSH_ARGS_APPEND="-o ServerAliveInterval=15 -o ServerAliveCountMax=8 ${PDSH_SSH_ARGS_APPEND:-}"

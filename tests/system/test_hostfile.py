@@ -88,6 +88,7 @@ def test_silent_node_ends_the_other(hosts: Hosts, scratch: Path, tmp_path: Path)
 def test_one_node_hostfile_runs_on_that_node(hosts: Hosts, scratch: Path, tmp_path: Path) -> None:
     """DeepSpeed alone would train on the launching node."""
     (tmp_path / "hostfile").write_text(f"{_LOST} slots=1\n")
-    command = _command(hosts, scratch, "other_node", max_steps=1, micro_batch=8)
+    command = _command(hosts, scratch, "other node's $HOME (2)", max_steps=1, micro_batch=8)
     printed = finish(command, tmp_path / "output", HOSTFILE=str(tmp_path / "hostfile"))
     assert f"{_LOST}: " in printed and f"{NAMES[0]}: " not in printed
+    assert steps_logged(scratch / "other node's $HOME (2)") == [1], "the name went through two shells"

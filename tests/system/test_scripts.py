@@ -1,11 +1,12 @@
 """What the scripts of launch/ hand on, and what they refuse, without starting a trainer."""
 
 import re
-import shlex
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from deepspeed.launcher.multinode_runner import PDSHRunner
 from deepspeed.launcher.runner import fetch_hostfile
 
 from tests.support.launching import REPOSITORY
@@ -126,10 +127,10 @@ def test_nodes_get_the_variables_that_training_needs(tmp_path: Path, stub_enviro
     lines = done.stdout.split("\n--\n")[1].splitlines()
     lines = lines[: len(lines) // 2]  # DeepSpeed reads the file twice: from home and from here
     assert not any(line in ("", "#") or "=" not in line for line in lines), "DeepSpeed fails at such a line"
-    values = {name: shlex.split(value) for name, value in (line.split("=", 1) for line in lines)}
-    assert values["GLOO_SOCKET_IFNAME"] == ["eth 0"]
-    assert values["WANDB_MODE"] == ["offline"] and values["DS_ACCELERATOR"] == ["cpu"]
-    assert values["NCCL_DEBUG"] == ["WARN"] and values["IN_HOME"] == ["1"], "the user's own file comes last"
+    values = dict(line.split("=", 1) for line in lines)
+    assert values["GLOO_SOCKET_IFNAME"] == "eth 0", "DeepSpeed adds quotes"
+    assert values["WANDB_MODE"] == "offline" and values["DS_ACCELERATOR"] == "cpu"
+    assert values["NCCL_DEBUG"] == "WARN" and values["IN_HOME"] == "1", "the user's own file comes last"
     assert "PATH" in values and "EDITOR" not in values and "CUDA_VISIBLE_DEVICES" not in values
     assert "hidden" not in done.stdout
 
@@ -185,3 +186,52 @@ def test_experiment_script(tmp_path: Path, stub_environment: dict[str, str]) -> 
     )
     expected = [str(tmp_path / "a b.yaml"), str(tmp_path / "out"), "--launcher", "bash launch/{}_srun.sh", "--dry_run"]
     assert found == [*prefix, *expected, "NUM_RANKS "]
+
+
+_AWKWARD = [
+    "it's", "run(2)", "$HOME/x", "$HOME and more", "a b", 'say "hi" to it', '"', "`id`", "`id` -u", "back\\slash",
+    "back\\slash and\\ more", "100%", "%h of %n %", "*", "[ab]", "~/x", "a;b|c&d", "<in>", "#", "!!", "",
+    "--lr=1e-3", "é",
+]  # fmt: skip
+
+
+def _through_pdsh(words: list[str], shell: str) -> str:
+    """What a shell on a node makes of them; pdsh joins them, and replaces %n and its like."""
+    command = re.sub("%(.)", lambda found: {"%": "%", "n": "0"}.get(found[1], "replaced"), " ".join(words))
+    return subprocess.run([shell, "-c", command], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+def test_arguments_and_variables_reach_the_nodes_as_they_are(shell: str, stub_environment: dict[str, str]) -> None:
+    """The words go through DeepSpeed's own code, as far as the command of pdsh."""
+    stub_environment["HOSTFILE"] = str(REPOSITORY / "launch" / "hostfile.example")
+    values = {f"HF_{number}": value for number, value in enumerate(_AWKWARD) if value}
+    done = _call("pptrain_hostfile", *_AWKWARD, env={**stub_environment, **values})
+    handed_on = _handed_on(done)
+    given = handed_on[handed_on.index("--num_nodes") + 2 :]
+    runner = PDSHRunner(SimpleNamespace(user_args=given, user_script="x.py"), "")
+    assert _through_pdsh(["printf", "'%%s\\n'", *runner.user_arguments], shell).split("\n")[:-1] == _AWKWARD
+    for line in done.stdout.split("\n--\n")[1].splitlines():
+        runner.add_export(*line.split("=", maxsplit=1))
+    for name, value in values.items():
+        exported = [f"export {name}={runner.exports[name]};", "printenv", name]
+        assert _through_pdsh(exported, shell) == f"{value}\n"
+
+
+def test_a_directory_that_deepspeed_would_not_quote_is_refused(
+    tmp_path: Path, stub_environment: dict[str, str]
+) -> None:
+    """The `cd` on the node would fail, and training would succeed in another directory."""
+    stub_environment["HOSTFILE"] = str(REPOSITORY / "launch" / "hostfile.example")
+    for name in ("two words", "a$b", "it's", "100%"):
+        (tmp_path / name).mkdir()
+        done = _call("pptrain_hostfile", "--scratch_dir", "s", env=stub_environment, cwd=tmp_path / name)
+        assert done.returncode == 1 and done.stdout == ""
+        assert done.stderr.startswith(f"error: '{tmp_path / name}' has characters") and done.stderr.count("\n") == 1
+
+
+def test_two_lines_in_an_argument_are_refused_and_home_may_be_unset(stub_environment: dict[str, str]) -> None:
+    stub_environment["HOSTFILE"] = str(REPOSITORY / "launch" / "hostfile.example")
+    assert "has two lines" in _call("pptrain_hostfile", "a\nb", env=stub_environment).stderr
+    del stub_environment["HOME"]
+    assert _call("pptrain_hostfile", env=stub_environment).returncode == 0
