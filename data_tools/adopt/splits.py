@@ -62,8 +62,9 @@ def _fill(source: Path, numbers: dict[str, int], alpha: float, directory: Path) 
         digest, num_bytes, number = hashlib.sha256(), 0, 0
         with whole_file(directory / path.name) as file:
             for number, (line, prompt) in enumerate(_rows(path), start=1):
-                if seen.setdefault(prompt, name) != name:
+                if prompt in seen:
                     raise UserError(f"{path}, line {number}: its prompt is in {seen[prompt]} too.")
+                seen[prompt] = name
                 file.write(line)
                 digest.update(line)
                 num_bytes += len(line)

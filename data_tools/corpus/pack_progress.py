@@ -10,6 +10,7 @@ from typing import Any
 from data_tools.base.errors import UserError
 from data_tools.base.files import PARTIAL_SUFFIX, sha256_of_file, write_json
 from data_tools.base.foreign import foreign_note, read_object
+from data_tools.base.records import read_record
 from data_tools.corpus.shards import (
     META_NAME,
     PROGRESS_NAME,
@@ -62,20 +63,15 @@ class PackProgress:
     def read(cls, directory: Path) -> "PackProgress | None":
         """The recorded progress of a directory, up to the first missing or changed file; None without a record."""
         try:
-            content = json.loads((directory / PROGRESS_NAME).read_text(encoding="utf-8"))
-            finished = [
-                FinishedFile(**item | {"file": PackedFile(**item["file"]), "end": TokenCursor(**item["end"])})
-                for item in content["finished"]
-            ]
-            progress = cls(PackParameters(**content["parameters"]), content["source"])
+            recorded = read_record(cls, (directory / PROGRESS_NAME).read_bytes())
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise UserError(
-                f"{directory / PROGRESS_NAME} cannot be read ({type(error).__name__}: {error}). "
-                "Start the pack afresh with --overwrite."
+                f"{directory / PROGRESS_NAME} cannot be read ({error}). Start the pack afresh with --overwrite."
             ) from None
-        for item in finished:
+        progress = cls(recorded.parameters, recorded.source)
+        for item in recorded.finished:
             path = directory / item.file.name
             if not path.is_file() or sha256_of_file(path) != item.file.sha256:
                 break

@@ -8,13 +8,15 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Interval
 
 from data_tools.base.errors import UserError
 from data_tools.base.files import sha256_of_file, write_json
 from data_tools.base.foreign import foreign_note
+from data_tools.base.records import Natural, Positive, read_record
 
 META_NAME = "meta.json"
 PROGRESS_NAME = "meta.in_progress.json"
@@ -27,7 +29,7 @@ def shard_name(number: int) -> str:
     return f"shard_{number:05d}.bin"
 
 
-def token_dtype(vocab_size: int) -> str:
+def token_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
     """Name of the on-disk type for token ids below ``vocab_size``."""
     return "uint16" if vocab_size <= MAX_UINT16_IDS else "uint32"
 
@@ -42,8 +44,8 @@ class PackedFile:
     """One ``.bin`` file: its name, blocks, bytes and hex SHA-256."""
 
     name: str
-    num_blocks: int
-    size: int
+    num_blocks: Natural
+    size: Natural
     sha256: str
 
 
@@ -68,15 +70,15 @@ class PackParameters:
 
     source_sha256: str
     tokenizer_sha256: str
-    eos_id: int
-    vocab_size: int
-    dtype: str
-    seq_len: int
-    num_blocks: int
-    blocks_per_shard: int
-    val_blocks: int
+    eos_id: Natural
+    vocab_size: Annotated[int, Interval(ge=1, le=1 << 32)]
+    dtype: Literal["uint16", "uint32"]
+    seq_len: Annotated[int, Interval(ge=2, le=10**7)]
+    num_blocks: Positive
+    blocks_per_shard: Natural
+    val_blocks: Natural
     seed: int
-    shuffle_buffer: int
+    shuffle_buffer: Natural
     special_tokens_as_text: bool = False
 
     @property
@@ -161,17 +163,12 @@ class PackMeta(PackParameters):
         if note := foreign_note(directory):
             raise UserError(f"{directory} was not packed by this program: {note}.")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            shards = tuple(PackedFile(**shard) for shard in content["shards"])
-            validation = PackedFile(**content["validation"]) if content["validation"] else None
-            rest = {f.name: content[f.name] for f in fields(cls) if f.name in content}
-            rest |= {"shards": shards, "validation": validation, "left_out": tuple(content.get("left_out", ()))}
-            return cls(**rest)
+            return read_record(cls, path.read_bytes())
         except FileNotFoundError:
             raise UserError(_no_meta_message(directory)) from None
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise UserError(
-                f"{path} is not the meta.json of a pack written by this version ({type(error).__name__}: {error}). "
+                f"{path} is not the meta.json of a pack written by this version ({error}). "
                 "Restore it, or pack into another directory with data_tools/build_pretrain.py."
             ) from None
 
@@ -252,8 +249,15 @@ class PackedBlocks:
 
     def _check_sizes(self) -> None:
         recorded = {file.name: file.num_blocks for file in self.meta.files}
-        planned = self.meta.file_blocks() if self.meta.blocks_per_shard else recorded
-        if planned != recorded or sum(recorded.values()) != self.num_blocks + self.num_validation_blocks:
+        per_shard = self.meta.blocks_per_shard
+        # Counted first: a wrong number of blocks could plan shards without an end.
+        is_counted = not per_shard or -(-self.num_blocks // per_shard) == len(self.meta.shards)
+        planned = self.meta.file_blocks() if per_shard and is_counted else recorded
+        if (
+            not is_counted
+            or planned != recorded
+            or sum(recorded.values()) != self.num_blocks + self.num_validation_blocks
+        ):
             raise UserError(
                 f"{self.directory / META_NAME} contradicts itself: {self.num_blocks} blocks in shards of "
                 f"{self.meta.blocks_per_shard} and {self.meta.val_blocks} validation blocks are not what its files "

@@ -246,7 +246,8 @@ def _example_of_batch(batch: Any, name: str) -> Example:
     if missing:
         raise UserError(f"generator {name} returned an object without {', '.join(missing)}: {batch[0]!r:.200}")
     input_text, output_texts = batch[0].input_text, batch[0].output_texts
-    if not isinstance(input_text, str) or not output_texts or not all(isinstance(text, str) for text in output_texts):
+    are_texts = isinstance(output_texts, (list, tuple)) and all(isinstance(text, str) for text in output_texts)
+    if not isinstance(input_text, str) or not output_texts or not are_texts:
         raise UserError(
             f"generator {name} returned input_text {input_text!r:.80} and output_texts {output_texts!r:.80}: "
             "expected a string and a list of at least one string"

@@ -9,15 +9,17 @@ it is no split.
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from annotated_types import Interval
 
 from data_tools.base.errors import UserError
 from data_tools.base.foreign import foreign_note, form_of
+from data_tools.base.records import Natural, Positive, read_record
 from data_tools.search.generator import BUILTIN_NAME, Example
 
 SPLIT_NAMES = ("eval", "test", "mixin")
@@ -30,8 +32,8 @@ BUILD_COMMAND = "python data_tools/build_data_splits.py --scratch_dir {scratch_d
 class SplitFile:
     """Size and hex SHA-256 of one ``.jsonl`` file."""
 
-    num_examples: int
-    num_bytes: int
+    num_examples: Natural
+    num_bytes: Natural
     sha256: str
 
 
@@ -39,14 +41,15 @@ class SplitFile:
 class SplitMeta:
     """The content of ``meta.json``: how the splits were made, and ``files`` (``"eval.jsonl"`` … → size and hash)."""
 
-    max_input_size: int
-    max_lookahead: int
-    alpha: float
-    stage: int
-    seed: int
+    max_input_size: Annotated[int, Interval(ge=8, le=10**6)]
+    max_lookahead: Annotated[int, Interval(ge=1, le=10**6)]
+    alpha: Annotated[float, Interval(gt=0, le=1)]
+    stage: Positive
+    seed: Annotated[int, Interval(ge=-9 * 10**18, le=9 * 10**18)]
     generator_name: str
     generator_version: str
     files: dict[str, SplitFile]
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # keys of a later version
 
     @property
     def external_generator(self) -> str | None:
@@ -57,24 +60,40 @@ class SplitMeta:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: Any, path: Path) -> "SplitMeta":
-        """The meta that ``value``, the content of ``path``, describes.
+    def from_json(cls, content: bytes, path: Path) -> "SplitMeta":
+        """The meta that ``content``, that of the file ``path``, describes.
 
         Raises:
-            UserError: other keys or types than :meth:`to_json` gives.
+            UserError: it has other keys or types than :meth:`to_json` gives.
         """
         rebuild = "restore it, or build splits elsewhere with data_tools/build_data_splits.py"
-        expected = {field.name for field in fields(cls)}
-        if not isinstance(value, dict) or set(value) != expected:
-            found = sorted(value) if isinstance(value, dict) else type(value).__name__
-            raise UserError(f"{path}: expected the keys {sorted(expected)}, found {found}; {rebuild}")
         try:
-            files = {name: SplitFile(**value["files"][name]) for name in map(split_file_name, SPLIT_NAMES)}
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}: 'files' must give num_examples, num_bytes and sha256 of each split ({error!r}); {rebuild}"
-            ) from error
-        return cls(**{**value, "files": files})
+            meta = read_record(cls, content)
+        except ValueError as error:
+            raise UserError(f"{path} does not describe data splits ({error}); {rebuild}") from error
+        if set(meta.files) != {*map(split_file_name, SPLIT_NAMES)}:
+            raise UserError(f"{path}: 'files' names {sorted(meta.files)}, expected those of {SPLIT_NAMES}; {rebuild}")
+        return meta
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
+
+
+def _is_count(value: Any) -> bool:
+    return value is None or (type(value) is int and 0 <= value < 1 << 31)
+
+
+_ROW_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "input_text": (_is_text, "text"),
+    "output_texts": (_is_texts, "a list of texts"),
+    "lookahead": (_is_count, "a whole number or null"),
+    "num_edges": (_is_count, "a whole number or null"),
+}
 
 
 def split_file_name(name: str) -> str:
@@ -162,8 +181,22 @@ class Splits:
         return SplitRows(self.directory / file_name, self.meta.files[file_name])
 
     def reserved_digests(self) -> set[bytes]:
-        """The digest of every prompt of eval, test and mixin: what training must pass over."""
-        return {prompt_digest(row["input_text"]) for name in SPLIT_NAMES for row in self.rows(name)}
+        """The digest of every prompt of eval, test and mixin: what training must pass over.
+
+        Raises:
+            UserError: a prompt occurs twice, so one that is trained on may be held out.
+        """
+        found: set[bytes] = set()
+        for name in SPLIT_NAMES:
+            for number, row in enumerate(self.rows(name), 1):
+                digest = prompt_digest(row["input_text"])
+                if digest in found:
+                    raise UserError(
+                        f"{self.directory / split_file_name(name)}, line {number}: its prompt occurs before, in this "
+                        "file or another split; rebuild the splits"
+                    )
+                found.add(digest)
+        return found
 
 
 class SplitRows:
@@ -209,21 +242,22 @@ class SplitRows:
         except ValueError as error:
             raise UserError(f"{self.path}, line {number + 1}: not JSON ({error})") from error
         missing = [key for key in ROW_KEYS if key not in row] if isinstance(row, dict) else list(ROW_KEYS)
-        if missing or not row["output_texts"]:
-            raise UserError(f"{self.path}, line {number + 1}: {', '.join(missing) or 'output_texts'} missing or empty")
+        if missing:
+            raise UserError(f"{self.path}, line {number + 1}: {', '.join(missing)} missing")
+        for key, (fits, expected) in _ROW_KINDS.items():
+            if not fits(row[key]):
+                raise UserError(f"{self.path}, line {number + 1}: {key} is {row[key]!r:.80}, expected {expected}")
         return row
 
 
 def _read_meta(directory: Path) -> SplitMeta:
     path = directory / META_NAME
     try:
-        value = json.loads(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
         raise UserError(
             f"{directory} has no {META_NAME}: not a directory of build_data_splits.py, or half copied; rebuild it"
         ) from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); rebuild the splits") from error
     if note := foreign_note(directory):
         raise UserError(f"{directory} was not written by this program: {note}.")
-    return SplitMeta.from_json(value, path)
+    return SplitMeta.from_json(content, path)

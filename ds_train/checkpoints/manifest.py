@@ -7,7 +7,6 @@ one, and a step directory that does not match its manifest was damaged later.
 
 import errno
 import hashlib
-import json
 import logging
 import os
 import re
@@ -15,12 +14,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import xxhash
+from annotated_types import MinLen
 
 from data_tools.base.errors import UserError, file_problem
 from data_tools.base.files import sync, whole_file, write_json
 from data_tools.base.foreign import foreign_note
+from data_tools.base.records import Natural, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +40,16 @@ class FileEntry:
     The hash detects damage, not forgery; SHA-256 would take more of training's time.
     """
 
-    size: int
+    size: Natural
     xxh3_128: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `MANIFEST`: the step, and every file of the checkpoint by its path in the step directory."""
+
+    step: Natural
+    files: Annotated[dict[str, FileEntry], MinLen(1)]
 
 
 def file_entry(path: Path) -> FileEntry:
@@ -115,21 +125,20 @@ def retire(checkpoint: Path) -> None:
 def defect_of(checkpoint: Path) -> str | None:
     """Why a step directory is not a usable checkpoint, or None. Reads every file."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-        step, files = manifest["step"], {name: FileEntry(**entry) for name, entry in manifest["files"].items()}
+        manifest = read_record(Manifest, (checkpoint / MANIFEST).read_bytes())
     except FileNotFoundError:
         return foreign_note(checkpoint) or (f"it has no {MANIFEST}" if checkpoint.is_dir() else "it does not exist")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         return f"its {MANIFEST} cannot be read ({error})"
-    if _STEP_NAME.fullmatch(checkpoint.name) and step != step_of(checkpoint):
-        return f"its {MANIFEST} is that of step {step}"
-    for name, entry in files.items():
+    if _STEP_NAME.fullmatch(checkpoint.name) and manifest.step != step_of(checkpoint):
+        return f"its {MANIFEST} is that of step {manifest.step}"
+    for name, entry in manifest.files.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != entry.size:
             return f"{name} has {path.stat().st_size} bytes, its {MANIFEST} says {entry.size}"
-    for name, entry in files.items():
+    for name, entry in manifest.files.items():
         if file_entry(checkpoint / name) != entry:
             return f"{name} is damaged: its hash is not the one in {MANIFEST}"
     return None

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from data_tools.base.errors import UserError
 from ds_train.checkpoints.state import TrainState
 from ds_train.ranks.world import World
 
@@ -24,10 +25,21 @@ def seed_rng(seed: int, rank: int) -> None:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    """Set the generators to what `rng_state` gave.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        random.setstate(state["python"])
+        torch.set_rng_state(state["torch"])
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the checkpoint's state of random generators cannot be read ({type(error).__name__}: {error}). "
+            "Resume from an older step directory with --resume_from."
+        ) from None
 
 
 def restore_rng(saved: TrainState, world: World) -> None:

@@ -1,12 +1,18 @@
 """Everything that a run needs to continue: one typed dataclass, stored in DeepSpeed's ``client_state``."""
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Interval
 
 from data_tools.base.errors import UserError
+from data_tools.base.records import Natural, Positive, as_record
 from data_tools.samples.samplers import Cursor
 
 CLIENT_STATE_KEY = "ds_train"  # one key of our own: DeepSpeed drops client keys that collide with its own
+
+
+Flag = Annotated[int, Interval(ge=0, le=1)]
 
 
 @dataclass
@@ -14,24 +20,24 @@ class TrainState:
     """The resumable state of a run: plain Python values and tensors only, so that any torch.load policy reads it."""
 
     seed: int
-    world_size: int
-    micro_batch: int
-    grad_accum: int
-    global_batch: int
-    zero_stage: int
+    world_size: Positive
+    micro_batch: Positive
+    grad_accum: Positive
+    global_batch: Positive
+    zero_stage: Annotated[int, Interval(ge=0, le=3)]
     precision: str  # bf16, fp16 or fp32
-    step: int = 0  # optimizer steps done
-    consumed_index: int = 0
-    stage: int = 0
-    c4_block_idx: int = 0
-    mixin_idx: int = 0
-    window: list[int] = field(default_factory=list)  # accuracy flags (0/1) since the last promotion, newest last
+    step: Natural = 0  # optimizer steps done
+    consumed_index: Natural = 0
+    stage: Natural = 0
+    c4_block_idx: Natural = 0
+    mixin_idx: Natural = 0
+    window: list[Flag] = field(default_factory=list)  # accuracy flags since the last promotion, newest last
     evaluation_pending: bool = False  # the evaluation of this step was interrupted, and is repeated on resume
     finished: bool = False  # the phase is at its end: the last stage is mastered, or total_steps are done
-    tokens: int = 0  # real target tokens trained on
-    mixin_tokens: int = 0  # those of them that were synthetic
-    overflows: int = 0  # candidates of consumed samples that were longer than seq_len
-    skipped_steps: int = 0  # steps whose loss or gradient was not finite: samples consumed, nothing updated
+    tokens: Natural = 0  # real target tokens trained on
+    mixin_tokens: Natural = 0  # those of them that were synthetic
+    overflows: Natural = 0  # candidates of consumed samples that were longer than seq_len
+    skipped_steps: Natural = 0  # steps whose loss or gradient was not finite: samples consumed, nothing updated
     ledger: str = ""  # rolling hash over (source, index, stage) of every consumed sample
     rng: list[dict[str, Any]] = field(default_factory=list)  # per rank, gathered before each save
     fingerprints: dict[str, str] = field(default_factory=dict)
@@ -56,12 +62,17 @@ class TrainState:
         Raises:
             UserError: the checkpoint was not written by this program, or by a version with other fields.
         """
-        saved = client_state.get(CLIENT_STATE_KEY)
+        saved = client_state.get(CLIENT_STATE_KEY) if isinstance(client_state, dict) else None
         known = {f.name for f in fields(cls)}
         if not isinstance(saved, dict) or set(saved) != known:
             found = sorted(set(saved) ^ known) if isinstance(saved, dict) else "no state of this program"
-            raise UserError(
-                f"{origin}: its training state cannot be read (differs in: {found}). "
-                "Resume with the version of ds-train that wrote it, or start anew with --resume none."
-            )
-        return cls(**saved)
+            problem = f"differs in: {found}"
+        else:
+            try:
+                return as_record(cls, saved)
+            except ValueError as error:
+                problem = str(error)
+        raise UserError(
+            f"{origin}: its training state cannot be read ({problem}). "
+            "Resume with the version of ds-train that wrote it, or start anew with --resume none."
+        )

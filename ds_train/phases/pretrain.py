@@ -154,6 +154,8 @@ def _setup(
     inputs: CommonInputs, flags: PretrainFlags, data: DataFlags, share: MixinShare, splits: Splits, blocks: PackedBlocks
 ) -> PhaseParts:
     run, layout, seq_len = inputs.run_flags, inputs.engine.layout, inputs.model_flags.seq_len
+    if share.start or share.end:
+        on_main(inputs.world, lambda: bool(splits.reserved_digests()))  # raises where held-out problems are mixed in
     # The mixture, and whether the pack has enough blocks for it.
     table = on_main(inputs.world, lambda: _mixin_table(inputs, flags, share, splits))
     sampler = MixtureSampler(layout.global_batch, run.seed, share, blocks.num_blocks, table.num_blocks, table.fill)

@@ -118,12 +118,15 @@ def edit_meta(directory, change):
     "spoil, message",
     [
         (lambda d: (d / "meta.json").unlink(), "has no meta.json: .* half copied"),
-        (lambda d: (d / "meta.json").write_text("{"), "meta.json is not JSON"),
-        (lambda d: (d / "meta.json").write_text("[]"), "expected the keys .* found list"),
-        (lambda d: edit_meta(d, lambda m: m.pop("seed")), "expected the keys .*'seed'"),
-        (lambda d: edit_meta(d, lambda m: m.update(lookahead=3)), "expected the keys .*found .*'lookahead'"),
-        (lambda d: edit_meta(d, lambda m: m["files"].pop("test.jsonl")), "'files' must give .*test.jsonl"),
-        (lambda d: edit_meta(d, lambda m: m["files"]["test.jsonl"].pop("sha256")), "'files' must give .*sha256"),
+        (lambda d: (d / "meta.json").write_text("{"), "meta.json does not describe data splits .it: Invalid JSON"),
+        (lambda d: (d / "meta.json").write_text("[]"), "it: Input should be an object"),
+        (lambda d: edit_meta(d, lambda m: m.pop("seed")), "seed: Field required"),
+        (lambda d: edit_meta(d, lambda m: m.update(lookahead=3)), "lookahead: Unexpected keyword argument"),
+        (lambda d: edit_meta(d, lambda m: m["files"].pop("test.jsonl")), "'files' names .*expected those of"),
+        (
+            lambda d: edit_meta(d, lambda m: m["files"]["test.jsonl"].pop("sha256")),
+            r"test\.jsonl\.sha256: Field required",
+        ),
         (lambda d: (d / "test.jsonl").unlink(), "test.jsonl is missing"),
         (lambda d: (d / "eval.jsonl").write_text(""), "eval.jsonl holds no examples"),
         (lambda d: (d / "mixin.jsonl").write_bytes((d / "mixin.jsonl").read_bytes()[:-10]), "has .* bytes, meta.json"),
@@ -133,6 +136,32 @@ def test_a_damaged_directory_is_refused(directory, spoil, message):
     spoil(directory)
     with pytest.raises(UserError, match=message):
         Splits(directory)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("input_text", 3), ("input_text", " "), ("output_texts", "abc"), ("output_texts", [""]), ("output_texts", [1]),
+        ("output_texts", {"a": 1}), ("lookahead", "3"), ("lookahead", 1.5), ("lookahead", 10**20), ("num_edges", -1),
+    ],
+)  # fmt: skip
+def test_values_of_a_row_have_their_kinds(tmp_path, key, value):
+    row = {"input_text": "x", "output_texts": ["y"], "alpha": 1, "stage": 1, "seed": 1, "lookahead": 0, "num_edges": 1}
+    line = json.dumps(row | {key: value}).encode() + b"\n"
+    (tmp_path / "eval.jsonl").write_bytes(line)
+    rows = SplitRows(tmp_path / "eval.jsonl", SplitFile(1, len(line), hashlib.sha256(line).hexdigest()))
+    with pytest.raises(UserError, match=f"line 1: {key} is "):
+        rows[0]
+
+
+def test_a_prompt_that_occurs_twice_is_refused(directory):
+    """As where eval.jsonl was copied over mixin.jsonl."""
+    content = (directory / "eval.jsonl").read_bytes()
+    (directory / "mixin.jsonl").write_bytes(content)
+    recorded = json.loads((directory / "meta.json").read_text())["files"]["eval.jsonl"]
+    edit_meta(directory, lambda m: m["files"].update({"mixin.jsonl": recorded}))
+    with pytest.raises(UserError, match=r"mixin\.jsonl, line 1: its prompt occurs before"):
+        Splits(directory).reserved_digests()
 
 
 def test_changed_content_of_the_same_size_is_refused(directory):
@@ -151,7 +180,7 @@ def test_changed_content_of_the_same_size_is_refused(directory):
         (
             b'{"input_text": "x", "output_texts": [], "alpha": 1, "stage": 1, "seed": 1, "lookahead": 0, '
             b'"num_edges": 1}\n',
-            "line 1: output_texts missing or empty",
+            r"line 1: output_texts is \[\], expected a list of texts",
         ),
     ],
 )
