@@ -18,12 +18,9 @@ def run_facts(runs: Sequence[RunLogs]) -> dict[str, list[str]]:
 
 
 def mastered_stages(run: RunLogs) -> Iterator[list[str]]:
-    """Stage, alpha, step and window accuracy of each promotion: pptrain evaluates at its start and after each."""
-    if not len(run.mastered_at):
-        return
+    """Stage, alpha, step and window accuracy of each promotion."""
     accuracies = dict(zip(*run.column("curr_acc", "step"), strict=True))
-    stages, alphas = run.evaluations["stage"], run.evaluations["alpha"]  # from each evaluation on
-    for stage, alpha, step in zip(stages, alphas, run.mastered_at, strict=False):
+    for stage, alpha, step in run.mastered:
         yield [f"{stage:.0f}", f"{alpha:.3f}", f"{step:,.0f}", _number(accuracies.get(step))]
 
 

@@ -146,10 +146,27 @@ class RunLogs:
         return np.array(sorted(step for step in kept if 0 < step <= self.last_step), float)
 
     @property
+    def mastered(self) -> np.ndarray:
+        """(stages, 3) stages of the curriculum that were mastered: stage, alpha, step. An evaluation follows each.
+
+        Rows of former versions have no ``mastered``. They evaluated at step 0 and after a promotion only, which left
+        the stage as it was where that was the last.
+        """
+        rows = self.evaluations
+        if not {"stage", "alpha"} <= set(rows):
+            return np.empty((0, 3))
+        stages, alphas, steps = rows["stage"], rows["alpha"], rows["step"]
+        is_last = (alphas == 1) & (steps == steps[-1])
+        is_mastered = np.append(False, np.diff(stages) != 0) | (is_last & (steps > 0))
+        if "mastered" in rows:
+            is_mastered = np.where(np.isnan(rows["mastered"]), is_mastered, rows["mastered"] == 1)
+        at = np.flatnonzero(is_mastered[1:])
+        return np.stack([stages[at], alphas[at], steps[at + 1]], axis=1)
+
+    @property
     def mastered_at(self) -> np.ndarray:
-        """(stages,) steps at which a stage of the curriculum was mastered: pptrain evaluates then, and at step 0."""
-        steps = self.evaluations["step"] if "stage" in self.evaluations else np.empty(0)
-        return steps[steps > 0]
+        """(stages,) steps at which a stage of the curriculum was mastered."""
+        return self.mastered[:, 2]
 
     @cached_property
     def _tokens(self) -> np.ndarray:

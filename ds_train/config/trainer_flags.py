@@ -188,6 +188,12 @@ class PPTrainFlags:
         through="schedule",
         within="[1, 1e9]",
     )
+    eval_every: int | None = flag(
+        None,
+        "optimizer steps between held-out evaluations, besides those after each promotion and at both ends of the run",
+        "record",
+        within="[1, 1e9]",
+    )
     generator: str | None = flag(
         None,
         "external generator, package.module:ClassName (default: the splits' generator)",
@@ -228,7 +234,7 @@ class PretrainFlags:
     _argument_group_name = "pretraining"
 
     total_steps: int = flag(10_000, "optimizer steps of the run", "trajectory", within="[1, 1e9]")
-    eval_every: int = flag(500, "optimizer steps between held-out evaluations", "record", within="[1, 1e9]")
+    eval_every: int = flag(500, "optimizer steps between held-out evaluations, besides those at both ends", "record", within="[1, 1e9]")
     min_lr_ratio: float | None = flag(
         None,
         "floor of the cosine as a fraction of lr (default: the JSON's, 0.1)",

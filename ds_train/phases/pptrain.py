@@ -35,6 +35,7 @@ class PPTrain:
     world: World
     micro_batch: int
     accuracy: str
+    eval_every: int | None = None
     name: str = "pptrain"
 
     def record(self, state: TrainState, result: StepResult) -> None:
@@ -62,7 +63,7 @@ class PPTrain:
         return state.finished
 
     def wants_evaluation(self, state: TrainState, promoted: bool) -> bool:
-        return promoted
+        return promoted or (self.eval_every is not None and state.step % self.eval_every == 0)
 
     def evaluate(self, engine: Engine, state: TrainState, before_batch: BeforeBatch) -> dict[str, Any]:
         result = evaluate_heldout(
@@ -70,6 +71,7 @@ class PPTrain:
         )
         return {
             **self._stage_columns(state),
+            "mastered": state.step > 0 and not state.window,  # a promotion has just emptied the window
             "heldout_acc": result.accuracy,
             "heldout_loss": result.loss,
             "num_examples": len(result.by_any),
@@ -179,7 +181,7 @@ def _setup(
         source, inputs.tokenizer, seq_len, splits.reserved_digests(), run.seed, flags.train_answer, flags.accuracy
     )
     return PhaseParts(
-        phase=PPTrain(curriculum, heldout, inputs.world, layout.micro_batch, flags.accuracy),
+        phase=PPTrain(curriculum, heldout, inputs.world, layout.micro_batch, flags.accuracy, flags.eval_every),
         cadence=Cadence(run.log_every, run.save_every or 200, flags.max_steps, run.stop_step),
         sampler=CurriculumSampler(layout.global_batch),
         readers={SampleKind.STREAM: reader},

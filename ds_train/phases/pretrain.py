@@ -74,7 +74,7 @@ class Pretrain:
         return state.step >= self.total_steps
 
     def wants_evaluation(self, state: TrainState, promoted: bool) -> bool:
-        return state.step % self.eval_every == 0 or state.finished
+        return state.step % self.eval_every == 0
 
     def evaluate(self, engine: Engine, state: TrainState, before_batch: BeforeBatch) -> dict[str, Any]:
         how: Any = {"micro_batch": self.micro_batch, "world": self.world, "before_batch": before_batch}

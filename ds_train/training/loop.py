@@ -107,13 +107,15 @@ def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") 
     logs.throughput.trained(int(result.tokens.sum()), run.flops.of_documents(lengths))
     logs.progress.step_done()
 
-    # The log row shows stage and accuracy before a promotion; evaluation and checkpoint come after it.
+    # The log row shows stage and accuracy before a promotion; evaluation and checkpoint come after it. The last step
+    # is logged and evaluated in any case.
     phase.record(state, result)
-    if state.step % cadence.log_every == 0:
-        logs.write_train_row(run, result, lr)
+    columns = phase.train_columns(state, result)
     promoted = phase.promote(state)
     state.finished |= phase.is_finished(state)
-    if phase.wants_evaluation(state, promoted):
+    if state.step % cadence.log_every == 0 or _is_over(run):
+        logs.write_train_row(run, result, lr, columns)
+    if phase.wants_evaluation(state, promoted) or _is_over(run):
         _evaluate(run, logs)
     if state.step % cadence.save_every == 0:
         _save(run)
@@ -231,9 +233,8 @@ class _Logs:
         self._monitors = Monitors(run.engine.monitor, run.phase.name, run.directory)
         self._monitors.rewind(kept)
 
-    def write_train_row(self, run: Run, result: StepResult, lr: float) -> None:
+    def write_train_row(self, run: Run, result: StepResult, lr: float, columns: Row) -> None:
         state = run.state
-        columns = run.phase.train_columns(state, result)
         row = {"step": state.step, "loss": result.loss, "lr": lr, **columns, "timestamp": time.time()}
         row |= {
             "tokens": state.tokens,

@@ -34,7 +34,9 @@ class Phase(Protocol):
 
     def is_finished(self, state: TrainState) -> bool: ...
 
-    def wants_evaluation(self, state: TrainState, promoted: bool) -> bool: ...
+    def wants_evaluation(self, state: TrainState, promoted: bool) -> bool:
+        """Whether to evaluate after this step; after the last one the loop does so in any case."""
+        ...
 
     def evaluate(self, engine: Engine, state: TrainState, before_batch: Callable[[], None]) -> dict[str, Any]:
         """This phase's columns of an evaluation row; ``before_batch`` is called before each batch. Collective."""

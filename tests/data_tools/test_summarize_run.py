@@ -60,9 +60,12 @@ def test_pptrain_shows_promotions_with_the_accuracy_that_earned_them(tmp_path):
 
 
 def test_the_last_stage_mastered_is_a_promotion_too(tmp_path):
-    end = {"step": 30, "stage": 2, "alpha": 0.25, "heldout_acc": 1.0, "heldout_loss": 0.5, "num_examples": 9}
-    shown = table(summarize_run.summarize_runs([write_run(tmp_path, PPTRAIN_TRAIN, [*PPTRAIN_EVAL, end])]))
+    end = PPTRAIN_EVAL[-1] | {"step": 30, "mastered": True}
+    shown = table(summarize_run.summarize_runs([write_run(tmp_path / "a", PPTRAIN_TRAIN, [*PPTRAIN_EVAL, end])]))
     assert shown["2"] == ["0.250", "30", "–"]
+    end["mastered"] = False
+    shown = table(summarize_run.summarize_runs([write_run(tmp_path / "b", PPTRAIN_TRAIN, [*PPTRAIN_EVAL, end])]))
+    assert "2" not in shown, "the last evaluation of a run is no promotion"
 
 
 def test_runs_stand_side_by_side_and_pretrain_shows_both_losses(tmp_path):

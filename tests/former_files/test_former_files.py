@@ -73,8 +73,11 @@ def assert_continued(scratch: Path, name: str, run: dict[str, Any]) -> None:
     """A run continued from its checkpoint, once, and gave the rows that are expected."""
     assert [launch["step"] for launch in read_launches(scratch / name)] == [0, run["stop"]]
     assert not list((scratch / name).glob("superseded_*"))
-    for log in ("train", "eval"):
-        assert_same(read_log(scratch / name, log), run[log], TOLERANCE[run["ranks"]])
+    logs = {log: read_log(scratch / name, log) for log in ("train", "eval")}
+    if run["phase"] == "pptrain":  # 0.1.0 did not evaluate at its end
+        assert logs["eval"].pop()["step"] == logs["train"][-1]["step"]
+    for log, rows in logs.items():
+        assert_same(rows, run[log], TOLERANCE[run["ranks"]])
 
 
 def read_launches(run: Path) -> Rows:

@@ -93,7 +93,7 @@ def pretended_result(plan) -> StepResult:
 def pretended_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
     """Run the loop; returns the exit code, the checkpoints, and what happened in order."""
 
-    def run(phase_name="pptrain", state=None, kill_at=None, signal_at=None, **cadence):
+    def run(phase_name="pptrain", state=None, kill_at=None, signal_at=None, eval_every=None, **cadence):
         """``signal_at`` counts the polls for a signal: one before each optimizer step and each evaluation batch."""
         events: list[tuple] = []
         polls = itertools.count(1)
@@ -122,7 +122,7 @@ def pretended_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         monkeypatch.setattr(pretrain, "evaluate_c4", lambda *a, **k: None)
 
         world, heldout = World(0, 0, 1), HeldOut([], np.empty(0, np.int64), 0)
-        phase = PPTrain(CURRICULUM, heldout, world, GLOBAL_BATCH, "any")
+        phase = PPTrain(CURRICULUM, heldout, world, GLOBAL_BATCH, "any", eval_every)
         sampler = CurriculumSampler(GLOBAL_BATCH)
         if phase_name == "pretrain":
             blocks = SimpleNamespace(num_blocks=MIXTURE.num_c4_blocks)

@@ -26,7 +26,7 @@ TRAIN_FIELDS = {
     | THROUGHPUT,
 }
 EVAL_FIELDS = {
-    "pptrain": {"step", "stage", "alpha", "heldout_acc", "heldout_loss", "num_examples", "timestamp"},
+    "pptrain": {"step", "stage", "alpha", "mastered", "heldout_acc", "heldout_loss", "num_examples", "timestamp"},
     "pretrain": {"step", "heldout_acc", "heldout_loss", "heldout_c4_loss", "num_examples", "timestamp"},
 }
 

@@ -63,11 +63,13 @@ class TestTwoRanks:
         rows = read_log(scratch / run)
         assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
 
-    def test_evaluations_follow_promotions(self, scratch: Path) -> None:
+    def test_evaluations_follow_promotions_and_the_last_step(self, scratch: Path) -> None:
         train, evaluations = read_log(scratch / "first"), read_log(scratch / "first", "eval")
-        stages = [row["stage"] for row in evaluations]
-        assert stages == list(range(1, len(stages) + 1)) and len(stages) >= 3
-        for before, row in pairwise(evaluations):
+        assert evaluations[-1]["step"] == train[-1]["step"] == 40
+        after = [row for row in evaluations if row["mastered"]]
+        stages = [row["stage"] for row in after]
+        assert stages == list(range(2, len(stages) + 2)) and len(stages) >= 2
+        for before, row in pairwise([evaluations[0], *after]):
             assert row["step"] % 10 == 0
             assert all(r["stage"] == before["stage"] for r in train if before["step"] < r["step"] <= row["step"])
 

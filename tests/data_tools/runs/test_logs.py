@@ -93,10 +93,17 @@ def test_launches_count_from_the_last_start(tmp_path):
     assert len(read_run(tmp_path, train=pptrain_rows([4.0]), launches=[0, 10, 0, 20]).launches) == 2
 
 
-def test_stages_are_mastered_where_pptrain_evaluates_the_last_one_too(tmp_path):
+def test_stages_are_mastered_where_the_stage_changes_and_the_last_one_at_the_end(tmp_path):
+    """Other evaluations are at a cadence, or at the end of a run that reached its last step first."""
     rows = pptrain_rows([4.0, 3.0, 2.0])
-    run = read_run(tmp_path / "a", train=rows, evaluations=stage_rows([0, 10, 30], [1, 2, 2]))
-    assert run.mastered_at.tolist() == [10, 30]
+    run = read_run(tmp_path / "a", train=rows, evaluations=stage_rows([0, 10, 20, 25, 30], [6, 7, 7, 8, 8]))
+    assert run.mastered.tolist() == [[6, 6 / 8, 10], [7, 7 / 8, 25], [8, 1, 30]], "as former versions wrote it"
+    mastered = [False, True, False, True, False]
+    evaluations = stage_rows([0, 10, 20, 25, 30], [6, 7, 7, 8, 8])
+    evaluations = [row | {"mastered": is_mastered} for row, is_mastered in zip(evaluations, mastered, strict=True)]
+    assert read_run(tmp_path / "c", train=rows, evaluations=evaluations).mastered_at.tolist() == [10, 25]
+    run = read_run(tmp_path / "d", train=rows, evaluations=stage_rows([0, 20, 30], [1, 1, 1]))
+    assert len(run.mastered_at) == 0
     evaluations = [{"step": step, "heldout_acc": 0.5} for step in (0, 20)]
     assert len(read_run(tmp_path / "b", train=pretrain_rows([4.0]), evaluations=evaluations).mastered_at) == 0
 

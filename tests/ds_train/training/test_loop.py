@@ -10,6 +10,7 @@ from ds_train.training import loop
 from tests.support.comparing import comparable
 from tests.support.launching import read_log
 from tests.support.pretended_training import GLOBAL_BATCH, pretended_launch
+from tests.support.runs import EVAL_FIELDS
 
 
 @pytest.fixture
@@ -31,6 +32,7 @@ def test_a_curriculum_is_run_to_its_end_and_saved(launch, tmp_path):
     assert last.step == 9 and last.consumed_index == 72
     evaluations = [(row["step"], row["stage"], row["alpha"]) for row in rows(tmp_path, "pptrain", "eval")]
     assert evaluations == [(0, 1, 0.25), (3, 3, 0.75), (6, 4, 1.0), (9, 4, 1.0)]
+    assert [row["mastered"] for row in rows(tmp_path, "pptrain", "eval")] == [False, True, True, True]
     stages = [row["stage"] for row in rows(tmp_path, "pptrain", "train")]
     assert stages == [1, 1, 1, 3, 3, 3, 4, 4, 4]  # the row of a promoting step tells the stage before it
 
@@ -68,7 +70,7 @@ def test_columns_of_pptrain(launch, tmp_path):
     for row in rows(tmp_path, "pptrain", "train"):
         assert list(row)[:7] == ["step", "loss", "lr", "curr_acc", "stage", "alpha", "timestamp"]
     for row in rows(tmp_path, "pptrain", "eval"):
-        assert set(row) == {"step", "stage", "alpha", "heldout_acc", "heldout_loss", "num_examples", "timestamp"}
+        assert set(row) == EVAL_FIELDS["pptrain"]
         assert (row["heldout_acc"], row["heldout_loss"], row["num_examples"]) == (0.5, 0.7, 2)
 
 
@@ -175,4 +177,16 @@ def test_max_steps_end_a_curriculum_early_with_a_checkpoint(launch):
 
 def test_logs_are_written_at_their_cadence(launch, tmp_path):
     launch("pretrain", log_every=5)
-    assert [row["step"] for row in rows(tmp_path, "pretrain", "train")] == [5, 10]
+    assert [row["step"] for row in rows(tmp_path, "pretrain", "train")] == [5, 10, 12], "the last step is logged"
+    launch(log_every=5)
+    found = rows(tmp_path, "pptrain", "train")
+    assert [(row["step"], row["stage"]) for row in found] == [(5, 3), (9, 4)]
+    assert found[-1]["curr_acc"] is not None, "before the promotion that ended the run"
+
+
+def test_pptrain_evaluates_at_its_cadence_and_at_its_end_without_changing_what_it_trains(launch, tmp_path):
+    _, plain, events = launch(max_steps=8)
+    _, evaluated, _ = launch(max_steps=8, eval_every=2)
+    found = [(row["step"], row["mastered"]) for row in rows(tmp_path, "pptrain", "eval")]
+    assert found == [(0, False), (2, False), (3, True), (4, False), (6, True), (8, False)]
+    assert evaluated == plain and events.count(("evaluate",)) == 4, "at both ends and after both promotions"
