@@ -3,7 +3,7 @@
 import copy
 import json
 import logging
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class EngineConfig:
         layout: ranks × accumulation × micro batch.
         schedule: learning rate of every step.
         overrides: one line for the log for each change by a flag or a rule.
+        path: the file that the JSON was read from; empty for text.
     """
 
     given: dict[str, Any]
@@ -44,6 +45,18 @@ class EngineConfig:
     layout: Layout
     schedule: Schedule
     overrides: list[str]
+    path: str = field(default="", compare=False)
+
+    def flag_values(self) -> dict[str, Any]:
+        """What the flags that override the JSON amount to, without the accumulation, which follows from the others."""
+        values: dict[str, Any] = {"mixed_precision": "no" if self.precision == "fp32" else self.precision}
+        for name, json_key in _JSON_KEYS.items():
+            value: Any = self.effective
+            for key in json_key.split(".") if json_key else ():
+                value = value.get(key) if isinstance(value, dict) else None
+            if isinstance(value, int | float):
+                values.setdefault(name, value)
+        return {name: value for name, value in values.items() if name != "grad_accum"}
 
     @property
     def zero(self) -> dict[str, Any]:
@@ -127,7 +140,8 @@ def resolve_engine_config(
         config[key] = new
     config.setdefault("steps_per_print", 10**9)  # no progress lines by DeepSpeed beside ours
     deepspeed = {key: value for key, value in config.items() if key != "scheduler"}
-    return EngineConfig(given, config, deepspeed, layout, schedule, overrides)
+    path = "" if source.lstrip().startswith("{") else source
+    return EngineConfig(given, config, deepspeed, layout, schedule, overrides, path)
 
 
 def _read_json(source: str) -> dict[str, Any]:
@@ -175,7 +189,7 @@ def _apply_overrides(
     for name in ("lr", "weight_decay", "grad_clip", "zero_stage"):
         put(name, getattr(flags, name))
     if precision := flags.mixed_precision:
-        for name in ("bf16", "fp16"):
+        for name in (name for name in ("bf16", "fp16") if name == precision or name in config):
             put("mixed_precision", precision == name, f"{name}.enabled", given=precision)
     # The scheduler's keys, if there is a scheduler.
     if "scheduler" in config:

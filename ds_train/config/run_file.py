@@ -148,7 +148,12 @@ def _arguments(where: str, name: str, value: Any) -> Iterator[str]:
 
 
 def as_run_file(
-    all_flags: Sequence[Any], deepspeed: dict[str, Any], sources: dict[str, str], *, remarks: Sequence[str]
+    all_flags: Sequence[Any],
+    deepspeed: dict[str, Any],
+    sources: dict[str, str],
+    *,
+    remarks: Sequence[str],
+    json_path: str = "",
 ) -> str:
     """Flags and DeepSpeed JSON as a run file, with the origin of each as a comment.
 
@@ -157,6 +162,7 @@ def as_run_file(
         deepspeed: the given JSON, before flags changed it.
         sources: origins of the flags that were given.
         remarks: comment lines for the head of the file.
+        json_path: the file that the JSON is from.
     """
     lines = [f"# {remark}" for remark in remarks]
     for group in all_flags:
@@ -166,7 +172,8 @@ def as_run_file(
                 value = getattr(group, item.name)
                 text = "" if value is None else f" {_in_yaml(value)}"
                 lines.append(f"{item.name}:{text}  # {sources.get(item.name, 'default')}")
-    lines.append(f"\n# {sources.get(_DEEPSPEED_CONFIG, 'default')}; flags above win")
+    origin = [sources.get(_DEEPSPEED_CONFIG, "default"), json_path]
+    lines.append(f"\n# {': '.join(filter(None, origin))}; flags above win")
     lines.append(_in_yaml({_DEEPSPEED_CONFIG: deepspeed}))
     return "\n".join(lines) + "\n"
 

@@ -37,6 +37,14 @@ class Schedule:
     min_lr: float = 0.0
     total_steps: int = 0
 
+    def __str__(self) -> str:
+        end = {
+            "constant": "then constant",
+            "linear": f"then linear to 0 at step {self.total_steps:,}",
+            "cosine": f"then a cosine to {self.min_lr:g} at step {self.total_steps:,}",
+        }
+        return f"{self.base_lr:g} after {self.warmup_steps:,} warm-up steps, {end[self.decay]}"
+
     def lr(self, step: int) -> float:
         """The learning rate of optimizer step ``step`` (from 1)."""
         if step < self.warmup_steps or (step == self.warmup_steps and self.decay == "constant"):

@@ -234,7 +234,9 @@ class PretrainFlags:
     _argument_group_name = "pretraining"
 
     total_steps: int = flag(10_000, "optimizer steps of the run", "trajectory", within="[1, 1e9]")
-    eval_every: int = flag(500, "optimizer steps between held-out evaluations, besides those at both ends", "record", within="[1, 1e9]")
+    eval_every: int = flag(
+        500, "optimizer steps between held-out evaluations, besides those at both ends", "record", within="[1, 1e9]"
+    )
     min_lr_ratio: float | None = flag(
         None,
         "floor of the cosine as a fraction of lr (default: the JSON's, 0.1)",

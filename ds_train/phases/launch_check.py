@@ -15,7 +15,7 @@ from ds_train.model.footprint import GIB, ModelShape, checkpoint_bytes, model_sh
 from ds_train.phases import pptrain, pretrain
 from ds_train.ranks.world import World
 from ds_train.run.assembly import CheckedRun, fresh_state
-from ds_train.run.summary import rank_memory
+from ds_train.run.summary import rank_memory, starting_point
 from ds_train.training.phase import Cadence, PhaseParts
 
 PHASES: dict[str, ModuleType] = {"pptrain": pptrain, "pretrain": pretrain}
@@ -68,7 +68,7 @@ def report(
         "ranks": f"{layout.world_size}",
         "accumulation × micro batch": f"{layout.grad_accum} × {layout.micro_batch}",
         "global batch": f"{layout.global_batch:,}",
-        "starts": f"at step {step:,}" if chosen else "fresh",
+        "starts": starting_point(inputs, step, chosen),
         "model, parameters": f"{shape.num_parameters / 1e6:,.1f} M",
     }
     rows |= _length_rows(prepared, setup)

@@ -25,6 +25,8 @@ from ds_train.training.phase import Cadence, PhaseParts
 
 logger = logging.getLogger(__name__)
 
+_SAVE_EVERY = 200  # by default
+
 
 @dataclass
 class PPTrain:
@@ -142,9 +144,12 @@ def prepare(argv: list[str] | None, world: World) -> CheckedRun:
     assert inputs and splits and curriculum and source
     # An external generator reseeds global generators: it must never run in the trainer itself.
     num_workers = max(int(source.is_external), run.num_workers)
-    return CheckedRun(
-        inputs, all_flags, sources, num_workers, partial(_setup, inputs, flags, data, splits, curriculum, source)
-    )
+    defaults = {
+        "save_every": _SAVE_EVERY, "data_dir": str(splits.directory), "max_lookahead": curriculum.max_stage,
+        "max_input_size": splits.meta.max_input_size,
+    }  # fmt: skip
+    setup = partial(_setup, inputs, flags, data, splits, curriculum, source)
+    return CheckedRun(inputs, all_flags, sources, num_workers, defaults, setup)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -182,7 +187,7 @@ def _setup(
     )
     return PhaseParts(
         phase=PPTrain(curriculum, heldout, inputs.world, layout.micro_batch, flags.accuracy, flags.eval_every),
-        cadence=Cadence(run.log_every, run.save_every or 200, flags.max_steps, run.stop_step),
+        cadence=Cadence(run.log_every, run.save_every or _SAVE_EVERY, flags.max_steps, run.stop_step),
         sampler=CurriculumSampler(layout.global_batch),
         readers={SampleKind.STREAM: reader},
         first_stage=flags.start_stage,

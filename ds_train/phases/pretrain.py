@@ -30,6 +30,8 @@ from ds_train.training.phase import Cadence, PhaseParts
 
 logger = logging.getLogger(__name__)
 
+_SAVE_EVERY = 500  # by default
+
 
 @dataclass
 class Pretrain:
@@ -139,9 +141,12 @@ def prepare(argv: list[str] | None, world: World) -> CheckedRun:
         _check_pack(blocks, inputs, problems)
     problems.raise_if_any()
     assert inputs and splits and blocks and share
-    return CheckedRun(
-        inputs, all_flags, sources, run.num_workers, partial(_setup, inputs, flags, data, share, splits, blocks)
-    )
+    defaults = {
+        "save_every": _SAVE_EVERY, "data_dir": str(splits.directory), "pack_dir": str(blocks.directory),
+        "min_lr_ratio": inputs.engine.effective.get("scheduler", {}).get("params", {}).get("cos_min_ratio"),
+    }  # fmt: skip
+    setup = partial(_setup, inputs, flags, data, share, splits, blocks)
+    return CheckedRun(inputs, all_flags, sources, run.num_workers, defaults, setup)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -174,7 +179,7 @@ def _setup(
         logger.warning("%d held-out examples are longer than seq_len and are left out", heldout.num_too_long)
     return PhaseParts(
         phase=Pretrain(flags.total_steps, flags.eval_every, heldout, blocks, inputs.world, layout.micro_batch),
-        cadence=Cadence(run.log_every, run.save_every or 500, flags.total_steps, run.stop_step),
+        cadence=Cadence(run.log_every, run.save_every or _SAVE_EVERY, flags.total_steps, run.stop_step),
         sampler=sampler,
         readers={
             SampleKind.C4: C4Reader(blocks),

@@ -19,7 +19,7 @@ from data_tools.search.splits import Splits, find_data_dir
 from ds_train.checkpoints.weights import Weights, find_weights, model_with_weights, saved_seq_len
 from ds_train.model.causal_lm import load_model_config, prepare_config
 from ds_train.phases.evaluation import HeldOut, HeldOutResult, evaluate_c4, evaluate_heldout, heldout_examples
-from ds_train.ranks.collectives import check_num_nodes, device_of, init_distributed
+from ds_train.ranks.collectives import check_num_nodes, device_of, init_distributed, is_emulated
 from ds_train.ranks.entry import set_up_logging
 from ds_train.ranks.world import World, check_num_ranks, world_from_env
 from ds_train.step.losses import PackedLM
@@ -56,6 +56,8 @@ def score(args: argparse.Namespace) -> int:
         )
 
     # Load the model and evaluate it.
+    if is_emulated(args.dtype, device_of(world)):
+        logger.warning("this CPU has no %s arithmetic and emulates it, which is slow; use --dtype fp32", args.dtype)
     model = _load(weights, world, seq_len, tokenizer.vocab_size, _DTYPES[args.dtype])
     init_distributed(world)
     check_num_nodes(world, args.num_nodes)

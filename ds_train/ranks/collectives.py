@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +24,18 @@ def device_of(world: World) -> torch.device:
         return torch.device("cpu")
     is_bound = world.launcher == "srun" and torch.cuda.device_count() == 1
     return torch.device("cuda", 0 if is_bound else world.local_rank)
+
+
+# Flags of a CPU that computes in 16 bits itself, as Linux lists them.
+_NATIVE = {"bf16": {"avx512_bf16", "amx_bf16", "bf16"}, "fp16": {"avx512_fp16", "amx_fp16", "fphp"}}
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+def is_emulated(precision: str, device: torch.device) -> bool:
+    """Whether a device computes this precision (fp32, bf16, fp16) by converting, hundreds of times slower than fp32."""
+    if device.type != "cpu" or precision not in _NATIVE or not _CPU_INFO.exists():
+        return False
+    return not _NATIVE[precision] & set(_CPU_INFO.read_text().split())
 
 
 def take_device(world: World) -> torch.device:

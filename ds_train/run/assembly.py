@@ -19,10 +19,11 @@ from ds_train.checkpoints.resume import adapted_state, restored_engine
 from ds_train.checkpoints.save import Checkpoints, read_state
 from ds_train.checkpoints.state import TrainState
 from ds_train.checkpoints.weights import model_with_weights
+from ds_train.config.deepspeed_json import default_json
 from ds_train.config.flags import compared_values
 from ds_train.model.causal_lm import build_model, load_model, save_description
 from ds_train.model.footprint import training_flops
-from ds_train.ranks.collectives import check_num_nodes, device_of, init_distributed, on_main, take_device
+from ds_train.ranks.collectives import check_num_nodes, device_of, init_distributed, is_emulated, on_main, take_device
 from ds_train.ranks.signals import ExitCode, StopRequests, StopTraining
 from ds_train.ranks.watchdog import LONG_S, Watchdog, exit_rank_lost, supervision
 from ds_train.run.fingerprints import common_fingerprints, versions
@@ -47,6 +48,7 @@ class CheckedRun:
         all_flags: the parsed flag dataclasses, to be recorded in the run directory.
         sources: where each given flag comes from.
         num_workers: loader processes per rank.
+        defaults: what the phase takes for its flags that are not given.
         make_setup: builds the phase's parts; called after the process group exists and before the model does.
     """
 
@@ -54,6 +56,7 @@ class CheckedRun:
     all_flags: Sequence[Any]
     sources: dict[str, str]
     num_workers: int
+    defaults: dict[str, Any]
     make_setup: Callable[[], PhaseParts]
 
 
@@ -61,7 +64,7 @@ def launch(prepared: CheckedRun) -> ExitCode:
     """Join the process group, build the run, restore the newest checkpoint, train."""
     inputs = prepared.inputs
     world, flags = inputs.world, inputs.run_flags
-    settings = LaunchRecord(prepared.all_flags, prepared.sources, inputs.engine)
+    settings = LaunchRecord(prepared.all_flags, prepared.sources, inputs.engine, inputs.defaults | prepared.defaults)
 
     # Settings, shown or applied.
     if flags.print_config:
@@ -70,6 +73,13 @@ def launch(prepared: CheckedRun) -> ExitCode:
         return ExitCode.FINISHED
     for line in inputs.engine.overrides:
         logger.info(line)
+    if is_emulated(inputs.engine.precision, device_of(world)):
+        logger.warning(
+            "this CPU has no %s arithmetic and emulates it: a step may take minutes. Train in fp32: --mixed_precision "
+            "no, or --deepspeed_config %s, which also has a small batch",
+            inputs.engine.precision,
+            default_json(f"{inputs.phase}_cpu"),
+        )
     if flags.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

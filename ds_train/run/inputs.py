@@ -23,6 +23,7 @@ DEFAULT_MODEL = "pythia-160m"
 class CommonInputs:
     """Inputs of both phases, checked and loaded before any process group or model exists."""
 
+    phase: str
     world: World
     run_flags: RunFlags
     model_flags: ModelFlags
@@ -31,6 +32,19 @@ class CommonInputs:
     tokenizer: TextTokenizer
     model_config: PretrainedConfig
     weights: Weights | None  # None: random, or the pretrained ones of model_flags
+
+    @property
+    def defaults(self) -> dict[str, str]:
+        """What flags that both phases have stand for where they are not given."""
+        model = {} if self.weights else {"model_name": self.model_name}
+        return {"run_name": self.run_directory.name, "tokenizer": self.tokenizer.name, **model}
+
+    @property
+    def model_name(self) -> str:
+        """The model that the weights belong to: a preset, directory or hub id, or its architecture."""
+        if self.weights:
+            return f"{self.model_config.model_type} of {self.weights.path}"
+        return self.model_flags.model_name or DEFAULT_MODEL
 
 
 def check_inputs(
@@ -91,7 +105,7 @@ def check_inputs(
             )
     if len(problems) > before or engine is None or tokenizer is None or config is None:
         return None
-    return CommonInputs(world, run, model, directory, engine, tokenizer, config, weights)
+    return CommonInputs(phase, world, run, model, directory, engine, tokenizer, config, weights)
 
 
 def _require_writable(directory: Path) -> None:

@@ -4,8 +4,8 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +29,26 @@ class LaunchRecord:
         all_flags: the parsed flag dataclasses.
         sources: where each given flag comes from.
         engine: the resolved DeepSpeed JSON.
+        defaults: the values of flags that are not given, as far as they follow from the phase and its data.
     """
 
     all_flags: Sequence[Any]
     sources: dict[str, str]
     engine: EngineConfig
+    defaults: dict[str, Any] = field(default_factory=dict)
 
     def shown(self) -> str:
         """A run file with the source of every setting, and the JSON in effect as a comment."""
         effective = json.dumps(self.engine.effective, indent=2).splitlines()
         parts = [*self.engine.overrides, "The DeepSpeed JSON in effect:", *effective]
-        return self._run_file([]).lstrip() + "\n" + "\n".join(f"# {part}" for part in parts)
+        return self._run_file([], in_full=True).lstrip() + "\n" + "\n".join(f"# {part}" for part in parts)
 
     def record(self, run_directory: Path, world: World, step: int) -> None:
         """Write the run file, the JSON in effect, and a line for this launch, which starts after ``step``."""
         launch: dict[str, Any] = {
             "timestamp": time.time(), "step": step, "ranks": world.size, "launcher": world.launcher,
             "command": shlex.join(sys.argv), "versions": versions(), "git": git_state(),
+            "defaults": {name: str(value) for name, value in self.defaults.items()},
         }  # fmt: skip
         run_file = (run_directory / RUN_FILE).absolute()
         remarks = [
@@ -59,9 +62,21 @@ class LaunchRecord:
         write_json(run_directory / "deepspeed.json", self.engine.effective)
         append(run_directory / LAUNCHES, f"{json.dumps(launch)}\n".encode())
 
-    def _run_file(self, remarks: Sequence[str]) -> str:
-        flags = [_with_absolute_paths(group) for group in self.all_flags]
-        return as_run_file(flags, self.engine.given, self.sources, remarks=remarks)
+    def _run_file(self, remarks: Sequence[str], in_full: bool = False) -> str:
+        """The run file; ``in_full`` with a value for each flag that has one, although it is not given."""
+        flags, sources = [_with_absolute_paths(group) for group in self.all_flags], self.sources
+        if in_full:
+            json_name = sources.get("deepspeed_config", "default JSON")
+            effective = self.engine.flag_values()
+            sources = dict.fromkeys(effective, json_name) | sources
+            flags = [_filled(group, effective | self.defaults) for group in flags]
+        return as_run_file(flags, self.engine.given, sources, remarks=remarks, json_path=self.engine.path)
+
+
+def _filled(flags: Any, values: Mapping[str, Any]) -> Any:
+    """The flags with these values where they have none."""
+    empty = [item.name for item in fields(flags) if getattr(flags, item.name) is None and item.name in values]
+    return replace(flags, **{name: values[name] for name in empty})
 
 
 def set_foreign_logs_aside(run_directory: Path) -> None:

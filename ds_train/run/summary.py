@@ -8,7 +8,7 @@ from data_tools.base.text_table import pluralize
 from ds_train.checkpoints.state import TrainState
 from ds_train.model.attention import describe_attention
 from ds_train.model.footprint import GIB, RUNTIME, ModelShape, RankMemory, model_shape, predict
-from ds_train.run.inputs import DEFAULT_MODEL, CommonInputs
+from ds_train.run.inputs import CommonInputs
 from ds_train.step.engine import Engine
 from ds_train.training.phase import PhaseParts
 
@@ -21,19 +21,19 @@ def startup_summary(
     Args:
         chosen: the checkpoint that the run resumes from, None for a fresh start.
     """
-    layout, schedule = inputs.engine.layout, inputs.engine.schedule
+    layout = inputs.engine.layout
     shape = model_shape(inputs.model_config)
     tokens = layout.global_batch * inputs.model_flags.seq_len
     rows = {
         "run": f"{inputs.run_directory}, seed {inputs.run_flags.seed}",
-        "starts": f"after step {state.step:,}, from {chosen}" if chosen else "fresh",
-        "model": f"{_model_name(inputs)}, {shape.num_parameters:,} parameters",
+        "starts": starting_point(inputs, state.step, chosen),
+        "model": f"{inputs.model_name}, {shape.num_parameters:,} parameters",
         "layout": f"{pluralize(layout.world_size, 'rank')} × {layout.grad_accum} accumulation × "
         f"micro batch {layout.micro_batch} = global batch {layout.global_batch:,}; ZeRO {inputs.engine.zero_stage}, "
         f"{inputs.engine.precision}",
         "device": _device(engine.device),
         "a step": f"at most {tokens:,} tokens, {layout.global_batch:,} × seq_len {inputs.model_flags.seq_len:,}",
-        "learning rate": f"{schedule.base_lr:g} after {schedule.warmup_steps:,} warm-up steps",
+        "learning rate": str(inputs.engine.schedule),
         **setup.summary,
         "kernels": _kernels(inputs, engine),
         "memory of a rank": _memory(inputs, shape, engine.device),
@@ -61,11 +61,15 @@ def _device(device: torch.device) -> str:
     return f"CPU, {pluralize(torch.get_num_threads(), 'thread')} a rank"
 
 
-def _model_name(inputs: CommonInputs) -> str:
+def starting_point(inputs: CommonInputs, step: int, chosen: Path | None) -> str:
+    """The step after which a run starts, and the origin of its weights."""
+    if chosen:
+        return f"after step {step:,}, from {chosen}"
     if inputs.weights:
-        return f"weights of {inputs.weights.path}"
-    name = inputs.model_flags.model_name or DEFAULT_MODEL
-    return f"{name}, {'its pretrained' if inputs.model_flags.init == 'pretrained' else 'random'} weights"
+        return f"at step 0, from the weights of {inputs.weights.path}"
+    if inputs.model_flags.init == "pretrained":
+        return f"at step 0, from the pretrained weights of {inputs.model_name}"
+    return "fresh, from random weights"
 
 
 def _kernels(inputs: CommonInputs, engine: Engine) -> str:

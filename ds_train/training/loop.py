@@ -105,7 +105,8 @@ def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") 
         _skip_or_stop(run, result, result.nonfinite)
     lengths = (length for micro_batch in batch.micro_batches for length in micro_batch.lengths)
     logs.throughput.trained(int(result.tokens.sum()), run.flops.of_documents(lengths))
-    logs.progress.step_done()
+    losses = {"loss": result.loss, "c4_loss": result.c4_loss, "mixin_loss": result.synthetic_loss}
+    logs.progress.step_done(losses)
 
     # The log row shows stage and accuracy before a promotion; evaluation and checkpoint come after it. The last step
     # is logged and evaluated in any case.
@@ -243,7 +244,7 @@ class _Logs:
             "ledger": state.ledger,
             **self.throughput.report(),
         }
-        self.progress.row(row, run.phase.status(row))
+        self.progress.row(row, run.phase.status)
         self._write(run, "train", row)
 
     def write_evaluation(self, run: Run, row: Row) -> None:

@@ -3,6 +3,8 @@
 import logging
 import sys
 import time
+from collections import deque
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import timedelta
 
@@ -13,6 +15,7 @@ from ds_train.training.metrics import Row
 
 logger = logging.getLogger(__name__)
 
+_ROWS_TIMED = 11  # ten intervals
 _LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 _LINE_WITHOUT_END = "{desc}: {n_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 
@@ -29,7 +32,8 @@ class Progress:
 
     def __init__(self, name: str, step: int, last_step: int | None, is_main: bool) -> None:
         self._name, self._last_step, self._is_main = name, last_step, is_main
-        self._first: tuple[int, float] | None = None  # step and time of the first row: steps before it warm up
+        self._recent: deque[tuple[int, float]] = deque(maxlen=_ROWS_TIMED)  # steps and times of the latest rows
+        self._losses: dict[str, list[float]] = {}  # of the steps since the last row
         self._stack = ExitStack()
         self._bar = None
         if is_main and sys.stderr.isatty():
@@ -45,14 +49,26 @@ class Progress:
         """Release the terminal; the line stays visible."""
         self._stack.close()
 
-    def step_done(self) -> None:
-        """Count an optimizer step."""
+    def step_done(self, losses: Mapping[str, float | None]) -> None:
+        """Count an optimizer step with these losses; None where it had no such samples."""
+        for name, loss in losses.items():
+            if loss is not None:
+                self._losses.setdefault(name, []).append(loss)
         if self._bar is not None:
             self._bar.update()
 
-    def row(self, row: Row, status: str) -> None:
-        """Show a row of train.jsonl, with the phase's own columns in ``status``."""
-        shown = f"loss {row['loss']:.4g}  lr {row['lr']:.3g}  {status}  {row['tokens_per_second']:,.0f} tokens/s"
+    def row(self, row: Row, describe: Callable[[Row], str]) -> None:
+        """Show a row of train.jsonl, with losses that are means over the steps since the last row.
+
+        Args:
+            describe: the phase's own columns as text.
+        """
+        num_steps = len(self._losses.get("loss", ()))
+        row = row | {name: sum(losses) / len(losses) for name, losses in self._losses.items()}
+        self._losses.clear()
+        mean = f" (mean of {num_steps} steps)" if num_steps > 1 else ""
+        shown = f"loss {row['loss']:.4g}{mean}  lr {row['lr']:.3g}  {describe(row)}"
+        shown += f"  {row['tokens_per_second']:,.0f} tokens/s"
         if "mfu" in row:
             shown += f"  MFU {row['mfu']:.1%}"
         if self._bar is not None:
@@ -72,8 +88,10 @@ class Progress:
             logger.info("evaluation at step %s  %s", row["step"], values)
 
     def _remaining(self, step: int) -> str:
+        """The time left at the speed of the latest rows: steps become slower as problems grow."""
         now = time.monotonic()
-        first_step, first_time = self._first = self._first or (step, now)
+        self._recent.append((step, now))
+        first_step, first_time = self._recent[0]
         if step in (first_step, self._last_step) or self._last_step is None:
             return ""
         seconds = (now - first_time) / (step - first_step) * (self._last_step - step)

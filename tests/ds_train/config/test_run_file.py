@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.base.errors import UserError
+from ds_train.config.deepspeed_json import default_json
 from ds_train.config.flags import parse_flags
 from ds_train.config.run_file import as_run_file
 from ds_train.config.trainer_flags import ModelFlags, OverrideFlags, RunFlags
@@ -140,6 +141,12 @@ def test_print_config_shows_all_and_trains_nothing(tiny_scratch: Path, capsys: p
     assert not (tiny_scratch / "printed" / "logs").exists()
     path = tiny_scratch / "printed.yaml"
     path.write_text(shown)
+    for line in (
+        f"data_dir: {next((tiny_scratch / 'data' / 'nl_splits').iterdir())}  # default", "save_every: 200  # default",
+        "warmup_steps: 4  # command line", "weight_decay: 0.1  # default JSON", "mixed_precision: bf16  # default JSON",
+        "max_lookahead: 8  # default", f"# default: {default_json('pptrain')}; flags above win",
+    ):  # fmt: skip
+        assert f"\n{line}\n" in shown, line
     again = pptrain.prepare(["--config", str(path)], World(0, 0, 1))
     assert again.inputs.engine == pptrain.prepare(argv, World(0, 0, 1)).inputs.engine
 

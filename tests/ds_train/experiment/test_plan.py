@@ -76,7 +76,9 @@ def test_pptrain_is_what_a_starts_from(tmp_path: Path) -> None:
     found = steps(write(tmp_path))
     pptrain, c = flags(found["pptrain pptrain"]), flags(found[f"pretrain {C}"])
     assert pptrain["max_steps"] == 100
-    assert set(differing({name: pptrain[name] for name in pptrain if name in c}, c)) == {"run_name", "global_batch"}
+    assert set(differing({name: pptrain[name] for name in pptrain if name in c}, c)) == {
+        "run_name", "global_batch", "eval_every",
+    }  # fmt: skip
 
 
 def test_order_and_records(tmp_path: Path) -> None:
