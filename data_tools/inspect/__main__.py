@@ -2,7 +2,7 @@
 
     python -m data_tools.inspect split --scratch_dir DIR --split test --index 0 --count 3
     python -m data_tools.inspect stream --scratch_dir DIR --index 12345 --stage 3
-    python -m data_tools.inspect mixture --scratch_dir DIR --index 640
+    python -m data_tools.inspect mixture --run DIR/pretrain --index 640
     python -m data_tools.inspect shards --scratch_dir DIR --index 17
     python -m data_tools.inspect lengths --max_input_size 768 --max_lookahead 128 --seq_len 2048 4096
 
@@ -21,9 +21,10 @@ from data_tools.base.errors import run_command
 from data_tools.inspect.lengths import length_lines
 from data_tools.inspect.samples import mixture_lines, shards_lines, split_lines, stream_lines
 from data_tools.inspect.token_view import PARTS
-from data_tools.runs.settings import DEFAULT_TOKENIZER
+from data_tools.runs.settings import DEFAULT_TOKENIZER, flags_of_run
 from data_tools.search.splits import SPLIT_NAMES
 
+_PHASES = {"stream": "pptrain", "mixture": "pretrain"}  # whose samples they show
 _OF_RUNS = "that of the runs in scratch_dir, without any "
 
 
@@ -38,12 +39,17 @@ def main(argv: list[str] | None = None) -> None:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
     for name, lines, add_flags, text in _COMMANDS:
         command = commands.add_parser(name, help=text, description=f"Shows {text}.")
         command.set_defaults(lines=lines)
         add_flags(command)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if getattr(args, "run", None):  # its settings become the defaults
+        of_run = flags_of_run(args.run, _PHASES.get(args.command))
+        commands.choices[args.command].set_defaults(**{name: of_run[name] for name in vars(args) if name in of_run})
+        args = parser.parse_args(argv)
+    return args
 
 
 def _split_flags(parser: CommandParser) -> None:
@@ -81,7 +87,7 @@ def _mixture_flags(parser: CommandParser) -> None:
     _pick_flags(parser, "sample of the run, over all ranks")
     parser.add_argument("--blocks", action="store_true", help="--index counts synthetic blocks ('mixin N' in messages)")
     _seed_flag(parser)
-    _splits_flags(parser, is_required=True)
+    _splits_flags(parser)
     _pack_flags(parser)
     for name, default, text in (
         ("total_steps", 10_000, "optimizer steps of the run"),
@@ -143,8 +149,9 @@ def _seed_flag(parser: CommandParser) -> None:
     parser.add_argument("--seed", type=any_seed, default=1337, help="seed of the run (default 1337)")
 
 
-def _splits_flags(parser: CommandParser, is_required: bool = False) -> None:
-    parser.add_argument("--scratch_dir", type=Path, required=is_required, help="directory of all data and runs")
+def _splits_flags(parser: CommandParser) -> None:
+    parser.add_argument("--run", type=Path, help="run directory, whose settings are the defaults of all flags")
+    parser.add_argument("--scratch_dir", type=Path, help="directory of all data and runs")
     parser.add_argument("--data_dir", type=Path, help="directory of splits (default: the only one in scratch_dir)")
 
 

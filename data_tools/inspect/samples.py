@@ -73,6 +73,8 @@ def stream_lines(args: Namespace) -> Iterator[str]:
 
 def mixture_lines(args: Namespace) -> Iterator[str]:
     """Samples of a pretrain run."""
+    if args.scratch_dir is None:
+        raise UserError("samples of which run? Give --run RUN, or --scratch_dir and the flags of the run.")
     splits, blocks = _splits(args), _pack(args)
     tokenizer = _pack_tokenizer(args, blocks)
     share = mixin_share(args.mixin_percent, args.mixin_schedule, args.mixin_end, args.total_steps)

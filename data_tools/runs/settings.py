@@ -51,6 +51,27 @@ def tokenizer_of_runs(scratch_dir: Path | None) -> str:
     return next(iter(named.values()), DEFAULT_TOKENIZER)
 
 
+def flags_of_run(directory: Path, phase: str | None) -> dict[str, str]:
+    """The flags of a run as text, with the batch of its DeepSpeed JSON and its model's tokenizer.
+
+    Args:
+        phase: which phase the run must be of; None for either.
+
+    Raises:
+        UserError: this is no run, or one of the other phase.
+    """
+    flags = load_settings(directory / "run.yaml")
+    if not flags:
+        raise UserError(f"--run {directory} has no run.yaml; give the directory of a run.")
+    found = "pretrain" if "total_steps" in flags else "pptrain"
+    if phase not in (None, found):
+        raise UserError(f"--run {directory} is a run of {found}; give one of {phase}.")
+    flags["global_batch"] = load_settings(directory / "deepspeed.json").get("train_batch_size")
+    if not flags.get("tokenizer") and (model := flags.get("model_name")):
+        flags["tokenizer"] = f"EleutherAI/{model}" if str(model).startswith("pythia-") else model
+    return {name: str(value) for name, value in flags.items() if value is not None}
+
+
 def differing(runs: Sequence[Settings]) -> dict[str, list[str]]:
     """The settings in which runs differ: setting → its value in each run ("–" where it has none).
 

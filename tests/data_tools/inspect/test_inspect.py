@@ -22,6 +22,7 @@ from data_tools.search.splits import Splits, find_data_dir, row_line
 from ds_train.phases import pptrain, pretrain
 from ds_train.phases.evaluation import heldout_examples
 from ds_train.ranks.world import World
+from ds_train.run.record import LaunchRecord
 from tests.support import tiny
 
 TOKEN_LINE = re.compile(r"^ *(no target|weight \S+)? │(.*)│$")
@@ -153,6 +154,31 @@ def test_mixture_is_what_pretrain_reads(tiny_scratch, tokenizer, shown, flags):
             assert re.match(rf"sample {number} of the run \(step {step}\): {kind} block {index}\b", part)
             assert_shows(part, tokenizer, [document])
     assert next(parts, None) is None
+
+
+RUN = "--seed 5 --global_batch 4 --micro_batch 2".split()
+OF_PHASE = {
+    "pptrain": ("stream", "--train_answer random --accuracy first".split()),
+    "pretrain": (
+        "mixture",
+        "--pptrain_checkpoint none --total_steps 6 --mixin_percent 0.4 --mixin_loss answer".split(),
+    ),
+}
+
+
+@pytest.mark.parametrize("phase", OF_PHASE)
+def test_a_run_is_shown_with_its_own_settings(tiny_scratch, tmp_path, shown, phase):
+    command, flags = OF_PHASE[phase]
+    module = {"pptrain": pptrain, "pretrain": pretrain}[phase]
+    prepared = module.prepare([*tiny.flags(tiny_scratch), *RUN, *flags], World(0, 0, 1))
+    LaunchRecord(prepared.all_flags, prepared.sources, prepared.inputs.engine).record(tmp_path, World(0, 0, 1), 0)
+    given = ["--scratch_dir", tiny_scratch, *(flags if phase == "pptrain" else flags[2:]), "--seed", 5]
+    given += ["--tokenizer", tiny_scratch / "tokenizer"]
+    given += ["--seq_len", tiny.SEQ_LEN] if phase == "pptrain" else ["--global_batch", 4]
+    pick = ["--index", 1, "--count", 9]
+    assert shown(command, "--run", tmp_path, *pick) == shown(command, *given, *pick)
+    # Flags win over the run's.
+    assert shown(command, "--run", tmp_path, "--seed", 6, *pick) == shown(command, *given, "--seed", 6, *pick)
 
 
 def test_synthetic_blocks_by_their_own_number(tiny_scratch, tokenizer, shown):

@@ -28,7 +28,7 @@ def test_defaults_are_the_trainers():
         "lengths": {"seed", "generator"},
     }
     for command, names in of_commands.items():
-        args = vars(parse([command, *(["--scratch_dir", "x"] if command == "mixture" else [])]))
+        args = vars(parse([command]))
         assert {name: args[name] for name in names} == {name: trainers[name] for name in names}
         if "global_batch" in args:
             assert args["global_batch"] == json.loads(default_json("pretrain").read_text())["train_batch_size"]
@@ -72,7 +72,9 @@ def test_bad_input_is_one_clear_message(tiny_scratch, name):
         inspect_command.main(given)
 
 
-@pytest.mark.parametrize(("command", "message"), [("split", "which splits"), ("shards", "which packed blocks")])
+@pytest.mark.parametrize(
+    ("command", "message"), [("split", "which splits"), ("shards", "which packed blocks"), ("mixture", "which run")]
+)
 def test_what_to_look_at_must_be_given(command, message):
     with pytest.raises(UserError, match=message):
         inspect_command.main([command])
@@ -82,3 +84,14 @@ def test_another_tokenizer_than_the_packs_is_refused(tiny_scratch, tmp_path):
     tiny_tokenizer().save(tmp_path)
     with pytest.raises(UserError, match="is not the one"):
         inspect_command.main(["shards", "--scratch_dir", str(tiny_scratch), "--tokenizer", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [("", r"--run .* has no run\.yaml"), ("seed: 1\n", r"a run of pptrain; give one of pretrain")],
+)
+def test_a_run_that_cannot_be_shown_is_refused(tmp_path, settings, message):
+    if settings:
+        (tmp_path / "run.yaml").write_text(settings)
+    with pytest.raises(UserError, match=message):
+        inspect_command.main(["mixture", "--run", str(tmp_path)])
