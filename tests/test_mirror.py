@@ -51,7 +51,6 @@ TESTED_IN = {
     "ds_train.run.fingerprints": "ds_train/config/test_flags",
     "ds_train.run.inputs": "ds_train/run/test_bad_input",
     "ds_train.run.record": "ds_train/config/test_run_file",
-    "ds_train.run.summary": "system/test_entry_points",
     "ds_train.training.phase": "ds_train/training/test_loop",
 }
 TESTS = {path: path.read_text() for path in sorted((REPOSITORY / "tests").rglob("*.py"))}
