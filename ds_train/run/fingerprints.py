@@ -56,7 +56,7 @@ def git_state() -> str:
         return ""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, timeout=60, check=True)
+        done = subprocess.run(["git", "--no-optional-locks", "-C", root, *arguments], capture_output=True, text=True, timeout=60, check=True)
         return done.stdout.strip()
 
     try:

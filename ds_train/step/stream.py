@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data_tools.base.errors import UserError
-from data_tools.base.processes import end_with_parent
+from data_tools.base.processes import end_with_parent, starting
 from data_tools.samples.readers import Overflow, Reader
 from data_tools.samples.samplers import Cursor, GlobalBatchPlan, SampleKind, Sampler
 from ds_train.config.layout import Layout
@@ -149,6 +149,10 @@ class Stream:
 
     def __init__(self, num_workers: int, device: torch.device) -> None:
         self._plans = _PlanSource()
+        with starting("--num_workers"):
+            self._start(num_workers, device)
+
+    def _start(self, num_workers: int, device: torch.device) -> None:
         self._dataset = _BatchDataset()
         self._loader: DataLoader = DataLoader(
             self._dataset,
