@@ -56,7 +56,14 @@ def git_state() -> str:
         return ""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "--no-optional-locks", "-C", root, *arguments], capture_output=True, text=True, timeout=60, check=True)
+        command = [
+            "git",
+            "--no-optional-locks",
+            "-C",
+            str(root),
+            *arguments,
+        ]  # a lock left by a kill would stop its owner
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         return done.stdout.strip()
 
     try:

@@ -1,12 +1,14 @@
 """YAML run files: what they may hold, what wins over them, and that a run's own file repeats it."""
 
 import json
+import os
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+import ds_train
 from data_tools.base.errors import UserError
 from ds_train.config.deepspeed_json import default_json
 from ds_train.config.flags import parse_flags
@@ -209,3 +211,17 @@ def test_the_git_state_is_that_of_the_checkout() -> None:
 
     expected = head().strip() if (REPOSITORY / ".git").exists() else ""
     assert git_state().split(" with ")[0] == expected
+
+
+def test_the_git_state_takes_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``git status`` writes an index with fresh times; killed meanwhile it leaves a lock that stops later commits."""
+    package = tmp_path / "ds_train" / "__init__.py"
+    package.parent.mkdir()
+    package.touch()
+    for command in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a"]):
+        subprocess.run(["git", "-C", tmp_path, *command], check=True)
+    os.utime(package, (1e9, 1e9))  # so that the index has something to refresh
+    before = (tmp_path / ".git" / "index").read_bytes()
+    monkeypatch.setattr(ds_train, "__file__", str(package))
+    assert len(git_state()) == 40
+    assert (tmp_path / ".git" / "index").read_bytes() == before
