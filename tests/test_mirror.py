@@ -15,7 +15,6 @@ TESTED_IN = {
     "data_tools.base.errors": "data_tools/base/test_command_line",
     "data_tools.base.foreign": "data_tools/test_build_pretrain",
     "data_tools.base.kinds": "ds_train/config/test_bad_values",
-    "data_tools.base.processes": "data_tools/corpus/test_pack_resume",  # no worker outlives a killed pack
     "data_tools.base.rng": "data_tools/search/test_graphs",
     "data_tools.base.text_table": "data_tools/test_summarize_run",
     "data_tools.corpus.pack_progress": "data_tools/corpus/test_pack_resume",

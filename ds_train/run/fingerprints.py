@@ -56,13 +56,8 @@ def git_state() -> str:
         return ""
 
     def git(*arguments: str) -> str:
-        command = [
-            "git",
-            "--no-optional-locks",
-            "-C",
-            str(root),
-            *arguments,
-        ]  # a lock left by a kill would stop its owner
+        # Without optional locks: one that a kill leaves behind would stop the owner's next commit.
+        command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         return done.stdout.strip()
 
