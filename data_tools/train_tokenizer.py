@@ -13,13 +13,14 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from data_tools.base.command_line import CommandParser, natural, positive
+from data_tools.base.command_line import CommandParser, natural, of_kind, positive
 from data_tools.base.errors import UserError, run_command
 from data_tools.corpus.text_source import DocumentSource, FileSource, add_source_flags
 from data_tools.corpus.tokenizer import TextTokenizer
 
 EOS_TOKEN = "<|endoftext|>"
 _MIN_VOCAB_SIZE = 257  # EOS and every byte
+_vocab_size = of_kind(f"whole number in [{_MIN_VOCAB_SIZE}, 1e7]")  # tokenizers reserves memory for all of them
 
 
 def train_bpe(texts: Iterator[str], vocab_size: int, name: str = "bpe") -> TextTokenizer:
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--extra_rows", type=natural, default=2000, help="number of rows to read of each, the first ones (default 2000)"
     )
     parser.add_argument(
-        "--vocab_size", type=positive, default=1024, help="number of tokens, including the 256 bytes (default 1024)"
+        "--vocab_size", type=_vocab_size, default=1024, help="number of tokens, including the 256 bytes (default 1024)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write tokenizer.json into")
     args = parser.parse_args(argv)

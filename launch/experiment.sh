@@ -22,4 +22,4 @@ if [[ -z "${LAUNCHER:-}${HOSTFILE+set}${NUM_RANKS:-}" ]]; then
     export NUM_RANKS="$ranks"
 fi
 cd "$repository" # relative paths within CONFIG begin here
-exec python -m ds_train.experiment "$config" "$scratch" --launcher "${LAUNCHER:-bash launch/{\}_hostfile.sh}" "${paths[@]:2}" "${options[@]}"
+exec python -m ds_train.experiment.plan "$config" "$scratch" --launcher "${LAUNCHER:-bash launch/{\}_hostfile.sh}" "${paths[@]:2}" "${options[@]}"

@@ -96,7 +96,7 @@ def refuse_unknown_flags(given: Iterable[str], known: Sequence[str]) -> None:
     for argument in given:
         if argument == "" or argument.endswith("="):
             raise UserError(f"{argument.rstrip('=') or name} is empty; was a variable not set? Leave the flag out.")
-        name = argument.split("=")[0]
+        name = argument.split("=")[0] if argument.startswith("-") else "an argument"
         if name.startswith("--") and name not in known:
             raise UserError(f"unknown flag {name}{did_you_mean(name, known)} See --help.")
 

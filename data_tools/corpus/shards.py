@@ -183,6 +183,9 @@ def _no_meta_message(directory: Path) -> str:
     return f"no packed blocks: {directory} {state}. Make them with data_tools/build_pretrain.py."
 
 
+_RESTORE = "Copy it again from where it was packed, or pack again with --overwrite."
+
+
 class PackedBlocks:
     """Random access to the blocks of a complete pack. Safe to fork and to pickle: files are mapped when first read.
 
@@ -230,14 +233,22 @@ class PackedBlocks:
             raise IndexError(f"validation block {index} of {self.num_validation_blocks}")
         return self._row(self.meta.validation, index)
 
+    def check_ids(self) -> None:
+        """Read the first block of each file and some between, which fails where an id is beyond the vocabulary.
+
+        Every block is checked so when it is read; this finds a file of another kind before anything is built.
+        """
+        for file in self.meta.files:
+            for row in {0, file.num_blocks // 2, file.num_blocks - 1}:
+                self._row(file, row)
+
     def verify(self) -> None:
         """Compare the SHA-256 of every file with meta.json; UserError names the first that differs."""
         for file in self.meta.files:
             found = sha256_of_file(self.directory / file.name)
             if found != file.sha256:
                 raise UserError(
-                    f"{self.directory / file.name} is damaged: SHA-256 {found}, expected {file.sha256}. "
-                    "Copy it again from where it was packed, or pack again with --overwrite."
+                    f"{self.directory / file.name} is damaged: SHA-256 {found}, expected {file.sha256}. {_RESTORE}"
                 )
 
     def _row(self, file: PackedFile, row: int) -> np.ndarray:
@@ -245,7 +256,13 @@ class PackedBlocks:
             path = self.directory / file.name
             shape = (file.num_blocks, self.meta.block_len)
             self._maps[file.name] = np.memmap(path, little_endian(self.meta.dtype), mode="r", shape=shape)
-        return self._maps[file.name][row].astype(np.int64)
+        tokens = self._maps[file.name][row].astype(np.int64)
+        if tokens.max() >= self.meta.vocab_size:
+            raise UserError(
+                f"{self.directory / file.name} is damaged: its block {row:,} holds the id {tokens.max():,}, and the "
+                f"vocabulary has {self.meta.vocab_size:,}. {_RESTORE}"
+            )
+        return tokens
 
     def _check_sizes(self) -> None:
         recorded = {file.name: file.num_blocks for file in self.meta.files}
@@ -271,8 +288,7 @@ class PackedBlocks:
                 found = "is missing" if size is None else f"has {size:,} bytes"
                 raise UserError(
                     f"{path} {found}, expected {expected:,} ({file.num_blocks:,} blocks of {self.meta.block_len} "
-                    f"{self.meta.dtype} tokens). Copy it again from where it was packed, or pack again with "
-                    "--overwrite."
+                    f"{self.meta.dtype} tokens). {_RESTORE}"
                 )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.runs.logs import Row, RunLogs
+from data_tools.runs.logs import LONGEST_S, Row, RunLogs
 
 ABSENT = "–"
 _ROWS_AVERAGED = 5  # a single step's loss is noise
@@ -88,7 +88,7 @@ def _tokens(run: RunLogs) -> str:
 
 
 def _training_time(run: RunLogs) -> str:
-    return str(timedelta(seconds=round(seconds))) if np.isfinite(seconds := run.last_position("time")) else ABSENT
+    return str(timedelta(seconds=round(seconds))) if abs(seconds := run.last_position("time")) < LONGEST_S else ABSENT
 
 
 def _speed(run: RunLogs) -> str:
@@ -109,7 +109,7 @@ def _written(run: RunLogs) -> str:
 
 def _stage(run: RunLogs) -> str:
     (_, stages), (_, alphas) = (run.column(column, "step") for column in ("stage", "alpha"))
-    if not len(stages) or len(stages) != len(alphas):
+    if not len(stages) or len(stages) != len(alphas) or alphas[-1] <= 0:
         return ABSENT
     return f"{stages[-1]:.0f} of {stages[-1] / alphas[-1]:.0f}"
 

@@ -2,23 +2,62 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval
 
 from data_tools.base.errors import UserError, reason_of
+from data_tools.base.kinds import is_of_kind
+from data_tools.base.records import Natural, as_record, read_record
 from data_tools.base.text_table import pluralize
 
 Row = dict[str, Any]
+_STEP, _NUMBER = "whole number in [0, 1e15]", "number in [-1e30, 1e30] | true or false"
+LONGEST_S = 10**11  # 3,000 years; calendars have an end
 LAUNCHES = "launches.jsonl"
 AXES = ("step", "tokens", "time")
-_EVALUATION_KEYS = {
-    "checkpoint", "split", "num_examples", "loss", "accuracy_any", "accuracy_first", "c4_loss", "by_lookahead",
-}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Accuracies:
+    num_examples: Natural
+    accuracy_any: float
+    accuracy_first: float
+    accuracy_any_low: float | None = None
+    accuracy_any_high: float | None = None
+    accuracy_first_low: float | None = None
+    accuracy_first_high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfLookahead(_Accuracies):
+    lookahead: Natural
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Evaluation(_Accuracies):
+    """What ``ds_train/evaluate.py --output`` writes."""
+
+    checkpoint: str
+    split: str
+    loss: float | None
+    c4_loss: float | None
+    by_lookahead: list[_OfLookahead]
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """What is read of a row of launches.jsonl."""
+
+    timestamp: Annotated[float, Interval(ge=0, le=LONGEST_S)]
+    ranks: Natural | None = None
+    git: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -39,7 +78,7 @@ def _row(line: bytes, where: str) -> Row:
         row = json.loads(line)
     except ValueError as error:
         raise UserError(f"{where}: not JSON ({error}); remove the line.") from None
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+    if not isinstance(row, dict) or not is_of_kind(row.get("step"), _STEP) or isinstance(row["step"], float):
         raise UserError(f"{where}: expected an object with a whole number 'step'; is this a log?")
     return row
 
@@ -81,13 +120,9 @@ def read_evaluation(path: Path) -> Row:
         UserError: the file is missing or has another form.
     """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        return asdict(read_record(_Evaluation, path.read_bytes()))
     except (OSError, ValueError) as error:
         raise UserError(f"--evaluation {path}: expected a file of evaluate.py --output ({error}).") from None
-    missing = _EVALUATION_KEYS - set(report) if isinstance(report, dict) else _EVALUATION_KEYS
-    if missing:
-        raise UserError(f"--evaluation {path}: expected a file of evaluate.py --output, which has {min(missing)!r}.")
-    return report
 
 
 def checkpoint_name(path: str) -> str:
@@ -131,6 +166,11 @@ class RunLogs:
         train, evaluations = map(_columns, read_logs(directory))
         path = directory / LAUNCHES
         launches = read_rows(path) if path.exists() else []
+        for number, launch in enumerate(launches, 1):
+            try:
+                as_record(_Launch, launch)
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: {error}; remove the line.") from None
         first = max((n for n, launch in enumerate(launches) if launch["step"] == 0), default=0)
         return cls(name, directory, train, evaluations, launches[first:])
 
@@ -216,11 +256,12 @@ def _interpolate(rows: np.ndarray, values: np.ndarray, steps: np.ndarray) -> np.
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, np.ndarray]:
-    names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, int | float))
-    return {
-        name: np.array([value if isinstance(value := row.get(name), int | float) else np.nan for row in rows], float)
-        for name in names
-    }
+    numbers = [{name: float(value) for name, value in row.items() if is_of_kind(value, _NUMBER)} for row in rows]
+    for row in numbers:
+        if abs(row.get("timestamp", 0)) > LONGEST_S:
+            del row["timestamp"]
+    names = dict.fromkeys(name for row in numbers for name in row)
+    return {name: np.array([row.get(name, np.nan) for row in numbers]) for name in names}
 
 
 def distinct_names(directories: Sequence[Path]) -> list[str]:

@@ -46,8 +46,7 @@ def find_weights(spec: str, run_directory: Path | None = None) -> Weights:
     Raises:
         UserError: there is no complete checkpoint, or the path holds none of these.
     """
-    if spec == "latest":
-        assert run_directory is not None
+    if spec == "latest" and run_directory:
         how = "finish a pptrain run there, name another with --pptrain_run, or give --pptrain_checkpoint PATH or none"
         return Weights(_newest(run_directory, how), True)
     path = Path(spec)

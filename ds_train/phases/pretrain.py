@@ -19,6 +19,7 @@ from ds_train.checkpoints.weights import Weights, find_weights
 from ds_train.config.flags import parse_flags
 from ds_train.config.trainer_flags import GROUPS, DataFlags, PretrainFlags, RunFlags
 from ds_train.phases.evaluation import BeforeBatch, HeldOut, evaluate_c4, evaluate_heldout, heldout_examples
+from ds_train.phases.pack_check import PackCheck
 from ds_train.ranks.collectives import on_main
 from ds_train.ranks.entry import set_up_logging
 from ds_train.ranks.world import World, world_from_env
@@ -45,8 +46,11 @@ class Pretrain:
     micro_batch: int
     name: str = "pretrain"
     accuracy: str = "any"  # no sample is scored while training
+    pack_check: PackCheck | None = None
 
     def record(self, state: TrainState, result: StepResult) -> None:
+        if self.pack_check:
+            self.pack_check.raise_if_damaged()
         num_new = int((result.plan.sources == SampleKind.C4).sum())
         passes, before = (
             index // self.blocks.num_blocks for index in (state.c4_block_idx, state.c4_block_idx - num_new)
@@ -104,6 +108,8 @@ def _initial_weights(run: RunFlags, flags: PretrainFlags) -> Weights | None:
 
 def _check_pack(blocks: PackedBlocks, inputs: CommonInputs, problems: Problems) -> None:
     meta, seq_len = blocks.meta, inputs.model_flags.seq_len
+    with problems.collect():
+        blocks.check_ids()
     if meta.seq_len != seq_len:
         problems.add(
             f"--seq_len {seq_len}, but {blocks.directory} is packed for seq_len {meta.seq_len}; give --seq_len "
@@ -178,7 +184,15 @@ def _setup(
     if heldout.num_too_long:
         logger.warning("%d held-out examples are longer than seq_len and are left out", heldout.num_too_long)
     return PhaseParts(
-        phase=Pretrain(flags.total_steps, flags.eval_every, heldout, blocks, inputs.world, layout.micro_batch),
+        phase=Pretrain(
+            flags.total_steps,
+            flags.eval_every,
+            heldout,
+            blocks,
+            inputs.world,
+            layout.micro_batch,
+            pack_check=PackCheck(blocks, inputs.world),
+        ),
         cadence=Cadence(run.log_every, run.save_every or _SAVE_EVERY, flags.total_steps, run.stop_step),
         sampler=sampler,
         readers={

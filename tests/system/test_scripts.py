@@ -175,7 +175,7 @@ def test_experiment_script(tmp_path: Path, stub_environment: dict[str, str]) -> 
     )
     python.chmod(0o755)
     small = str(REPOSITORY / "ds_configs" / "experiments" / "small.yaml")
-    prefix = ["-m", "ds_train.experiment"]
+    prefix = ["-m", "ds_train.experiment.plan"]
     found = _handed_on(_call("experiment", env=stub_environment, cwd=tmp_path))
     scratch = str(REPOSITORY / "runs" / "experiment_small")
     assert found[:-1] == [*prefix, small, scratch, "--launcher", "bash launch/{}_hostfile.sh"]

@@ -62,6 +62,20 @@ def test_verify_finds_a_flipped_bit(pack: Path) -> None:
         PackedBlocks(pack).verify()
 
 
+def test_ids_beyond_the_vocabulary_are_refused(pack: Path) -> None:
+    blocks = PackedBlocks(pack)
+    blocks.check_ids()
+    content = bytearray((pack / "shard_00002.bin").read_bytes())
+    content[66:68] = b"\xff\xff"  # in its second block
+    (pack / "shard_00002.bin").write_bytes(content)
+    with pytest.raises(UserError, match=r"shard_00002\.bin is damaged: its block 1 holds the id 65,535"):
+        for index in range(blocks.num_blocks):
+            blocks.block(index)
+    (pack / "shard_00000.bin").write_bytes(b"\xff" * len((pack / "shard_00000.bin").read_bytes()))
+    with pytest.raises(UserError, match=r"shard_00000\.bin is damaged: its block 0 holds the id 65,535"):
+        PackedBlocks(pack).check_ids()
+
+
 def test_blocks_are_writable_int64_copies_in_range(pack: Path) -> None:
     blocks = PackedBlocks(pack)
     first = blocks.block(0)

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from data_tools.base.errors import UserError
+from data_tools.runs.facts import accuracy_by_lookahead, evaluation_facts, run_facts
 from data_tools.runs.logs import RunLogs, checkpoint_name, distinct_names, read_evaluation, read_logs
 from data_tools.runs.settings import differing, read_settings
+from tests.support.bad_values import spoiled
 from tests.support.runs import pptrain_rows, pretrain_rows, read_run, report, stage_rows, write_run
 
 
@@ -217,3 +219,39 @@ def test_a_run_without_a_run_file_has_no_settings(tmp_path):
 def test_logs_are_read_without_matplotlib_or_torch():
     code = "import data_tools.runs.logs, sys; sys.exit(bool({'matplotlib', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+ROW = {"step": 1, "loss": 1.0, "curr_acc": 0.5, "stage": 1, "alpha": 0.125, "timestamp": 1.7e9, "tokens": 10}
+LAUNCH = {"step": 0, "timestamp": 1.7e9, "ranks": 1, "git": "abc", "versions": {"torch": "2"}}
+EVALUATION = {
+    "checkpoint": "pptrain/step_00000007", "split": "eval", "num_examples": 4, "loss": 1.5, "c4_loss": None,
+    "accuracy_any": 0.5, "accuracy_first": 0.25,
+    "by_lookahead": [{"lookahead": 1, "num_examples": 4, "accuracy_any": 0.5, "accuracy_first": 0.25}],
+}  # fmt: skip
+
+
+def _write(path: Path, *rows: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_values_of_other_types_are_no_numbers_or_one_message(tmp_path: Path) -> None:
+    """Tables and settings of a run with any bad value in its logs, and of a bad evaluation."""
+    log, launches, evaluation = (tmp_path / name for name in ("logs/train.jsonl", "launches.jsonl", "evaluation.json"))
+    messages = 0
+    for place, good in ((log, ROW), (launches, LAUNCH), (evaluation, EVALUATION)):
+        for _, bad in spoiled(good, 150):
+            _write(log, ROW, {**ROW, "step": 2})
+            _write(launches, LAUNCH)
+            _write(evaluation, EVALUATION)
+            _write(place, *([] if place == evaluation else [good]), bad)
+            try:
+                run = RunLogs.read(tmp_path, "run")
+                assert run_facts([run]) and read_settings(tmp_path, run.launches)
+                report = read_evaluation(evaluation)
+                assert evaluation_facts([report]) and accuracy_by_lookahead([report]) is not None
+            except UserError as error:
+                messages += 1
+                assert str(tmp_path) in str(error)
+    assert messages > 100
