@@ -45,7 +45,7 @@ _CHUNK_SIZE = 50  # examples handed to a worker at a time
 
 def main(argv: list[str] | None = None) -> None:
     """The command; see ``--help``."""
-    args = _parse(argv)
+    args = parse(argv)
     directory = split_directory(args.scratch_dir, args.max_input_size, args.max_lookahead, args.seed)
     sources = {name: _source(args, name) for name in SPLIT_NAMES}
     budget = search_budget(args.max_input_size, _ALPHA, args.max_lookahead)
@@ -82,7 +82,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{len(used)} examples in {time.perf_counter() - began:.1f} s")
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parse and check the command line."""
     parser = CommandParser(description=__doc__)
     parser.add_argument("--scratch_dir", required=True, help="directory of all data and runs")
     parser.add_argument("--max_input_size", type=positive, default=384, help="symbolic size of a problem (default 384)")

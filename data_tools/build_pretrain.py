@@ -66,7 +66,7 @@ _NUM_SHOWN = 5  # records that were left out
 
 def main(argv: list[str] | None = None) -> None:
     """The command; see ``--help``."""
-    args = _parse(argv)
+    args = parse(argv)
     refuse_what_others_wrote(args.pack_dir)
     tokenizer = load_tokenizer(args.tokenizer)
     source = _open_source(args)
@@ -234,7 +234,8 @@ def _check_free_space(directory: Path, asked: PackParameters) -> None:
         )
 
 
-def _parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parse and check the command line."""
     parser = CommandParser(description=__doc__)
     parser.add_argument("--scratch_dir", type=Path, help="the pack goes to SCRATCH_DIR/data/c4_packed")
     parser.add_argument("--pack_dir", type=Path, help="put the pack here instead")

@@ -11,6 +11,7 @@ ACL 2011) belong to their authors: they are downloaded for experiments on this m
 nor may files made of them, such as packed shards.
 """
 
+import argparse
 import csv
 import gzip
 import hashlib
@@ -163,6 +164,15 @@ def _cache_directory() -> Path:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see ``--help``."""
+    args = parse(argv)
+    if args.asset == "tokenizer":
+        print(fetch_tokenizer(args.out))
+    else:
+        print(f"{fetch_corpus(args.out, args.documents):,} documents in {args.out}")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse and check the command line."""
     parser = CommandParser(description=__doc__)
     commands = parser.add_subparsers(dest="asset", required=True)
     tokenizer = commands.add_parser("tokenizer", help="the GPT-NeoX tokenizer, as DIR/tokenizer.json")
@@ -170,11 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for command in (tokenizer, corpus):
         command.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write into")
     corpus.add_argument("--documents", type=positive, help="number of documents, the first ones (default: all)")
-    args = parser.parse_args(argv)
-    if args.asset == "tokenizer":
-        print(fetch_tokenizer(args.out))
-    else:
-        print(f"{fetch_corpus(args.out, args.documents):,} documents in {args.out}")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

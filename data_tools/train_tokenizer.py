@@ -5,6 +5,7 @@
 The same documents always give the same bytes.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -64,6 +65,16 @@ def _prompts(path: Path, limit: int) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see ``--help``."""
+    args = parse(argv)
+    extra = chain.from_iterable(_prompts(path, args.extra_rows) for path in args.extra)
+    source = FileSource(args.corpus, args.text_field, args.skip_bad)
+    tokenizer = train_bpe(chain(_documents(source, args.documents), extra), args.vocab_size)
+    tokenizer.save(args.out)
+    print(f"{args.out}: {tokenizer.vocab_size:,} ids, EOS {tokenizer.eos_id}")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse and check the command line."""
     parser = CommandParser(description=__doc__)
     parser.add_argument("--corpus", nargs="+", required=True, help="files, directories or patterns of documents")
     add_source_flags(parser)
@@ -78,12 +89,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--vocab_size", type=_vocab_size, default=1024, help="number of tokens, including the 256 bytes (default 1024)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write tokenizer.json into")
-    args = parser.parse_args(argv)
-    extra = chain.from_iterable(_prompts(path, args.extra_rows) for path in args.extra)
-    source = FileSource(args.corpus, args.text_field, args.skip_bad)
-    tokenizer = train_bpe(chain(_documents(source, args.documents), extra), args.vocab_size)
-    tokenizer.save(args.out)
-    print(f"{args.out}: {tokenizer.vocab_size:,} ids, EOS {tokenizer.eos_id}")
+    args: argparse.Namespace = parser.parse_args(argv)
+    if args.vocab_size < _MIN_VOCAB_SIZE:
+        raise UserError(f"--vocab_size {args.vocab_size} is too small: EOS and the bytes take {_MIN_VOCAB_SIZE}.")
+    return args
 
 
 if __name__ == "__main__":

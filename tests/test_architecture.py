@@ -42,7 +42,7 @@ ARROWS = {
     },
     "ds_train": {"ds_train.phases", "ds_train.checkpoints", "ds_train.ranks", "ds_train.config", "data_tools.runs"},
     "ds_train.experiment": {
-        "ds_train", "ds_train.phases", "ds_train.checkpoints", "ds_train.ranks", "ds_train.config",
+        "data_tools", "ds_train", "ds_train.phases", "ds_train.checkpoints", "ds_train.ranks", "ds_train.config",
         "data_tools.search",
     },
 }  # fmt: skip

@@ -45,12 +45,18 @@ def main(argv: list[str] | None = None) -> int:
         default="python ds_train/{}.py",
         help="starts pptrain, pretrain and evaluate, whose name replaces {}; flags follow",
     )
-    parser.add_argument("--dry_run", action="store_true", help="show each step and whether it is done; start nothing")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="check all settings, show each step and whether it is done; start nothing",
+    )
     args = parser.parse_args(argv)
     if "{}" not in args.launcher:
         raise UserError(f"--launcher {args.launcher!r} has no {{}}; put {{}} where the name of the program belongs.")
     scratch = args.scratch_dir.resolve()
-    steps, record = Experiment(args.config, scratch, shlex.split(args.launcher)).steps(), scratch / "experiment.json"
+    experiment, record = Experiment(args.config, scratch, shlex.split(args.launcher)), scratch / "experiment.json"
+    steps = experiment.steps()
+    experiment.check()
     if args.dry_run:
         first = num_done(steps, record)
         for number, step in enumerate(steps):

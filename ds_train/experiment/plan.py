@@ -2,7 +2,8 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,36 @@ class Experiment:
         self._tokenizer = self._tokenizer_spec()
         self._check_flags()
 
+    def check(self) -> None:
+        """Run the checks of all commands that need no data, before hours are spent on data.
+
+        Raises:
+            UserError: a command would refuse its flags, JSON or model.
+        """
+        from data_tools import build_data_splits, build_pretrain, fetch_assets, train_tokenizer  # these take seconds
+        from ds_train.phases.early_check import check_early
+
+        tools = {"build_data_splits": build_data_splits, "fetch_assets": fetch_assets,
+                 "train_tokenizer": train_tokenizer, "build_pretrain": build_pretrain}  # fmt: skip
+        for step in self._data():
+            _, module, *flags = shlex.split(f"- {step.cache_key}")
+            with self._naming(step.title):
+                tools[module].parse(flags)
+        lookahead = int(self._sections["splits"]["max_lookahead"])
+        with self._naming("pptrain"):
+            check_early("pptrain", self._pptrain_flags(), lookahead, has_weights=False)
+        for condition in CONDITIONS:
+            with self._naming("pretrain"):
+                check_early("pretrain", self._pretrain_flags(condition), lookahead, condition.is_pretrained)
+
+    @contextmanager
+    def _naming(self, section: str) -> Iterator[None]:
+        """Name the file and the section in a message."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{self._config}: {section}: {error}") from None
+
     def steps(self) -> list[Step]:
         """All steps, in order."""
         return [*self._data(), *self._training(), *self._evaluations(), self._report()]
@@ -71,10 +102,8 @@ class Experiment:
         parsed: dict[str, Any] = {}
         trainers = [("pptrain", self._pptrain_flags()), *(("pretrain", self._pretrain_flags(c)) for c in CONDITIONS)]
         for phase, flags in trainers:
-            try:
+            with self._naming(phase):
                 groups, _ = parse_flags(*GROUPS[phase], description="", argv=flags)
-            except UserError as error:
-                raise UserError(f"{self._config}: {phase}: {error}") from None
             parsed = {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
         evaluate.parse(self._evaluate_flags(PPTRAIN))
         if not parsed["global_batch"]:

@@ -138,7 +138,7 @@ def prepare(argv: list[str] | None, world: World) -> CheckedRun:
                 seed=run.seed,
             )
         with problems.collect():
-            curriculum = _curriculum(flags, splits.meta.max_lookahead)
+            curriculum = make_curriculum(flags, splits.meta.max_lookahead)
     inputs = check_inputs("pptrain", run, model, overrides, problems, world=world, total_steps=flags.max_steps)
     problems.raise_if_any()
     assert inputs and splits and curriculum and source
@@ -158,7 +158,8 @@ def main(argv: list[str] | None = None) -> int:
     return launch(prepare(argv, world))
 
 
-def _curriculum(flags: PPTrainFlags, max_lookahead: int) -> Curriculum:
+def make_curriculum(flags: PPTrainFlags, max_lookahead: int) -> Curriculum:
+    """The curriculum that the flags define for splits of this lookahead."""
     return Curriculum(
         max_stage=max_lookahead,
         window=flags.curr_window,

@@ -60,28 +60,10 @@ def check_inputs(
     weights: Weights | None = None,
 ) -> CommonInputs | None:
     """Check and load what both phases share; None after a fault, which is added to ``problems``."""
-    # The run directory.
     before = len(problems)
-    directory = Path(run.scratch_dir) / (run.run_name or phase)
-    if directory.parent != Path(run.scratch_dir) or directory.name in ("", ".", ".."):
-        problems.add(f"--run_name {run.run_name} is not a plain directory name; runs are directly under --scratch_dir.")
-    else:
-        with problems.collect():
-            _require_writable(directory)
-        if (checkpoints := directory / "checkpoints").exists() and not checkpoints.is_dir():
-            problems.add(f"{checkpoints} is not a directory; move it away, or choose another --run_name.")
-
-    with problems.collect():
-        check_num_ranks(world, run.num_ranks)
-
-    # The DeepSpeed JSON.
-    source = overrides.deepspeed_config or str(default_json(phase))
-    engine = resolve_engine_config(
-        source, overrides, problems, world_size=world.size, total_steps=total_steps, min_lr_ratio=min_lr_ratio
+    directory, engine = check_run(
+        phase, run, overrides, problems, world=world, total_steps=total_steps, min_lr_ratio=min_lr_ratio
     )
-    if engine is not None:
-        check_monitors(engine.deepspeed, problems)
-        place_monitors(engine.deepspeed, directory)
 
     # Tokenizer and model configuration.
     tokenizer = config = None
@@ -106,6 +88,41 @@ def check_inputs(
     if len(problems) > before or engine is None or tokenizer is None or config is None:
         return None
     return CommonInputs(phase, world, run, model, directory, engine, tokenizer, config, weights)
+
+
+def check_run(
+    phase: str,
+    run: RunFlags,
+    overrides: OverrideFlags,
+    problems: Problems,
+    *,
+    world: World,
+    total_steps: int | None,
+    min_lr_ratio: float | None = None,
+) -> tuple[Path, EngineConfig | None]:
+    """Check the run directory and the DeepSpeed JSON, which takes neither data nor a model."""
+    # The run directory.
+    directory = Path(run.scratch_dir) / (run.run_name or phase)
+    if directory.parent != Path(run.scratch_dir) or directory.name in ("", ".", ".."):
+        problems.add(f"--run_name {run.run_name} is not a plain directory name; runs are directly under --scratch_dir.")
+    else:
+        with problems.collect():
+            _require_writable(directory)
+        if (checkpoints := directory / "checkpoints").exists() and not checkpoints.is_dir():
+            problems.add(f"{checkpoints} is not a directory; move it away, or choose another --run_name.")
+
+    with problems.collect():
+        check_num_ranks(world, run.num_ranks)
+
+    # The DeepSpeed JSON.
+    source = overrides.deepspeed_config or str(default_json(phase))
+    engine = resolve_engine_config(
+        source, overrides, problems, world_size=world.size, total_steps=total_steps, min_lr_ratio=min_lr_ratio
+    )
+    if engine is not None:
+        check_monitors(engine.deepspeed, problems)
+        place_monitors(engine.deepspeed, directory)
+    return directory, engine
 
 
 def _require_writable(directory: Path) -> None:

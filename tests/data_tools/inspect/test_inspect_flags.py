@@ -35,7 +35,7 @@ def test_defaults_are_the_trainers():
     assert f"EleutherAI/{inputs.DEFAULT_MODEL}" == DEFAULT_TOKENIZER
     assert vars(parse(["stream"]))["stage"] == trainers["start_stage"]
     assert vars(parse(["lengths"]))["seq_len"] == [trainers["seq_len"]]
-    built = build_data_splits._parse(["--scratch_dir", "x"])
+    built = build_data_splits.parse(["--scratch_dir", "x"])
     assert (built.max_input_size, built.max_lookahead) == (DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKAHEAD)
 
 

@@ -33,6 +33,8 @@ CONFIG = {
     },
 }  # fmt: skip
 
+TRAINING = {"model_name": "pythia-14m", "seq_len": 128, "lr": 1e-3}  # with the shipped JSON
+
 
 def write(directory: Path, **changed: Any) -> Path:
     """CONFIG with some sections replaced; None leaves one out."""
@@ -100,7 +102,7 @@ def test_shipped_configs(path: Path) -> None:
     """Each command takes the flags that it is given; the pack holds what B reads."""
     found = steps(path)
     parsers = {
-        "build_data_splits": build_data_splits._parse, "build_pretrain": build_pretrain._parse,
+        "build_data_splits": build_data_splits.parse, "build_pretrain": build_pretrain.parse,
         "evaluate": evaluate.parse,
     }  # fmt: skip
     parsed = {}
@@ -136,6 +138,44 @@ def test_mistakes_are_named(tmp_path: Path, changed: dict[str, Any], message: st
     with pytest.raises(UserError) as error:
         steps(write(tmp_path, **changed))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"splits": CONFIG["splits"] | {"eval_sise": 9}},
+            r"splits: unknown flag --eval_sise; did you mean --eval_size",
+        ),
+        ({"pack": {"val_blocks": -1}}, r"pack: .*--val_blocks: expected whole number"),
+        ({"corpus": {"documents": 0}}, r"corpus: .*--documents: expected whole number"),
+        ({"corpus": {}, "tokenizer": {"vocab_size": 9}}, r"tokenizer: --vocab_size 9 is too small"),
+        ({"training": TRAINING | {"lr": -1}}, r"--lr is -1"),
+        ({"training": TRAINING | {"seq_len": 0}}, r"--seq_len is 0"),
+        ({"training": TRAINING | {"micro_batch": 3}}, r"pptrain: global batch 32 is not"),
+        (
+            {"training": TRAINING | {"deepspeed_config": {"optimiser": {}}}},
+            r"'optimiser' is not known; did you mean optimizer",
+        ),
+        ({"training": TRAINING | {"model_name": "pythia-15m"}}, r"pptrain: .*pythia-15m"),
+        ({"pptrain": {"start_stage": 5}}, r"pptrain: --start_stage 5 is beyond the last stage 4"),
+        ({"pptrain": {"max_lookahead": 5}}, r"pptrain: --max_lookahead 5 contradicts"),
+        ({"pretrain": CONFIG["pretrain"] | {"mixin_end": None}}, r"pretrain: .*linear needs --mixin_end"),
+    ],
+)
+def test_a_dry_run_checks_what_every_command_will(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    """Among them what the trainers would only find after the documents are packed."""
+    config = write(tmp_path, **({"training": TRAINING} | changed))
+    for flags in (["--dry_run"], []):
+        with pytest.raises(UserError, match=message):
+            __main__.main([str(config), str(tmp_path / "scratch"), *flags])
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_a_dry_run_shows_all_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main([str(write(tmp_path, training=TRAINING)), str(tmp_path / "scratch"), "--dry_run"]) == 0
+    assert capsys.readouterr().out.count("\n# ") == 11
+    assert not (tmp_path / "scratch").exists()
 
 
 def test_a_launcher_without_a_place_for_the_phase(tmp_path: Path) -> None:

@@ -1,0 +1,41 @@
+"""The trainers' checks that need no data, for a launch whose data are still to be made."""
+
+from data_tools.base.errors import Problems, UserError
+from data_tools.samples.samplers import mixin_share
+from ds_train.config.flags import parse_flags
+from ds_train.config.trainer_flags import GROUPS
+from ds_train.model.causal_lm import load_model_config
+from ds_train.phases.pptrain import make_curriculum
+from ds_train.ranks.world import World
+from ds_train.run.inputs import DEFAULT_MODEL, check_run
+
+
+def check_early(phase: str, argv: list[str], max_lookahead: int, has_weights: bool) -> None:
+    """Check flags, DeepSpeed JSON, run directory and model as ``phase`` would on one rank.
+
+    Args:
+        max_lookahead: of the splits that will be built.
+        has_weights: whether the model will come from a run that does not exist yet.
+
+    Raises:
+        UserError: with all problems in one message.
+    """
+    run, own, model, _, overrides = parse_flags(*GROUPS[phase], description="", argv=argv)[0]
+    problems = Problems()
+    is_pptrain = phase == "pptrain"
+    steps = own.max_steps if is_pptrain else own.total_steps
+    floor = None if is_pptrain else own.min_lr_ratio
+    check_run(phase, run, overrides, problems, world=World(0, 0, 1), total_steps=steps, min_lr_ratio=floor)
+    with problems.collect():
+        if is_pptrain:
+            if own.max_lookahead not in (None, max_lookahead):
+                raise UserError(
+                    f"--max_lookahead {own.max_lookahead} contradicts the splits, which have {max_lookahead}."
+                )
+            make_curriculum(own, max_lookahead)
+        else:
+            mixin_share(own.mixin_percent, own.mixin_schedule, own.mixin_end, own.total_steps)
+    if not has_weights:
+        with problems.collect():
+            load_model_config(model.model_name or DEFAULT_MODEL)
+    problems.raise_if_any()
