@@ -26,6 +26,8 @@ from data_tools.base.records import Natural, read_record
 
 logger = logging.getLogger(__name__)
 
+NEWEST = ("auto", "latest")  # names for the newest checkpoint of a run
+
 MANIFEST = "manifest.json"
 LATEST = "latest"
 SAVING, DELETING = ".saving_", ".deleting_"
@@ -163,20 +165,20 @@ def choose_checkpoint(directory: Path, resume: str, resume_from: str | None = No
 
     Args:
         directory: the directory of the run's checkpoints.
-        resume: ``auto``, ``none`` or a step directory.
-        resume_from: a step directory, which wins over ``resume``.
+        resume: ``auto`` or ``latest`` (the newest), ``none``, or a step directory.
+        resume_from: the same, which wins over ``resume``.
 
     Raises:
         UserError: a named checkpoint is not usable, or there are checkpoints and none is usable.
     """
-    named = resume_from or (resume if resume not in ("auto", "none") else None)
-    if named:
+    named = resume_from or resume
+    if named not in (*NEWEST, "none"):
         path = Path(named).absolute()
         if defect := defect_of(path):
             flag = "resume_from" if resume_from else "resume"
             raise UserError(f"--{flag} {named}: {defect}. Give a complete step directory, or --resume auto or none.")
         return path
-    if resume == "none":
+    if named == "none":
         return None
     chosen = newest_usable(directory)
     if chosen is None and (damaged := step_directories(directory)):

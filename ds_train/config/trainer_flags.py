@@ -28,7 +28,7 @@ class RunFlags:
         None, "end this launch cleanly at this step with a checkpoint, exit code 86", "launch", within="[1, 1e9]"
     )
     resume: str = flag(
-        "auto", "auto (newest complete checkpoint, else a fresh start), none, or a step directory", "launch"
+        "auto", "auto or latest (newest complete checkpoint, else a fresh start), none, or a step directory", "launch"
     )
     resume_from: str | None = flag(None, "step directory to resume from; the same as --resume PATH", "launch")
     num_ranks: int | None = flag(

@@ -12,7 +12,7 @@ from data_tools.samples.mixin_table import MixinTable, load_mixin_table
 from data_tools.samples.readers import C4Reader, MixinReader
 from data_tools.samples.samplers import MixinShare, MixtureSampler, SampleKind, c4_blocks_needed, mixin_share
 from data_tools.search.splits import Splits, find_data_dir, split_file_name
-from ds_train.checkpoints.manifest import step_directories
+from ds_train.checkpoints.manifest import NEWEST, step_directories
 from ds_train.checkpoints.save import DESCRIPTION
 from ds_train.checkpoints.state import TrainState
 from ds_train.checkpoints.weights import Weights, find_weights
@@ -99,7 +99,7 @@ def _initial_weights(run: RunFlags, flags: PretrainFlags) -> Weights | None:
     if flags.pptrain_checkpoint == "none":
         return None
     directory = Path(run.scratch_dir) / (run.run_name or "pretrain")
-    if run.resume == "auto" and not run.resume_from:
+    if (run.resume_from or run.resume) in NEWEST:
         for own in step_directories(directory / "checkpoints"):
             if (own / DESCRIPTION / "config.json").exists():
                 return Weights(own, True)

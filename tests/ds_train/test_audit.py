@@ -61,7 +61,8 @@ def test_each_column_is_compared(audited, column: str, what: str, value: Any) ->
     rows = _rows()
     rows[6][column] = value
     code, output = audited(rows)
-    assert code == 1 and output.endswith(f"The runs first differ in step 7: {what}.\n")
+    assert code == 1 and f"\nThe runs first differ in step 7: {what}.\n" in output
+    assert ("--loss_tolerance" in output) == (column == "loss")
     assert output.count("first differs at step 7") == 1 and output.count("equal") == 3
 
 
@@ -83,10 +84,20 @@ def test_loss_tolerance(audited) -> None:
     assert code == 0 and "equal within 1e-06; largest difference 1e-07, at step 3" in output
 
 
-def test_tolerance_is_exact_by_default(audited) -> None:
+def test_rounding_is_no_difference_unless_it_is_asked_for(audited, tmp_path: Path) -> None:
     rows = _rows()
-    rows[2]["loss"] += 1e-15
-    assert audited(rows)[0] == 1
+    rows[2]["loss"] += 7e-8
+    code, output = audited(rows)
+    assert code == 0 and "equal within 1e-06; largest difference 7e-08, at step 3" in output
+    assert audit.main([str(tmp_path / name) for name in "ab"] + ["--loss_tolerance", "0"]) == 1
+
+
+def test_losses_alone_that_differ_are_told_of_the_tolerance(audited) -> None:
+    rows = _rows()
+    rows[2]["loss"] += 1e-4
+    code, output = audited(rows)
+    assert code == 1 and "The runs first differ in step 3: loss.\n" in output
+    assert output.endswith("--loss_tolerance allows more than 1e-06.\n")
 
 
 def test_tolerance_is_for_losses_alone(audited) -> None:
@@ -169,4 +180,4 @@ def test_command_needs_no_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", code, *map(str, runs)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
     )
     assert done.returncode == 1
-    assert done.stdout.endswith("The runs first differ in steps 6 to 10: loss.\n")
+    assert "The runs first differ in steps 6 to 10: loss.\n" in done.stdout

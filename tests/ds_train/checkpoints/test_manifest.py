@@ -66,7 +66,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damaged_newest_is_skipped_and_reported(name: str, directory: Path, caplog: pytest.LogCaptureFixture) -> None:
     damage, reason = DAMAGES[name]
-    assert choose_checkpoint(directory, "auto") == directory / step_name(300)
+    for how in (("auto",), ("latest",), ("none", "latest")):
+        assert choose_checkpoint(directory, *how) == directory / step_name(300)
     damage(directory / step_name(300))
     with caplog.at_level(logging.WARNING):
         assert choose_checkpoint(directory, "auto") == directory / step_name(200)
