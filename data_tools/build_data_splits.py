@@ -26,8 +26,9 @@ from data_tools.base.errors import UserError, reason_of, run_command
 from data_tools.base.files import whole_directory, whole_file, write_json
 from data_tools.base.foreign import foreign_note, read_object
 from data_tools.base.processes import num_cores, worker_processes
+from data_tools.search.examples import SEARCH
+from data_tools.search.flags import add_generator_flags, generator_choice
 from data_tools.search.generator import MAX_ATTEMPTS, ExampleGenerator
-from data_tools.search.graphs import search_budget
 from data_tools.search.splits import (
     META_NAME,
     SPLIT_NAMES,
@@ -48,13 +49,16 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     directory = split_directory(args.scratch_dir, args.max_input_size, args.max_lookahead, args.seed)
     sources = {name: _source(args, name) for name in SPLIT_NAMES}
-    budget = search_budget(args.max_input_size, _ALPHA, args.max_lookahead)
-    print(f"{directory}: at most {budget.edges_allowed} edges, lookahead 0 … {budget.effective_max_lookahead}")
+    source = sources[SPLIT_NAMES[0]]
+    budget = source.budget(_ALPHA)
+    lookahead = f", lookahead 0 … {budget.effective_max_lookahead}" if source.choice.task == SEARCH else ""
+    print(f"{directory}: at most {budget.edges_allowed} edges{lookahead}")
     if directory.exists() and not read_object(directory / META_NAME).keys() >= {"generator_name", "files"}:
         note = foreign_note(directory) or f"it has no {META_NAME} of this program"
         raise UserError(f"{directory} was not written by this program: {note}. Give another --seed or --scratch_dir.")
     if directory.exists() and not args.overwrite:
         raise UserError(f"{directory} exists; give --overwrite to replace it, or another --seed")
+    identity = source.identity()
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -67,7 +71,6 @@ def main(argv: list[str] | None = None) -> None:
         for name in SPLIT_NAMES:
             path = partial_directory / split_file_name(name)
             files[path.name] = _write_split(executor, sources[name], getattr(args, f"{name}_size"), path, used)
-        source = sources[SPLIT_NAMES[0]]
         meta = SplitMeta(
             max_input_size=args.max_input_size,
             max_lookahead=args.max_lookahead,
@@ -75,8 +78,11 @@ def main(argv: list[str] | None = None) -> None:
             stage=args.max_lookahead,
             seed=args.seed,
             generator_name=source.name,
-            generator_version=source.version,
+            generator_version=identity.version,
             files=files,
+            generator_task=source.choice.task,
+            generator_options=dict(source.choice.options),
+            generator_examples=identity.examples,
         )
         write_json(partial_directory / META_NAME, meta.to_json())
     print(f"{len(used)} examples in {time.perf_counter() - began:.1f} s")
@@ -92,7 +98,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--eval_size", type=positive, default=2_000, help="examples of eval.jsonl")
     parser.add_argument("--test_size", type=positive, default=5_000, help="examples of test.jsonl")
     parser.add_argument("--mixin_size", type=positive, default=50_000, help="examples of mixin.jsonl")
-    parser.add_argument("--generator", help="external generator, package.module:ClassName (default: built-in)")
+    add_generator_flags(parser)
     parser.add_argument(
         "--workers",
         type=positive,
@@ -105,7 +111,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def _source(args: argparse.Namespace, name: str) -> ExampleGenerator:
     return ExampleGenerator(
-        args.generator,
+        generator_choice(args),
         max_input_size=args.max_input_size,
         max_lookahead=args.max_lookahead,
         seed=args.seed,

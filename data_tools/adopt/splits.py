@@ -10,7 +10,8 @@ from data_tools.adopt.plan import Adoption, Options, beside
 from data_tools.base.errors import UserError, is_number
 from data_tools.base.files import sha256_of_file, whole_file, write_json
 from data_tools.base.foreign import number_of, read_object
-from data_tools.search.generator import BUILTIN_NAME, TASK, Example
+from data_tools.search.examples import SEARCH, Example
+from data_tools.search.generator import BUILTIN_NAME
 from data_tools.search.prompts import parse_prompt
 from data_tools.search.splits import (
     META_NAME,
@@ -34,8 +35,8 @@ def plan_splits(source: Path, options: Options) -> Adoption:
         UserError: meta.json lacks something, is about another task, or does not describe the files beside it.
     """
     meta = read_object(source / META_NAME)
-    if meta["task"] != TASK:
-        raise UserError(f"{source} holds problems of the task {meta['task']!r}; only {TASK!r} can be adopted.")
+    if meta["task"] != SEARCH:
+        raise UserError(f"{source} holds problems of the task {meta['task']!r}; only {SEARCH!r} can be adopted.")
     alpha = meta.get("alpha", 1.0)
     if not is_number(alpha):
         raise UserError(f"{source / META_NAME}: expected a number as alpha, got {alpha!r:.80}.")
@@ -70,7 +71,9 @@ def _fill(source: Path, numbers: dict[str, int], alpha: float, directory: Path) 
                 num_bytes += len(line)
         files[path.name] = SplitFile(number, num_bytes, digest.hexdigest())
     adopted = SplitMeta(
-        **numbers,
+        max_input_size=numbers["max_input_size"],
+        max_lookahead=numbers["max_lookahead"],
+        seed=numbers["seed"],
         alpha=alpha,
         stage=numbers["max_lookahead"],
         generator_name=BUILTIN_NAME,

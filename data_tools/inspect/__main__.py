@@ -22,6 +22,7 @@ from data_tools.inspect.lengths import length_lines
 from data_tools.inspect.samples import mixture_lines, shards_lines, split_lines, stream_lines
 from data_tools.inspect.token_view import PARTS
 from data_tools.runs.settings import DEFAULT_TOKENIZER, flags_of_run
+from data_tools.search.flags import add_generator_flags
 from data_tools.search.splits import SPLIT_NAMES
 
 _PHASES = {"stream": "pptrain", "mixture": "pretrain"}  # whose samples they show
@@ -160,7 +161,7 @@ def _size_flags(parser: CommandParser, where: str) -> None:
     parser.add_argument("--max_input_size", type=positive, help=f"{text} (default: {where}384)")
     text = "lookahead at the last stage, and number of stages"
     parser.add_argument("--max_lookahead", type=positive, help=f"{text} (default: {where}64)")
-    parser.add_argument("--generator", help=f"package.module:ClassName (default: {where}the built-in one)")
+    add_generator_flags(parser, where)
 
 
 def _tokenizer_flag(parser: CommandParser, where: str = "") -> None:

@@ -12,8 +12,8 @@ from data_tools.inspect.samples import DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKA
 from data_tools.runs.settings import DEFAULT_TOKENIZER
 from data_tools.samples.documents import encode_examples
 from data_tools.samples.readers import training_source
+from data_tools.search.flags import generator_choice
 from data_tools.search.generator import ExampleGenerator
-from data_tools.search.graphs import search_budget
 
 _CHUNK = 100  # problems tokenized at a time
 _PERCENTILES = (1, 50, 95, 99)
@@ -27,7 +27,7 @@ class Lengths:
     Attributes:
         tokens: tokens of prompt, longest right answer and EOS, which seq_len must hold.
         characters: characters of the same text without EOS.
-        edges: number of facts.
+        edges: number of facts, 0 where it is unknown.
     """
 
     stage: int
@@ -39,18 +39,18 @@ class Lengths:
 def length_lines(args: Namespace) -> Iterator[str]:
     """The table of `data_tools.inspect lengths`."""
     source = training_source(
-        args.generator,
+        generator_choice(args),
         max_input_size=args.max_input_size or DEFAULT_MAX_INPUT_SIZE,
         max_lookahead=args.max_lookahead or DEFAULT_MAX_LOOKAHEAD,
         seed=args.seed,
     )
     tokenizer = load_tokenizer(args.tokenizer or DEFAULT_TOKENIZER)
-    stages = sorted(set(args.stages or spread_stages(source.max_input_size, source.max_lookahead)))
+    stages = sorted(set(args.stages or source.spread_stages()))
     for stage in stages:
         source.example(0, stage)  # an impossible stage is an error before anything is measured
     with tqdm(total=len(stages) * args.num_problems, unit="problem", disable=None, leave=False) as bar:
         measured = [measure_lengths(source, tokenizer, stage, args.num_problems, bar) for stage in stages]
-    budget = search_budget(source.max_input_size, 1.0, source.max_lookahead)
+    budget = source.budget(1.0)
     yield (
         f"max_input_size {source.max_input_size}, max_lookahead {source.max_lookahead}: at alpha 1 up to "
         f"{budget.edges_allowed} edges, lookahead 0 … {budget.effective_max_lookahead}"
@@ -62,13 +62,6 @@ def length_lines(args: Namespace) -> Iterator[str]:
     yield from _advice(measured, sorted(set(args.seq_len)), args.num_problems)
 
 
-def spread_stages(max_input_size: int, max_lookahead: int) -> list[int]:
-    """The first stage that allows an edge, the last one, and three between."""
-    edge_budget = search_budget(max_input_size, 1.0, max_lookahead).edge_budget
-    first = -(-max_lookahead // edge_budget)
-    return [max(first, max_lookahead * quarter // 4) for quarter in range(5)]
-
-
 def measure_lengths(
     source: ExampleGenerator, tokenizer: TextTokenizer, stage: int, num_problems: int, progress: tqdm | None = None
 ) -> Lengths:
@@ -78,7 +71,7 @@ def measure_lengths(
         examples = [source.example(index, stage) for index in range(first, min(first + _CHUNK, num_problems))]
         encoded = encode_examples(tokenizer, [e.input_text for e in examples], [e.output_texts for e in examples])
         rows += [
-            (tokens.longest, len(example.input_text) + 1 + max(map(len, example.output_texts)), example.num_edges)
+            (tokens.longest, len(example.input_text) + 1 + max(map(len, example.output_texts)), example.num_edges or 0)
             for example, tokens in zip(examples, encoded, strict=True)
         ]
         if progress is not None:

@@ -14,6 +14,8 @@ from data_tools.samples.documents import Document, encode_examples, example_docu
 from data_tools.samples.mixin_table import MixinTable, load_mixin_table
 from data_tools.samples.readers import MixinReader, StreamReader, c4_document, training_source
 from data_tools.samples.samplers import MixtureSampler, SampleKind, mixin_share
+from data_tools.search.examples import GeneratorChoice
+from data_tools.search.flags import generator_choice
 from data_tools.search.splits import Splits, find_data_dir, split_file_name
 
 DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKAHEAD = 384, 64  # those of build_data_splits
@@ -28,8 +30,7 @@ def split_lines(args: Namespace) -> Iterator[str]:
     view = _view(args, tokenizer)
     for number in picked:
         row = rows[number]
-        edges, characters = pluralize(row["num_edges"], "edge"), pluralize(len(row["input_text"]), "character")
-        facts = f"lookahead {row['lookahead']}, {edges}, {characters}"
+        facts = f"{_graph_facts(row['lookahead'], row['num_edges'])}{pluralize(len(row['input_text']), 'character')}"
         documents: list[Document] = []
         if tokenizer:
             answers = row["output_texts"][:1] if args.split == "mixin" else row["output_texts"]
@@ -59,8 +60,8 @@ def stream_lines(args: Namespace) -> Iterator[str]:
         (candidate,) = reader.candidates([index], args.stage)
         example, alpha = candidate.example, args.stage / reader.source.max_lookahead
         facts = (
-            f"lookahead {example.lookahead}, {pluralize(example.num_edges, 'edge')}, "
-            f"{len(example.input_text):,} characters, {candidate.encoded.longest:,} tokens; attempt {candidate.attempt}"
+            f"{_graph_facts(example.lookahead, example.num_edges)}{len(example.input_text):,} characters, "
+            f"{candidate.encoded.longest:,} tokens; attempt {candidate.attempt}"
         )
         if candidate.attempt:
             num_reserved = candidate.attempt - len(candidate.overflows)
@@ -97,12 +98,18 @@ def mixture_lines(args: Namespace) -> Iterator[str]:
         for number, (member, document) in enumerate(zip(members, sample.documents, strict=True), 1):
             row = rows[member]
             facts = (
-                f"row {member} of mixin.jsonl: lookahead {row['lookahead']}, {pluralize(row['num_edges'], 'edge')}, "
+                f"row {member} of mixin.jsonl: {_graph_facts(row['lookahead'], row['num_edges'])}"
                 f"{len(document.tokens):,} tokens; "
                 f"the block holds {num_targets:,} of {blocks.meta.seq_len:,} targets"
             )
             which = f"{title}mixin block {block}, example {number} of {len(members)}"
             yield from view.example(which, facts, row["input_text"], row["output_texts"], [document])
+
+
+def _graph_facts(lookahead: int | None, num_edges: int | None) -> str:
+    """What is known of a problem's graph, as the beginning of a list."""
+    facts = "" if lookahead is None else f"lookahead {lookahead}, "
+    return facts if num_edges is None else f"{facts}{pluralize(num_edges, 'edge')}, "
 
 
 def _planned(args: Namespace, sampler: MixtureSampler) -> Iterator[tuple[str, SampleKind, int]]:
@@ -152,10 +159,10 @@ def _splits(args: Namespace) -> Splits:
 
 def _stream_reader(args: Namespace, splits: Splits | None) -> StreamReader:
     """The reader that pptrain uses with the same flags."""
-    size, lookahead, generator = DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKAHEAD, None
+    size, lookahead, generator = DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKAHEAD, GeneratorChoice()
     if splits:
         size, lookahead = splits.meta.max_input_size, splits.meta.max_lookahead
-        generator = splits.meta.external_generator
+        generator = splits.meta.generator
         for name, built in (("max_input_size", size), ("max_lookahead", lookahead)):
             if getattr(args, name) not in (None, built):
                 raise UserError(
@@ -163,7 +170,7 @@ def _stream_reader(args: Namespace, splits: Splits | None) -> StreamReader:
                     "leave the flag out, or the directory."
                 )
     source = training_source(
-        args.generator or generator,
+        generator_choice(args, generator),
         max_input_size=args.max_input_size or size,
         max_lookahead=args.max_lookahead or lookahead,
         seed=args.seed,

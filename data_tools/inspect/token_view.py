@@ -6,6 +6,7 @@ from itertools import groupby, pairwise
 
 import numpy as np
 
+from data_tools.base.errors import UserError
 from data_tools.corpus.tokenizer import TextTokenizer
 from data_tools.inspect.drawing import as_dot, draw_problem
 from data_tools.inspect.terminal import Cell, Terminal, visible
@@ -60,8 +61,16 @@ class View:
             for document in documents:
                 yield from self._document(document)
         if "graph" in self.parts:
-            yield from draw_problem(parse_prompt(input_text), self.terminal)
+            yield from self._graph(input_text)
             yield ""
+
+    def _graph(self, input_text: str) -> Iterator[str]:
+        try:
+            prompt = parse_prompt(input_text)
+        except UserError:  # of another task
+            yield from self.terminal.wrapped("This text is no search prompt, so no graph is drawn.", style="faint")
+            return
+        yield from draw_problem(prompt, self.terminal)
 
     def block(self, title: str, facts: str, document: Document) -> Iterator[str]:
         """Yield the lines of a packed block: its text with the ends of documents marked, and its tokens."""

@@ -51,8 +51,8 @@ def tokenizer_of_runs(scratch_dir: Path | None) -> str:
     return next(iter(named.values()), DEFAULT_TOKENIZER)
 
 
-def flags_of_run(directory: Path, phase: str | None) -> dict[str, str]:
-    """The flags of a run as text, with the batch of its DeepSpeed JSON and its model's tokenizer.
+def flags_of_run(directory: Path, phase: str | None) -> dict[str, str | list[str]]:
+    """The flags of a run as text or texts, with the batch of its DeepSpeed JSON and its model's tokenizer.
 
     Args:
         phase: which phase the run must be of; None for either.
@@ -69,7 +69,8 @@ def flags_of_run(directory: Path, phase: str | None) -> dict[str, str]:
     flags["global_batch"] = load_settings(directory / "deepspeed.json").get("train_batch_size")
     if not flags.get("tokenizer") and (model := flags.get("model_name")):
         flags["tokenizer"] = f"EleutherAI/{model}" if str(model).startswith("pythia-") else model
-    return {name: str(value) for name, value in flags.items() if value is not None}
+    given = {name: value for name, value in flags.items() if value is not None}
+    return {name: value if isinstance(value, list) else str(value) for name, value in given.items()}
 
 
 def differing(runs: Sequence[Settings]) -> dict[str, list[str]]:

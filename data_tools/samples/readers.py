@@ -12,7 +12,8 @@ from data_tools.corpus.shards import PackedBlocks
 from data_tools.corpus.tokenizer import TextTokenizer
 from data_tools.samples.documents import Document, EncodedExample, encode_examples, example_documents
 from data_tools.samples.mixin_table import MixinTable
-from data_tools.search.generator import MAX_ATTEMPTS, Example, ExampleGenerator
+from data_tools.search.examples import Example, GeneratorChoice
+from data_tools.search.generator import MAX_ATTEMPTS, ExampleGenerator
 from data_tools.search.splits import SplitRows, prompt_digest
 
 
@@ -39,11 +40,13 @@ class Reader(Protocol):
     def read(self, indices: Sequence[int], stage: int) -> list[Sample]: ...
 
 
-def training_source(generator: str | None, *, max_input_size: int, max_lookahead: int, seed: int) -> ExampleGenerator:
+def training_source(
+    generator: GeneratorChoice | None, *, max_input_size: int, max_lookahead: int, seed: int
+) -> ExampleGenerator:
     """The generator of the training stream's candidates.
 
     Args:
-        generator: ``package.module:ClassName``, or None for the built-in one.
+        generator: which one, and what it is asked for; None for the built-in one.
         max_input_size, max_lookahead: those of the splits that the run is evaluated on.
         seed: the run's seed.
     """

@@ -5,45 +5,23 @@ A generator is built from ``max_input_size`` and ``seed``; its ``generate_batch`
 an address.
 """
 
-import hashlib
-import importlib
-import inspect
-import sys
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from data_tools.base.errors import UserError
 from data_tools.base.rng import CounterStream, hashed_seed_31bit
-from data_tools.search.graphs import sample_search_graph, search_budget
-from data_tools.search.prompts import draw_attributes, parse_prompt, render_prompt
+from data_tools.search.examples import SEARCH, Example, GeneratorChoice
+from data_tools.search.external import external_example, module_directory, probe
+from data_tools.search.graphs import SearchBudget, sample_search_graph, search_budget
+from data_tools.search.prompts import draw_attributes, render_prompt
 
-TASK = "search"
 BUILTIN_NAME = "built-in"
 # Raise it whenever an address gives another example than before. Splits and checkpoints record it.
 BUILTIN_VERSION = "1"
+BUILTIN_OPTIONS = ("max_edges",)
 MAX_ATTEMPTS = 500  # at one index, before a caller that rejects examples gives up
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One search problem as text.
-
-    Attributes:
-        input_text: the prompt, without a trailing space; unique text identifies the problem.
-        output_texts: every valid next word, without a leading space, in no meaningful order.
-        labels: the vertex ids of ``output_texts``.
-        lookahead: breadth-first levels that must be expanded to find the next step.
-        num_edges: the number of facts.
-    """
-
-    input_text: str
-    output_texts: list[str]
-    labels: list[int]
-    lookahead: int
-    num_edges: int
+_PROBED_PER_STAGE = 16
 
 
 def generate_example(
@@ -56,13 +34,14 @@ def generate_example(
     alpha: float,
     max_input_size: int,
     max_lookahead: int,
+    max_edges: int | None = None,
 ) -> Example:
     """The built-in generator's example at an address: a pure function of its arguments.
 
     Raises:
         UserError: the sizes allow no graph (see :func:`data_tools.search.graphs.search_budget`).
     """
-    budget = search_budget(max_input_size, alpha, max_lookahead)
+    budget = search_budget(max_input_size, alpha, max_lookahead, max_edges)
     stream = CounterStream(seed, purpose, index, stage, attempt)
     graph = sample_search_graph(stream, budget)
     attributes = dict(zip(graph.vertices, draw_attributes(stream, len(graph.vertices)), strict=True))
@@ -91,17 +70,19 @@ class SearchGenerator:
         reserved_inputs: Collection[str] = (),
         alpha: float,
         max_lookahead: int,
+        max_edges: int | None = None,
     ) -> list[Example]:
         """The next ``batch_size`` examples whose ``input_text`` is not among ``reserved_inputs``.
 
         Raises:
             UserError: another task than ``"search"``, sizes that allow no graph, or everything is reserved.
         """
-        if task != TASK:
-            raise UserError(f"unknown task {task!r}: the generator makes {TASK!r} examples")
-        return [self._next_example(reserved_inputs, alpha, max_lookahead) for _ in range(batch_size)]
+        if task != SEARCH:
+            raise UserError(f"unknown task {task!r}: the generator makes {SEARCH!r} examples")
+        sizes = {"max_lookahead": max_lookahead, "max_edges": max_edges}
+        return [self._next_example(reserved_inputs, alpha, sizes) for _ in range(batch_size)]
 
-    def _next_example(self, reserved_inputs: Collection[str], alpha: float, max_lookahead: int) -> Example:
+    def _next_example(self, reserved_inputs: Collection[str], alpha: float, sizes: dict[str, Any]) -> Example:
         for attempt in range(MAX_ATTEMPTS):
             example = generate_example(
                 self.seed,
@@ -111,12 +92,25 @@ class SearchGenerator:
                 attempt=attempt,
                 alpha=alpha,
                 max_input_size=self.max_input_size,
-                max_lookahead=max_lookahead,
+                **sizes,
             )
             if example.input_text not in reserved_inputs:
                 self.num_generated += 1
                 return example
         raise UserError(f"{MAX_ATTEMPTS} examples in a row are reserved (alpha {alpha:g}): pass fewer reserved_inputs")
+
+
+@dataclass(frozen=True)
+class GeneratorIdentity:
+    """What tells whether a generator gives the same examples as another time.
+
+    Attributes:
+        version: of the built-in generator, or the hash of an external one's file.
+        examples: hash of some examples of an external one, which may depend on more than this file.
+    """
+
+    version: str
+    examples: str | None
 
 
 class ExampleGenerator:
@@ -125,28 +119,64 @@ class ExampleGenerator:
     Holds names and numbers only, so it can be pickled or inherited by worker processes.
 
     Args:
-        generator: None for the built-in generator, or ``"package.module:ClassName"`` of an external one.
+        generator: ``"package.module:ClassName"`` of an external generator, None for the built-in one, or a choice with
+            task and options.
         max_input_size, max_lookahead: sizes of the problems; stage s means alpha = s / max_lookahead.
         seed, purpose: of the stream of examples; equal seeds with different purposes are unrelated.
 
     Raises:
-        UserError: the generator cannot be imported or does not follow the protocol, or the sizes allow no graph.
+        UserError: no such generator, a task or option that the built-in one lacks, or sizes that allow no graph.
 
     An external generator may reseed the process's global random generators and keep state. So every example comes from
     a new object, and **must be requested in a worker process**, never where training draws numbers.
     """
 
     def __init__(
-        self, generator: str | None = None, *, max_input_size: int, max_lookahead: int, seed: int, purpose: str
+        self,
+        generator: GeneratorChoice | str | None = None,
+        *,
+        max_input_size: int,
+        max_lookahead: int,
+        seed: int,
+        purpose: str,
     ) -> None:
-        search_budget(max_input_size, 1.0, max_lookahead)
-        self.is_external = generator is not None
-        self.name = generator or BUILTIN_NAME
-        self.version = BUILTIN_VERSION if generator is None else _file_hash(generator)
+        self.choice = generator if isinstance(generator, GeneratorChoice) else GeneratorChoice(generator)
+        self.is_external = self.choice.name is not None
+        self.name = self.choice.name or BUILTIN_NAME
         self.max_input_size = max_input_size
         self.max_lookahead = max_lookahead
         self.seed = seed
         self.purpose = purpose
+        if self.is_external:
+            module_directory(self.name)
+        else:
+            _check_builtin(self.choice)
+        self.budget(1.0)
+
+    def budget(self, alpha: float) -> SearchBudget:
+        """The sizes of graphs at a difficulty; an external generator with options may have others."""
+        max_edges = None if self.is_external else self.choice.options.get("max_edges")
+        return search_budget(self.max_input_size, alpha, self.max_lookahead, max_edges)
+
+    def spread_stages(self) -> list[int]:
+        """The first stage that allows an edge, the last one, and three between."""
+        first = -(-self.max_lookahead // self.budget(1.0).edge_budget)
+        return [max(first, self.max_lookahead * quarter // 4) for quarter in range(5)]
+
+    def identity(self) -> GeneratorIdentity:
+        """The generator's identity. The first call compiles an external one that has to be, so make it in one process.
+
+        Raises:
+            UserError: the external generator cannot be imported, does not follow the protocol, or fails.
+        """
+        if not self.is_external:
+            return GeneratorIdentity(BUILTIN_VERSION, None)
+        addresses = [
+            self._arguments(hashed_seed_31bit(0, "probe", index, stage, 0), stage)
+            for stage in self.spread_stages()
+            for index in range(_PROBED_PER_STAGE)
+        ]
+        return GeneratorIdentity(*probe(self.choice, addresses))
 
     def example(self, index: int, stage: int, attempt: int = 0) -> Example:
         """The example at an address: a pure function of the arguments and of the constructor's.
@@ -158,7 +188,9 @@ class ExampleGenerator:
             raise UserError(f"stage is {stage}: expected 1 … {self.max_lookahead} (max_lookahead)")
         alpha = stage / self.max_lookahead
         if self.is_external:
-            return self._external_example(index, stage, attempt, alpha)
+            self.budget(alpha)
+            seed = hashed_seed_31bit(self.seed, self.purpose, index, stage, attempt)
+            return external_example(self.choice, **self._arguments(seed, stage))
         return generate_example(
             self.seed,
             self.purpose,
@@ -168,98 +200,24 @@ class ExampleGenerator:
             alpha=alpha,
             max_input_size=self.max_input_size,
             max_lookahead=self.max_lookahead,
+            **self.choice.options,
         )
 
-    def _external_example(self, index: int, stage: int, attempt: int, alpha: float) -> Example:
-        search_budget(self.max_input_size, alpha, self.max_lookahead)
-        generator_class = load_generator_class(self.name)
-        seed = hashed_seed_31bit(self.seed, self.purpose, index, stage, attempt)
-        try:
-            generator = generator_class(max_input_size=self.max_input_size, seed=seed)
-            batch = generator.generate_batch(
-                TASK, 1, reserved_inputs=set(), alpha=alpha, max_lookahead=self.max_lookahead
-            )
-        except Exception as error:
-            raise UserError(
-                f"generator {self.name} failed with {type(error).__name__}: {error} "
-                f"(seed {seed}, alpha {alpha:g}, max_input_size {self.max_input_size})"
-            ) from error
-        return _example_of_batch(batch, self.name)
+    def _arguments(self, seed: int, stage: int) -> dict[str, Any]:
+        return {
+            "max_input_size": self.max_input_size,
+            "max_lookahead": self.max_lookahead,
+            "alpha": stage / self.max_lookahead,
+            "seed": seed,
+        }
 
 
-@lru_cache(maxsize=8)
-def load_generator_class(name: str) -> Any:
-    """Import ``package.module:ClassName`` and check that its signatures follow the protocol.
-
-    Raises:
-        UserError: it cannot be imported, or its signatures do not take the protocol's arguments.
-    """
-    module_name, _, class_name = name.partition(":")
-    if not module_name or not class_name:
-        raise UserError(f"generator {name!r}: expected package.module:ClassName")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
+def _check_builtin(choice: GeneratorChoice) -> None:
+    """Refuse a task and options that the built-in generator lacks."""
+    if choice.task != SEARCH:
+        raise UserError(f"the built-in generator has no task {choice.task!r}, only {SEARCH!r}; give --generator")
+    if unknown := sorted(choice.options.keys() - set(BUILTIN_OPTIONS)):
         raise UserError(
-            f"generator {name}: cannot import {module_name!r} ({type(error).__name__}: {error}); "
-            "its directory must be on PYTHONPATH"
-        ) from error
-    generator_class = getattr(module, class_name, None)
-    if generator_class is None:
-        raise UserError(f"generator {name}: module {module_name!r} has no {class_name!r}")
-    _check_call(name, generator_class, "(max_input_size, seed)", max_input_size=8, seed=0)
-    generate_batch = getattr(generator_class, "generate_batch", None)
-    signature = ".generate_batch(task, batch_size, *, reserved_inputs, alpha, max_lookahead)"
-    kwargs = {"reserved_inputs": set(), "alpha": 1.0, "max_lookahead": 1}
-    _check_call(name, generate_batch, signature, None, TASK, 1, **kwargs)
-    return generator_class
-
-
-def _check_call(name: str, function: Any, expected: str, *args: Any, **kwargs: Any) -> None:
-    """Raise a UserError unless ``function`` takes these arguments. Compiled functions without a signature pass."""
-    problem = "it is not callable"
-    if callable(function):
-        try:
-            inspect.signature(function).bind(*args, **kwargs)
-            return
-        except TypeError as error:
-            problem = str(error)
-        except ValueError:  # no signature to be had
-            return
-    raise UserError(f"generator {name} does not follow the protocol: expected {name}{expected}, but {problem}")
-
-
-def _file_hash(name: str) -> str:
-    """sha256 of the file that defines the external generator's class."""
-    module = sys.modules.get(load_generator_class(name).__module__)
-    path = getattr(module, "__file__", None)
-    if path is None:
-        raise UserError(f"generator {name} has no file, so its version cannot be recorded: put it in a module file")
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def _example_of_batch(batch: Any, name: str) -> Example:
-    """The single example of an external generator's batch, with lookahead and edges read from its text."""
-    if not isinstance(batch, (list, tuple)) or len(batch) != 1:
-        raise UserError(f"generator {name} was asked for a list of 1 example and returned {batch!r:.200}")
-    missing = [field for field in ("input_text", "output_texts", "labels") if not hasattr(batch[0], field)]
-    if missing:
-        raise UserError(f"generator {name} returned an object without {', '.join(missing)}: {batch[0]!r:.200}")
-    input_text, output_texts = batch[0].input_text, batch[0].output_texts
-    are_texts = isinstance(output_texts, (list, tuple)) and all(isinstance(text, str) for text in output_texts)
-    if not isinstance(input_text, str) or not output_texts or not are_texts:
-        raise UserError(
-            f"generator {name} returned input_text {input_text!r:.80} and output_texts {output_texts!r:.80}: "
-            "expected a string and a list of at least one string"
+            f"the built-in generator has no option {', '.join(unknown)}, and takes {', '.join(BUILTIN_OPTIONS)}. "
+            "Leave it out of --generator_options, or give --generator"
         )
-    try:
-        prompt = parse_prompt(input_text)
-    except UserError as error:
-        raise UserError(f"generator {name} wrote a text that cannot be read back: {error}") from error
-    return Example(
-        input_text=input_text.rstrip(),
-        output_texts=[text.strip() for text in output_texts],
-        labels=[int(label) for label in batch[0].labels],
-        lookahead=prompt.lookahead(),
-        num_edges=len(prompt.edges),
-    )

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TypeVar
 
 from data_tools.base.errors import UserError
+from data_tools.base.kinds import complaint, is_of_kind
 from data_tools.base.rng import CounterStream
 
 V = TypeVar("V", bound=Hashable)
@@ -54,11 +55,11 @@ class SearchGraph:
 
 
 @lru_cache(maxsize=4096)
-def search_budget(max_input_size: int, alpha: float, max_lookahead: int) -> SearchBudget:
+def search_budget(max_input_size: int, alpha: float, max_lookahead: int, max_edges: int | None = None) -> SearchBudget:
     """The size limits for ``max_input_size`` symbolic tokens at difficulty ``alpha`` in (0, 1].
 
     An example takes 3 tokens per edge, 4 for the query and one per vertex of the path walked so far, which is at
-    least the start: E = floor((max_input_size - 5) / 3) edges fit, of which floor(alpha E) are allowed.
+    least the start: E = floor((max_input_size - 5) / 3) edges fit (or ``max_edges``); floor(alpha E) are allowed.
 
     Raises:
         UserError: a value is out of range, or not a single edge is allowed.
@@ -70,6 +71,10 @@ def search_budget(max_input_size: int, alpha: float, max_lookahead: int) -> Sear
     edge_budget = (max_input_size - 5) // 3
     if edge_budget < 1:
         raise UserError(f"max_input_size is {max_input_size}: expected at least 8, the size of a single edge")
+    if max_edges is not None:
+        if not is_of_kind(max_edges, kind := f"whole number in [1, {edge_budget}]"):
+            raise UserError(complaint("max_edges", max_edges, kind))
+        edge_budget = int(max_edges)
     # alpha is a fraction stage / max_lookahead in floating point: 29/100 of 100 edges are 29, not 28.999….
     edges_allowed = math.floor(alpha * edge_budget + 1e-9)
     if edges_allowed < 1:

@@ -161,5 +161,11 @@ def parse_prompt(text: str) -> ParsedPrompt:
     return ParsedPrompt(name, edges, prompt["start"], prompt["goal"], path)
 
 
+def num_facts(text: str) -> int | None:
+    """The number of facts in the prompt of any task; None where it states none in the form of search."""
+    facts = re.search(r"the following facts: (.+?) Given that ", text, re.DOTALL)
+    return len(_split_sentences(facts[1])) if facts else None
+
+
 def _split_sentences(text: str) -> list[str]:
     return re.split(r"(?<=\.) ", text)

@@ -10,7 +10,7 @@ it is no split.
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -20,7 +20,8 @@ from annotated_types import Interval
 from data_tools.base.errors import UserError
 from data_tools.base.foreign import foreign_note, form_of
 from data_tools.base.records import Natural, Positive, read_record
-from data_tools.search.generator import BUILTIN_NAME, Example
+from data_tools.search.examples import SEARCH, Example, GeneratorChoice, Task
+from data_tools.search.generator import BUILTIN_NAME
 
 SPLIT_NAMES = ("eval", "test", "mixin")
 META_NAME = "meta.json"
@@ -49,15 +50,21 @@ class SplitMeta:
     generator_name: str
     generator_version: str
     files: dict[str, SplitFile]
+    # Version 0.1 had none of these. They are written where they differ from this.
+    generator_task: Task = SEARCH
+    generator_options: dict[str, bool | int | float | str] = field(default_factory=dict)
+    generator_examples: str | None = None
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # keys of a later version
 
     @property
-    def external_generator(self) -> str | None:
-        """``package.module:ClassName``, or None for the built-in generator."""
-        return None if self.generator_name == BUILTIN_NAME else self.generator_name
+    def generator(self) -> GeneratorChoice:
+        """The generator of these splits, which is also that of training."""
+        name = None if self.generator_name == BUILTIN_NAME else self.generator_name
+        return GeneratorChoice(name, self.generator_task, self.generator_options)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        former: dict[str, Any] = {"generator_task": SEARCH, "generator_options": {}, "generator_examples": None}
+        return {name: value for name, value in asdict(self).items() if name not in former or value != former[name]}
 
     @classmethod
     def from_json(cls, content: bytes, path: Path) -> "SplitMeta":

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 UNIVERSAL = "universal"  # DeepSpeed's layout-free copy, inside its step directory
 LAYOUT = ("world_size", "zero_stage", "micro_batch", "grad_accum")
+GENERATOR_EXAMPLES = "generator_examples"  # fingerprint of what an external generator gives
 _HASH, _HASH_DIGITS = re.compile("[0-9a-f]{64}"), 12
 _WHAT_WORKS = "any ZeRO stage at any number of ranks into any other in fp32 and bf16; in fp16 not from or to ZeRO 0"
 
@@ -87,7 +88,7 @@ def _refuse_other_trajectory(
     saved: TrainState, current: TrainState, checkpoint: Path, accepted: Collection[str]
 ) -> None:
     pairs = {name: (getattr(saved, name), getattr(current, name)) for name in ("seed", "global_batch", "precision")}
-    before = _known_fingerprints(saved)
+    before = _known_fingerprints(saved, current)
     for name in sorted(set(before) | set(current.fingerprints)):
         pairs[name] = (before.get(name, "nothing"), current.fingerprints.get(name, "nothing"))
     sums = pairs.pop("gradient_sums")
@@ -109,10 +110,14 @@ def _refuse_other_trajectory(
         )
 
 
-def _known_fingerprints(state: TrainState) -> dict[str, str]:
-    """The fingerprints of a checkpoint. One that is older than a fingerprint gets the value of its time."""
+def _known_fingerprints(state: TrainState, current: TrainState) -> dict[str, str]:
+    """The fingerprints of a checkpoint. One that is older than a fingerprint gets the value of its time.
+
+    What its time did not know is taken to be as it is now, and compared from now on.
+    """
     over_ranks = state.precision if state.world_size > 1 else "fp32"  # DeepSpeed's default
-    return {"gradient_sums": over_ranks} | state.fingerprints
+    unknown = {name: current.fingerprints[name] for name in (GENERATOR_EXAMPLES,) if name in current.fingerprints}
+    return {"gradient_sums": over_ranks} | unknown | state.fingerprints
 
 
 def _change(old: Any, new: Any) -> str:

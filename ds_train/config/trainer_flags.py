@@ -200,6 +200,15 @@ class PPTrainFlags:
         "trajectory",
         through="generator",
     )
+    generator_task: Literal["search", "dfs", "si"] | None = flag(
+        None, "what the generator is asked for (default: the splits' task)", "trajectory", through="generator"
+    )
+    generator_options: list[str] | None = flag(
+        None,
+        "more keywords of its generate_batch, key=value … (default: the splits' options)",
+        "trajectory",
+        through="generator",
+    )
     max_input_size: int | None = flag(
         None, "size budget of examples (default: the splits')", "trajectory", through="splits", within="[8, 1e6]"
     )

@@ -31,7 +31,7 @@ class HeldOut:
 
     Attributes:
         samples: the documents of each example, all answers scored.
-        lookahead: (num_examples,) int64.
+        lookahead: (num_examples,) int64, -1 for other tasks than search.
         num_too_long: rows left out because they are longer than seq_len.
     """
 
@@ -56,7 +56,7 @@ def heldout_examples(
     fitting = [n for n, example in enumerate(encoded) if example.longest <= seq_len]
     return HeldOut(
         samples=[example_documents(encoded[n], loss="weighted", scored="any") for n in fitting],
-        lookahead=np.array([picked[n]["lookahead"] for n in fitting], np.int64),
+        lookahead=np.array([-1 if (known := picked[n]["lookahead"]) is None else known for n in fitting], np.int64),
         num_too_long=len(picked) - len(fitting),
     )
 

@@ -1,6 +1,8 @@
 """The phase pptrain: an endless stream of graph-search problems, whose difficulty rises with the model's accuracy."""
 
+import json
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -8,13 +10,16 @@ from typing import Any
 from data_tools.base.errors import Problems, UserError
 from data_tools.samples.readers import StreamReader, training_source
 from data_tools.samples.samplers import CurriculumSampler, SampleKind
-from data_tools.search.generator import ExampleGenerator
+from data_tools.search.examples import SEARCH
+from data_tools.search.generator import ExampleGenerator, GeneratorIdentity
 from data_tools.search.splits import Splits, find_data_dir
+from ds_train.checkpoints.resume import GENERATOR_EXAMPLES
 from ds_train.checkpoints.state import TrainState
 from ds_train.config.flags import parse_flags
 from ds_train.config.trainer_flags import GROUPS, DataFlags, PPTrainFlags
 from ds_train.phases.curriculum import Curriculum
 from ds_train.phases.evaluation import BeforeBatch, HeldOut, evaluate_heldout, heldout_examples
+from ds_train.ranks.collectives import on_main
 from ds_train.ranks.entry import set_up_logging
 from ds_train.ranks.world import World, world_from_env
 from ds_train.run.assembly import CheckedRun, launch
@@ -94,12 +99,35 @@ def _check_data(flags: PPTrainFlags, splits: Splits) -> None:
             )
 
 
-def _fingerprints(curriculum: Curriculum, splits: Splits, source: ExampleGenerator) -> dict[str, str]:
+def _fingerprints(
+    curriculum: Curriculum, splits: Splits, source: ExampleGenerator, identity: GeneratorIdentity
+) -> dict[str, str]:
+    choice = source.choice
+    asked = "" if choice.task == SEARCH else f" {choice.task}"
+    asked += f" {json.dumps(choice.options, sort_keys=True)}" if choice.options else ""
+    examples = {GENERATOR_EXAMPLES: identity.examples} if identity.examples else {}
     return {
         "splits": splits.fingerprint,
-        "generator": f"{source.name} {source.version}",
+        "generator": f"{source.name} {identity.version}{asked}",
         "max_stage": str(curriculum.max_stage),
+        **examples,
     }
+
+
+def _check_generator(
+    splits: Splits, source: ExampleGenerator, identity: GeneratorIdentity, accepted: Collection[str]
+) -> None:
+    """Refuse a generator that is the splits' by its name and gives other examples than when they were built."""
+    recorded = splits.meta.generator_examples
+    if source.choice != splits.meta.generator or recorded in (None, identity.examples):
+        return
+    message = f"generator {source.name} gives other examples than when {splits.directory} was built"
+    if GENERATOR_EXAMPLES not in accepted:
+        raise UserError(
+            f"{message}: it was changed, or what it is compiled from. Restore it, build the splits again, or give "
+            f"--accept_change {GENERATOR_EXAMPLES}."
+        )
+    logger.warning("--accept_change %s: %s", GENERATOR_EXAMPLES, message)
 
 
 def _check_overflow(heldout: HeldOut, seq_len: int) -> None:
@@ -132,7 +160,7 @@ def prepare(argv: list[str] | None, world: World) -> CheckedRun:
     if splits:
         with problems.collect():
             source = training_source(
-                flags.generator or splits.meta.external_generator,
+                splits.meta.generator.changed(flags.generator, flags.generator_task, flags.generator_options),
                 max_input_size=splits.meta.max_input_size,
                 max_lookahead=splits.meta.max_lookahead,
                 seed=run.seed,
@@ -183,6 +211,9 @@ def _setup(
         splits.rows("eval"), inputs.tokenizer, seq_len=seq_len, subset_size=data.eval_subset_size, seed=run.seed
     )
     _check_overflow(heldout, seq_len)
+    # Rank 0 is the first to import an external generator, and compiles it if need be; workers follow.
+    identity = on_main(inputs.world, source.identity)
+    _check_generator(splits, source, identity, run.accept_change or ())
     reader = StreamReader(
         source, inputs.tokenizer, seq_len, splits.reserved_digests(), run.seed, flags.train_answer, flags.accuracy
     )
@@ -192,11 +223,11 @@ def _setup(
         sampler=CurriculumSampler(layout.global_batch),
         readers={SampleKind.STREAM: reader},
         first_stage=flags.start_stage,
-        fingerprints=_fingerprints(curriculum, splits, source),
+        fingerprints=_fingerprints(curriculum, splits, source, identity),
         summary={
             "curriculum": f"stages {flags.start_stage} … {curriculum.max_stage}; the next one once "
             f"{curriculum.threshold:.0%} of the last {curriculum.window} answers are right",
             "length": f"at most {flags.max_steps:,} steps" if flags.max_steps else "until the last stage is mastered",
-            "data": f"{source.name} generator {source.version}; {splits.directory} ({splits.fingerprint[:12]})",
+            "data": f"{source.name} generator {identity.version}; {splits.directory} ({splits.fingerprint[:12]})",
         },
     )

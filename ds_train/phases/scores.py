@@ -122,7 +122,8 @@ def _load(weights: Weights, world: World, seq_len: int, vocab_size: int, dtype: 
 
 def summarize(result: HeldOutResult, heldout: HeldOut) -> dict[str, Any]:
     """Loss and accuracies over all examples and by lookahead, in the form that ``--output`` writes."""
-    groups = [(lookahead, heldout.lookahead == lookahead) for lookahead in np.unique(heldout.lookahead).tolist()]
+    known = np.unique(heldout.lookahead[heldout.lookahead >= 0]).tolist()
+    groups = [(lookahead, heldout.lookahead == lookahead) for lookahead in known]
     return {
         "num_too_long": heldout.num_too_long,
         "loss": result.loss,

@@ -22,7 +22,8 @@ from tokenizers import Tokenizer
 from data_tools.base.errors import run_command
 from data_tools.samples.readers import Reader
 from data_tools.samples.samplers import Cursor, SampleKind, Sampler
-from data_tools.search.generator import Example, ExampleGenerator
+from data_tools.search.examples import Example
+from data_tools.search.generator import ExampleGenerator
 from ds_train.phases.pptrain import prepare
 from ds_train.ranks.world import World
 from ds_train.step.stream import RankBatch, RankBatchBuilder

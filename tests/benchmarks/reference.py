@@ -28,7 +28,8 @@ from data_tools.corpus.shards import PackedBlocks
 from data_tools.corpus.tokenizer import load_tokenizer
 from data_tools.samples.mixin_table import load_mixin_table
 from data_tools.samples.samplers import CurriculumSampler, Cursor, MixinShare, MixtureSampler, SampleKind, Sampler
-from data_tools.search.generator import Example, ExampleGenerator
+from data_tools.search.examples import Example
+from data_tools.search.generator import ExampleGenerator
 from data_tools.search.splits import SplitRows, Splits, find_data_dir, prompt_digest, split_file_name
 from ds_train.config.deepspeed_json import default_json
 from ds_train.config.schedule import Schedule, schedule_from_block

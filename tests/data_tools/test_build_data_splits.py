@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from data_tools import build_data_splits
 from data_tools.base.errors import UserError
+from data_tools.search.examples import GeneratorChoice
 from data_tools.search.generator import BUILTIN_VERSION, ExampleGenerator
 from data_tools.search.splits import SPLIT_NAMES, Splits, find_data_dir
 from tests.support import foreign_files
@@ -113,7 +115,7 @@ def test_external_generator(tmp_path):
     two = build(tmp_path / "two", generator=name, workers=2)
     assert contents(one) == contents(two)
     splits = Splits(one)
-    assert splits.meta.external_generator == name
+    assert splits.meta.generator.name == name
     assert splits.meta.generator_version == hashlib.sha256((SUPPORT / "external_generator.py").read_bytes()).hexdigest()
     assert any(len(row["output_texts"]) > 1 for row in splits.rows("mixin"))
 
@@ -133,6 +135,32 @@ def test_splits_of_another_origin_are_never_replaced(tmp_path):
     assert before.items() >= foreign_files.files_of(tmp_path).items()
 
 
+def test_task_and_options_of_a_generator_are_recorded(tmp_path, monkeypatch):
+    theirs = tmp_path / "theirs"
+    shutil.copytree(SUPPORT / "compiled_generator", theirs)
+    monkeypatch.syspath_prepend(str(theirs))
+    flags = ["--generator", "compiled_generator:CompiledGenerator", "--generator_task", "dfs"]
+    directory = build(tmp_path, *flags, "--generator_options", "requested_backtrack=2", workers=2)
+    assert (theirs / "compilations").read_text() == "compiled\n"
+    meta = Splits(directory).meta
+    assert meta.generator == GeneratorChoice(flags[1], "dfs", {"requested_backtrack": 2})
+    rows = list(Splits(directory).rows("eval"))
+    assert all(row["lookahead"] is None and row["num_edges"] == 3 for row in rows)
+    assert all(row["input_text"].count("Ada is") == 1 + 3 for row in rows)
+
+    first = meta.generator_examples
+    (theirs / "person.cpp").write_text("Eve\n")
+    (theirs / "person.so").unlink()
+    build(tmp_path, *flags, "--overwrite")
+    assert Splits(directory).meta.generator_examples not in (None, first)
+
+
+def test_the_built_in_generator_takes_max_edges(tmp_path):
+    directory = build(tmp_path, "--generator_options", "max_edges=7")
+    assert max(row["num_edges"] for row in Splits(directory).rows("mixin")) == 7
+    assert json.loads((directory / "meta.json").read_text())["generator_options"] == {"max_edges": 7}
+
+
 def test_nothing_is_overwritten_unasked(tmp_path):
     directory = build(tmp_path, eval_size=2)
     before = contents(directory)
@@ -147,8 +175,8 @@ def test_nothing_is_overwritten_unasked(tmp_path):
 @pytest.mark.parametrize(
     "generator, message",
     [
-        ("FailingGenerator", "failed with RuntimeError: no luck"),
-        ("DyingGenerator", "a worker process died"),
+        ("LateFailingGenerator", "failed with RuntimeError: no luck"),
+        ("LateDyingGenerator", "a worker process died"),
         ("RepeatingGenerator", "must give different examples for different seeds"),
     ],
 )
@@ -162,7 +190,7 @@ def test_a_failed_overwrite_keeps_what_was_there(tmp_path):
     directory = build(tmp_path)
     before = contents(directory)
     with pytest.raises(UserError, match="no luck"):
-        build(tmp_path, "--overwrite", generator="external_generator:FailingGenerator")
+        build(tmp_path, "--overwrite", generator="external_generator:LateFailingGenerator")
     assert contents(directory) == before
     assert [path.name for path in directory.parent.iterdir()] == [directory.name]
 
@@ -199,6 +227,10 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, signal_number, code):
         ({"max_input_size": 7}, "max_input_size is 7"),
         ({"max_lookahead": 0}, "--max_lookahead: expected"),
         ({"generator": "nowhere:Class"}, "cannot import 'nowhere'"),
+        ({"generator": "external_generator:Missing"}, "has no 'Missing'"),
+        ({"generator_task": "si"}, "built-in generator has no task 'si'"),
+        ({"generator_options": "max_branch_size=3"}, "has no option max_branch_size, and takes max_edges"),
+        ({"generator_options": "max_edges=30"}, "max_edges is 30, expected"),
     ],
 )
 def test_bad_flags_are_refused_before_anything_is_written(tmp_path, flags, message):

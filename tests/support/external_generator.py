@@ -8,6 +8,7 @@ import os
 import random
 from dataclasses import dataclass
 from itertools import pairwise
+from multiprocessing import parent_process
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,22 @@ class DyingGenerator(StandInGenerator):
 
     def generate_batch(self, task, batch_size, **kwargs):
         os._exit(1)
+
+
+class LateFailingGenerator(FailingGenerator):
+    """Fails only where splits are made."""
+
+    def generate_batch(self, task, batch_size, **kwargs):
+        kind = FailingGenerator if parent_process() else StandInGenerator
+        return kind.generate_batch(self, task, batch_size, **kwargs)
+
+
+class LateDyingGenerator(StandInGenerator):
+    """Takes the process down only where splits are made."""
+
+    def generate_batch(self, task, batch_size, **kwargs):
+        kind = DyingGenerator if parent_process() else StandInGenerator
+        return kind.generate_batch(self, task, batch_size, **kwargs)
 
 
 class FewTextsGenerator(StandInGenerator):

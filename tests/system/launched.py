@@ -4,7 +4,8 @@
 
 RUNS.json holds a list of {"phase": "pptrain" | "pretrain", "argv": […]}; each is one call of the phase's ``main``.
 Optional: "code", its expected result; "error", words of the UserError it must end with; "file_bytes", the largest file
-that the last rank may write, as on a full disk. DeepSpeed's conversions are made in this process.
+that the last rank may write, as on a full disk; "import_from", a directory for the import path. DeepSpeed's conversions
+are made in this process.
 """
 
 import gc
@@ -33,6 +34,7 @@ def main() -> int:
     runs_file = next(argument for argument in sys.argv[1:] if not argument.startswith("--"))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails instead of killing
     for run in json.loads(Path(runs_file).read_text()):
+        sys.path[:0] = [run["import_from"]] if "import_from" in run else []
         with file_size_limit(run.get("file_bytes")), mock.patch.object(subprocess, "run", run_here):
             outcome = call(run)
         expected = run.get("error") or run.get("code", 0)

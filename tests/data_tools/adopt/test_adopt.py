@@ -62,7 +62,7 @@ def test_all_of_it_is_adopted_and_stays_as_it_is(theirs: Path, tmp_path: Path, f
 
 def test_splits_get_what_their_texts_say(theirs: Path, tmp_path: Path) -> None:
     splits = Splits(find_data_dir(adopt(theirs, tmp_path)))
-    assert (splits.meta.max_lookahead, splits.meta.external_generator) == (8, None)
+    assert (splits.meta.max_lookahead, splits.meta.generator.name) == (8, None)
     assert {name: len(splits.rows(name)) for name in ("eval", "test", "mixin")} == {"eval": 20, "test": 10, "mixin": 40}
     original = [json.loads(line) for line in (theirs / "scratch" / foreign_files.SPLITS / "test.jsonl").open()]
     assert list(splits.rows("test")) == [row | {"lookahead": 1, "num_edges": 4} for row in original]

@@ -14,7 +14,6 @@ from data_tools.base.files import sha256_of_file
 from data_tools.corpus.shards import PackedBlocks
 from data_tools.corpus.tokenizer import load_tokenizer
 from data_tools.inspect import __main__ as inspect_command
-from data_tools.inspect.lengths import spread_stages
 from data_tools.samples.documents import Document, encode_examples, example_documents
 from data_tools.samples.readers import c4_document, training_source
 from data_tools.samples.samplers import Cursor, SampleKind
@@ -269,8 +268,8 @@ def test_lengths_are_what_the_trainer_would_pass_over(tiny_scratch, tokenizer, s
     [(384, 64, [1, 16, 32, 48, 64]), (48, 64, [5, 16, 32, 48, 64]), (8, 2, [2, 2, 2, 2, 2])],
 )
 def test_stages_are_spread_from_the_first_that_allows_an_edge(size, lookahead, expected):
-    assert spread_stages(size, lookahead) == expected
     source = training_source(None, max_input_size=size, max_lookahead=lookahead, seed=0)
+    assert source.spread_stages() == expected
     assert source.example(0, expected[0]).num_edges == 1 or expected[0] > 1
     if expected[0] > 1:
         with pytest.raises(UserError, match="allows no edge"):

@@ -4,10 +4,12 @@ import hashlib
 import json
 import pickle
 import re
+from dataclasses import replace
 
 import pytest
 
 from data_tools.base.errors import UserError
+from data_tools.search.examples import GeneratorChoice
 from data_tools.search.generator import ExampleGenerator
 from data_tools.search.splits import (
     ROW_KEYS,
@@ -49,7 +51,7 @@ def directory(tmp_path):
 def test_a_split_directory_reads_back(directory):
     splits = Splits(directory)
     assert (splits.meta.max_input_size, splits.meta.max_lookahead, splits.meta.seed) == (65, 8, 1)
-    assert splits.meta.external_generator is None
+    assert splits.meta.generator == GeneratorChoice()
     for name in SPLIT_NAMES:
         source = ExampleGenerator(max_input_size=65, max_lookahead=8, seed=1, purpose=f"split/{name}")
         rows = splits.rows(name)
@@ -88,6 +90,14 @@ def test_fingerprint_follows_content(tmp_path):
     first, second = write_splits(tmp_path / "a"), write_splits(tmp_path / "b")
     other = write_splits(tmp_path / "c", seed=2)
     assert Splits(first).fingerprint == Splits(second).fingerprint != Splits(other).fingerprint
+
+
+def test_what_version_0_1_did_not_write_is_absent_where_it_says_nothing_new(directory):
+    meta = Splits(directory).meta
+    assert meta.to_json().keys().isdisjoint({"generator_task", "generator_options", "generator_examples"})
+    known = replace(meta, generator_task="dfs", generator_options={"a": 1}, generator_examples="0" * 64)
+    assert SplitMeta.from_json(json.loads(json.dumps(known.to_json())), directory) == known
+    assert known.to_json().items() > meta.to_json().items()
 
 
 def test_find_data_dir(tmp_path):

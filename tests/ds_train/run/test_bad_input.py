@@ -109,7 +109,12 @@ BOTH_PHASES = {
 }
 PPTRAIN = {
     "unknown generator module": (_given("--generator", "no_such_module:Generator"), r"no_such_module"),
-    "unknown generator class": (_given("--generator", "external_generator:Nothing"), r"Nothing"),
+    "unknown generator class": (_given("--generator", "json:Nothing"), r"module 'json' has no 'Nothing'"),
+    "task of other generators": (_given("--generator_task", "dfs"), r"built-in generator has no task 'dfs'"),
+    "option of other generators": (
+        _given("--generator_options", "max_prefix_vertices=3"),
+        r"built-in generator has no option max_prefix_vertices, and takes max_edges",
+    ),
     "contradicting max_lookahead": (_given("--max_lookahead", "9"), r"--max_lookahead 9 contradicts.*built with 8"),
     "threshold": (_given("--curr_threshold", "98"), r"--curr_threshold is 98\.0, expected number in \(0, 1\]"),
     "start stage": (_given("--start_stage", "9"), r"--start_stage 9"),
@@ -139,8 +144,8 @@ CASES = [
 ]
 MAINS = {"pptrain": pptrain.main, "pretrain": pretrain.main}
 LENGTH = {"pptrain": ["--max_steps", "2"], "pretrain": "--total_steps 2 --pptrain_checkpoint none".split()}
-# These need data that only rank 0 prepares, and are found right after the process group exists.
-LATE = ("pack too small", "seq_len too small", "missing checkpoint")
+# These need what only rank 0 prepares, and are found right after the process group exists.
+LATE = ("unknown generator class", "pack too small", "seq_len too small", "missing checkpoint")
 
 
 @pytest.mark.parametrize(("phase", "damage", "message"), CASES)
