@@ -95,8 +95,10 @@ def test_fingerprint_follows_content(tmp_path):
 def test_what_version_0_1_did_not_write_is_absent_where_it_says_nothing_new(directory):
     meta = Splits(directory).meta
     assert meta.to_json().keys().isdisjoint({"generator_task", "generator_options", "generator_examples"})
-    known = replace(meta, generator_task="dfs", generator_options={"a": 1}, generator_examples="0" * 64)
-    assert SplitMeta.from_json(json.loads(json.dumps(known.to_json())), directory) == known
+    options = {"a": 1, "b": True, "c": 0.5, "d": "x", "e": -1}
+    known = replace(meta, generator_task="dfs", generator_options=options, generator_examples="0" * 64)
+    again = SplitMeta.from_json(json.dumps(known.to_json()).encode(), directory)
+    assert again == known and repr(again.generator_options) == repr(options)
     assert known.to_json().items() > meta.to_json().items()
 
 
