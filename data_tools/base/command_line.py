@@ -52,7 +52,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         given = given_arguments(args)
-        refuse_unknown_flags(given, _flags(self))
+        refuse_unknown_flags(given, _flags(self, given))
         return super().parse_args(given, namespace)
 
 
@@ -81,12 +81,14 @@ def _program() -> str:
     return f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
 
 
-def _flags(parser: argparse.ArgumentParser) -> list[str]:
+def _flags(parser: argparse.ArgumentParser, given: Sequence[str]) -> list[str]:
+    """The flags of a parser, and of the command that the arguments name, if it has commands."""
     found: list[str] = []
     for action in parser._actions:
         found += action.option_strings
         if isinstance(action, argparse._SubParsersAction):
-            found += [flag for command in action.choices.values() for flag in _flags(command)]
+            named = [command for name, command in action.choices.items() if name in given]
+            found += [flag for command in named or action.choices.values() for flag in _flags(command, given)]
     return found
 
 
@@ -131,6 +133,8 @@ _OTHER_NAMES = {
     "batch_size": "global_batch",
     "train_batch_size": "global_batch",
     "max_length": "seq_len",
+    "total_steps": "max_steps",
+    "max_steps": "total_steps",
     "block_size": "seq_len",
     "output_dir": "scratch_dir",
     "save_steps": "save_every",
@@ -149,7 +153,7 @@ def did_you_mean(name: str, known: Collection[str], otherwise: str = ".", cutoff
         cutoff: least similarity of the names, from 0 (anything) to 1 (equal).
     """
     dashes = name[: len(name) - len(name.lstrip("-"))]
-    others = {dashes + other: dashes + ours for other, ours in _OTHER_NAMES.items() if dashes + ours in known}
-    names = others | {ours: ours for ours in known}
-    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+    others = {other: dashes + ours for other, ours in _OTHER_NAMES.items() if dashes + ours in known}
+    names = others | {ours.removeprefix(dashes): ours for ours in known}
+    near = difflib.get_close_matches(name.removeprefix(dashes), names, n=1, cutoff=cutoff)
     return f"; did you mean {names[near[0]]}?" if near else otherwise

@@ -122,6 +122,18 @@ def text_of(path: Path, name: str) -> str:
         raise UserError(f"{name} cannot be read ({error}).") from None
 
 
+def entries(directory: Path) -> list[Path]:
+    """What a directory holds, in the order of names; nothing where it does not exist.
+
+    Raises:
+        OSError: it cannot be read, which `Path.glob` passes over as if it were empty.
+    """
+    try:
+        return sorted(directory.iterdir())
+    except FileNotFoundError:
+        return []
+
+
 def existing_parent(path: Path) -> Path:
     """``path`` itself or the nearest directory above it that exists."""
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())

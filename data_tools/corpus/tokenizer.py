@@ -148,6 +148,11 @@ class TextTokenizer:
         write_json(directory / _CONFIG_NAME, config)
 
 
+def is_path(spec: str) -> bool:
+    """Whether a name cannot be a hub id, which has the form ``name`` or ``owner/name``."""
+    return spec.endswith((".json", "/")) or spec.startswith((".", "/", "~")) or spec.count("/") > 1
+
+
 def load_tokenizer(spec: str) -> TextTokenizer:
     """Open a tokenizer.
 
@@ -162,7 +167,7 @@ def load_tokenizer(spec: str) -> TextTokenizer:
         return _open_file(path, spec)
     if path.is_dir():
         return _open_directory(path, spec)
-    if path.suffix == ".json" or spec.startswith((".", "/", "~")) or spec.count("/") > 1:
+    if is_path(spec):
         raise UserError(
             f"tokenizer {spec!r}: no such file or directory. Give a tokenizer.json, a directory that holds one, or a "
             "hub id of the form owner/name."

@@ -18,6 +18,7 @@ import numpy as np
 from annotated_types import Interval
 
 from data_tools.base.errors import UserError
+from data_tools.base.files import entries
 from data_tools.base.foreign import foreign_note, form_of
 from data_tools.base.records import Natural, Positive, read_record
 from data_tools.search.examples import SEARCH, Example, GeneratorChoice, Task
@@ -123,7 +124,7 @@ def find_data_dir(scratch_dir: Path | str, data_dir: Path | str | None = None) -
             raise UserError(f"--data_dir {data_dir} is not a directory; expected one written by build_data_splits.py")
         return Path(data_dir)
     parent = Path(scratch_dir) / "data" / "nl_splits"
-    found = sorted(meta.parent for meta in parent.glob(f"[!.]*/{META_NAME}"))
+    found = [path for path in entries(parent) if path.name[0] != "." and (path / META_NAME).exists()]
     found = [directory for directory in found if not form_of(directory)] or found
     if not found:
         raise UserError(

@@ -20,7 +20,7 @@ import xxhash
 from annotated_types import MinLen
 
 from data_tools.base.errors import UserError, file_problem
-from data_tools.base.files import sync, whole_file, write_json
+from data_tools.base.files import entries, sync, whole_file, write_json
 from data_tools.base.foreign import foreign_note
 from data_tools.base.records import Natural, read_record
 
@@ -78,7 +78,7 @@ def step_of(checkpoint: Path) -> int:
 
 def step_directories(directory: Path) -> list[Path]:
     """All step directories, usable or not, newest first."""
-    found = [path for path in directory.glob("step_*") if _STEP_NAME.fullmatch(path.name)]
+    found = [path for path in entries(directory) if _STEP_NAME.fullmatch(path.name)]
     return sorted(found, key=step_of, reverse=True)
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from data_tools.base.errors import UserError
-from data_tools.corpus.tokenizer import TextTokenizer
+from data_tools.corpus.tokenizer import TextTokenizer, is_path
 from ds_train.model.attention import choose_attention
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ def load_model_config(name: str) -> PretrainedConfig:
                 return AutoConfig.from_pretrained(path)
         if name.startswith("pythia-"):  # a misspelt preset; a query to the hub would be long and in vain
             raise ValueError("no preset of that name")
+        if is_path(name) and not Path(name).exists():
+            raise ValueError("there is no such directory")
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise UserError(

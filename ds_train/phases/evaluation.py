@@ -1,5 +1,6 @@
 """Held-out evaluation, sharded over ranks: accuracy and loss on graph search, loss on C4."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from ds_train.ranks.collectives import device_of, sum_over_ranks
 from ds_train.ranks.world import World
 from ds_train.step.losses import AnswerCorrectness
 from ds_train.step.micro_batch import pack
+
+logger = logging.getLogger(__name__)
 
 Forward = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # a PackedLM, or an engine around one
 BeforeBatch = Callable[[], None]  # called by all ranks before each of their batches; may raise
@@ -48,6 +51,8 @@ def heldout_examples(
     Args:
         subset_size: number of rows; None takes all.
     """
+    if subset_size is not None and subset_size > len(rows):
+        logger.warning("%s holds %d examples, not %d: all are used", rows.path, len(rows), subset_size)
     chosen = np.arange(len(rows))
     if subset_size is not None and subset_size < len(rows):
         chosen = np.sort(permutation(seed, "evaluation subset", len(rows))[:subset_size])

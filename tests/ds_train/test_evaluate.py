@@ -1,15 +1,18 @@
 """What evaluate reports, from flags alone."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_tools.base.errors import UserError
+from data_tools.corpus.tokenizer import load_tokenizer
 from data_tools.runs.intervals import wilson_interval
+from data_tools.search.splits import Splits
 from ds_train import evaluate
 from ds_train.phases import scores
-from ds_train.phases.evaluation import HeldOut, HeldOutResult
+from ds_train.phases.evaluation import HeldOut, HeldOutResult, heldout_examples
 
 LOOKAHEAD = np.array([0, 2, 0, 2, 2, 5])
 RESULT = HeldOutResult(1.5, np.array([1, 1, 1, 0, 0, 0], bool), np.array([1, 0, 1, 0, 0, 0], bool))
@@ -67,3 +70,11 @@ def test_a_run_without_a_complete_checkpoint_is_reported_what_it_lacks(tmp_path:
 def test_another_number_of_ranks_is_refused() -> None:
     with pytest.raises(UserError, match="--num_ranks 2, but no launcher started 1"):
         evaluate.main(["run", "--scratch_dir", "x", "--num_ranks", "2"])
+
+
+def test_a_subset_beyond_the_split_takes_all_and_says_so(tiny_scratch, caplog):
+    rows = Splits(next((tiny_scratch / "data" / "nl_splits").iterdir())).rows("test")
+    tokenizer = load_tokenizer(str(tiny_scratch / "tokenizer"))
+    with caplog.at_level(logging.WARNING):
+        found = heldout_examples(rows, tokenizer, seq_len=256, subset_size=21, seed=1)
+    assert len(found.samples) == 20 and "holds 20 examples, not 21: all are used" in caplog.text
