@@ -89,10 +89,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--vocab_size", type=_vocab_size, default=1024, help="number of tokens, including the 256 bytes (default 1024)"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write tokenizer.json into")
-    args: argparse.Namespace = parser.parse_args(argv)
-    if args.vocab_size < _MIN_VOCAB_SIZE:
-        raise UserError(f"--vocab_size {args.vocab_size} is too small: EOS and the bytes take {_MIN_VOCAB_SIZE}.")
-    return args
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

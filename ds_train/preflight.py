@@ -8,6 +8,7 @@ combination of --nodes and --deepspeed_config is a column. The exit code is 0 if
 
 import argparse
 import logging
+import math
 from collections.abc import Sequence
 
 from data_tools.base.command_line import CommandParser, given_arguments, of_kind, positive
@@ -22,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
 
     warnings = _collect_warnings()
     launches = [
-        Launch(nodes, options.gpus_per_node, config)
+        Launch(nodes, options.gpus_per_node, config, math.inf if options.cpu else options.gpu_memory_gb)
         for config in options.deepspeed_config or [None]
         for nodes in options.nodes
     ]
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     for launch in launches:
         found: list[str] = []
         try:
-            columns.append((launch.title, report(options.phase, launch, trainer_flags, options.gpu_memory_gb, found)))
+            columns.append((launch.title, report(options.phase, launch, trainer_flags, found)))
         except UserError as error:
             found.append(str(error))
         for message in found:
@@ -57,6 +58,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--gpu_memory_gb", type=of_kind("number in (0, 1e6]"), default=80.0, help="memory of a GPU in GiB (default: 80)"
     )
+    parser.add_argument("--cpu", action="store_true", help="the ranks train on CPUs")
     parser.add_argument("--deepspeed_config", nargs="+", help="DeepSpeed JSON files (default: the phase's)")
     options, trainer_flags = parser.parse_known_args(given_arguments(argv))
     return options, trainer_flags

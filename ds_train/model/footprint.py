@@ -19,6 +19,7 @@ _MASTER = 4  # bytes: the fp32 weights that ZeRO's optimizers update
 BUCKET, MAX_LIVE, PREFETCH = 500_000_000, 1_000_000_000, 50_000_000
 _ALLREDUCE_BUCKET = 500_000_000  # the engine's own, for stage 0; no setting
 RUNTIME = int(1.5 * GIB)  # CUDA context, NCCL, cuBLAS workspaces and fragmentation: experience, not arithmetic
+HOST_RUNTIME = GIB // 2  # a process with torch and DeepSpeed and nothing to train
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class RankMemory:
         weights, gradients, optimizer: model states between two micro-batches of a step.
         buffers: communication buckets and, in stage 3, weights gathered for computing.
         activations: what backward needs of one micro-batch, logits included.
+        runtime: what a process takes without a model; on a CPU this is in the node's memory like all else.
     """
 
     weights: int
@@ -56,11 +58,12 @@ class RankMemory:
     buffers: int
     activations: int
     host: int
+    runtime: int = RUNTIME
 
     @property
     def device(self) -> int:
         """Peak memory of the accelerator, including the runtime."""
-        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations + RUNTIME
+        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations + self.runtime
 
 
 def model_shape(config: PretrainedConfig) -> ModelShape:

@@ -1,5 +1,6 @@
 """Checks a launch without building anything or joining a process group: does it start, does it fit, how long is it?"""
 
+import math
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -11,23 +12,41 @@ from data_tools.samples.samplers import MixtureSampler, c4_blocks_needed
 from ds_train.checkpoints.manifest import choose_checkpoint, step_directories
 from ds_train.checkpoints.resume import adapted_state
 from ds_train.checkpoints.save import read_state
-from ds_train.model.footprint import GIB, ModelShape, checkpoint_bytes, model_shape
+from ds_train.model.footprint import (
+    GIB,
+    HOST_RUNTIME,
+    PEAK_FLOPS,
+    ModelShape,
+    checkpoint_bytes,
+    model_shape,
+    training_flops,
+)
 from ds_train.phases import pptrain, pretrain
 from ds_train.ranks.world import World
 from ds_train.run.assembly import CheckedRun, fresh_state
 from ds_train.run.summary import rank_memory, starting_point
 from ds_train.training.phase import Cadence, PhaseParts
 
+_GPU, _MFU = "H100 SXM", 0.3  # to predict hours: a usual share of the peak for small models
 PHASES: dict[str, ModuleType] = {"pptrain": pptrain, "pretrain": pretrain}
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One column: nodes × accelerators, and a DeepSpeed JSON (None: the phase's default)."""
+    """One column: nodes × accelerators, and a DeepSpeed JSON (None: the phase's default).
+
+    Attributes:
+        gpu_memory_gb: of each accelerator; infinite where ranks train on CPUs.
+    """
 
     nodes: int
     gpus_per_node: int
     config: str | None
+    gpu_memory_gb: float
+
+    @property
+    def on_cpu(self) -> bool:
+        return math.isinf(self.gpu_memory_gb)
 
     @property
     def world(self) -> World:
@@ -39,9 +58,7 @@ class Launch:
         return f"{size} {Path(self.config).stem}" if self.config else size
 
 
-def report(
-    phase: str, launch: Launch, trainer_flags: list[str], gpu_memory_gb: float, problems: list[str]
-) -> dict[str, str]:
+def report(phase: str, launch: Launch, trainer_flags: list[str], problems: list[str]) -> dict[str, str]:
     """The rows of one column; raises the trainer's own ``UserError`` where it would refuse."""
     # The trainer's own checks, up to the checkpoint that it would resume from.
     argv = [*trainer_flags, *(["--deepspeed_config", launch.config] if launch.config else [])]
@@ -71,12 +88,12 @@ def report(
         "starts": starting_point(inputs, step, chosen),
         "model, parameters": f"{shape.num_parameters / 1e6:,.1f} M",
     }
-    rows |= _length_rows(prepared, setup)
+    rows |= _length_rows(prepared, setup, launch)
     rows |= _disk_rows(prepared, shape, setup.cadence, problems)
-    return rows | _memory_rows(prepared, shape, launch.gpus_per_node, gpu_memory_gb, problems)
+    return rows | _memory_rows(prepared, shape, launch, problems)
 
 
-def _length_rows(prepared: CheckedRun, setup: PhaseParts) -> dict[str, str]:
+def _length_rows(prepared: CheckedRun, setup: PhaseParts, launch: Launch) -> dict[str, str]:
     """Rows about the steps, tokens and data of the whole run."""
     schedule, layout = prepared.inputs.engine.schedule, prepared.inputs.engine.layout
     seq_len, steps = prepared.inputs.model_flags.seq_len, setup.cadence.max_steps
@@ -92,7 +109,7 @@ def _length_rows(prepared: CheckedRun, setup: PhaseParts) -> dict[str, str]:
             "C4 blocks needed / packed": f"{needed:,} / {setup.sampler.num_c4_blocks:,}",
             "synthetic share": " → ".join(f"{end:.1%}" for end in dict.fromkeys((share.start, share.end))),
         }
-        return rows
+        return rows | _time_row(prepared, launch, num_tokens * steps)
     assert isinstance(setup.phase, pptrain.PPTrain)
     curriculum, samples = setup.phase.curriculum, setup.phase.heldout.samples
     tokens = layout.global_batch * sum(len(documents[0].weights) for documents in samples) / len(samples)
@@ -100,10 +117,23 @@ def _length_rows(prepared: CheckedRun, setup: PhaseParts) -> dict[str, str]:
     checks = -(-curriculum.window // (layout.global_batch * curriculum.check_every))
     rows |= {
         "steps": f"at most {steps:,}" if steps else "until finished",
-        "stages, steps at least": f"{stages}, {stages * checks * curriculum.check_every:,}",
+        "stages": f"{stages:,}",
+        "steps to master all, at least": f"{stages * checks * curriculum.check_every:,}",
         "tokens a step, last stage": f"{tokens:,.0f}",
     }
-    return rows | ({"tokens in all": f"at most {tokens * steps / 1e9:,.3f} G"} if steps else {})
+    if not steps:
+        return rows
+    rows["tokens in all"] = f"at most {tokens * steps / 1e9:,.3f} G"
+    return rows | _time_row(prepared, launch, tokens * steps)
+
+
+def _time_row(prepared: CheckedRun, launch: Launch, num_tokens: float) -> dict[str, str]:
+    """The length of the run in hours, which is unknown on CPUs."""
+    if launch.on_cpu:
+        return {"hours": "unknown on CPUs; the log shows the time left"}
+    flops = training_flops(prepared.inputs.model_config)
+    seconds = flops.per_token * num_tokens / (launch.world.size * _MFU * PEAK_FLOPS[_GPU])
+    return {f"hours, at {_MFU:.0%} of an {_GPU}'s peak": f"{seconds / 3600:,.1f}"}
 
 
 def _disk_rows(prepared: CheckedRun, shape: ModelShape, cadence: Cadence, problems: list[str]) -> dict[str, str]:
@@ -132,20 +162,21 @@ def _disk_rows(prepared: CheckedRun, shape: ModelShape, cadence: Cadence, proble
             f"checkpoints need {_gib(needed)} in {inputs.run_directory} ({kept} kept and one being written, "
             f"{_gib(size)} each), but {_gib(free + own)} are available; free some, or use a smaller --keep_last."
         )
-    return rows | {"needed for checkpoints": f"{kept} + 1: {_gib(needed)}"}
+    return rows | {"needed for checkpoints": f"{_gib(needed)} ({kept} kept, 1 being written)"}
 
 
-def _memory_rows(
-    prepared: CheckedRun, shape: ModelShape, gpus_per_node: int, gpu_memory_gb: float, problems: list[str]
-) -> dict[str, str]:
+def _memory_rows(prepared: CheckedRun, shape: ModelShape, launch: Launch, problems: list[str]) -> dict[str, str]:
     """Rows about memory: the parts of the configured ZeRO stage, and the total of every stage."""
     inputs = prepared.inputs
     configured, half = inputs.engine.zero_stage, inputs.engine.is_half
-    at = partial(rank_memory, inputs, shape)
+    at = partial(rank_memory, inputs, shape, on_cpu=launch.on_cpu)
+    limit = launch.gpu_memory_gb * GIB
     own = at(configured)
     copy = 0  # of a checkpoint in host memory, while it is written in the background
     if not inputs.run_flags.sync_save:
         copy = checkpoint_bytes(shape.num_parameters, stage=configured, half=half) // inputs.engine.layout.world_size
+    # Every rank builds the whole model in fp32 before DeepSpeed takes it over.
+    in_host = own.host + max(4 * shape.num_parameters, copy) + (own.device if launch.on_cpu else HOST_RUNTIME)
     rows = {f"rank memory, ZeRO {stage}": _gib(at(stage).device) for stage in range(4) if not (half and stage == 0)}
     rows[f"rank memory, ZeRO {configured}"] += " *"
     rows |= {
@@ -154,13 +185,13 @@ def _memory_rows(
         "* optimizer": _gib(own.optimizer),
         "* buckets, gathered weights": _gib(own.buffers),
         "* activations, logits (most)": _gib(own.activations),
-        # Every rank builds the whole model in fp32 before DeepSpeed takes it over.
-        "host memory of a node": _gib(gpus_per_node * (own.host + max(4 * shape.num_parameters, copy))),
+        "* runtime": _gib(own.runtime),
+        "host memory of a node": _gib(launch.gpus_per_node * in_host),
     }
-    if own.device > gpu_memory_gb * GIB:
-        fitting = [stage for stage in range(1, 4) if at(stage).device <= gpu_memory_gb * GIB]
+    if own.device > limit:
+        fitting = [stage for stage in range(1, 4) if at(stage).device <= limit]
         problems.append(
-            f"a rank is predicted to need {_gib(own.device)}, more than --gpu_memory_gb {gpu_memory_gb:g}; "
+            f"a rank is predicted to need {_gib(own.device)}, more than --gpu_memory_gb {launch.gpu_memory_gb:g}; "
             + (f"ZeRO {' or '.join(map(str, fitting))} would fit, or " if fitting else "use ")
             + "a smaller --micro_batch."
         )

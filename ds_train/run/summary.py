@@ -1,5 +1,6 @@
 """The summary of a run, printed at its start."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -7,7 +8,7 @@ import torch
 from data_tools.base.text_table import pluralize
 from ds_train.checkpoints.state import TrainState
 from ds_train.model.attention import describe_attention
-from ds_train.model.footprint import GIB, RUNTIME, ModelShape, RankMemory, model_shape, predict
+from ds_train.model.footprint import BUCKET, GIB, HOST_RUNTIME, ModelShape, RankMemory, model_shape, predict
 from ds_train.run.inputs import CommonInputs
 from ds_train.step.engine import Engine
 from ds_train.training.phase import PhaseParts
@@ -42,17 +43,20 @@ def startup_summary(
     return "\n".join([setup.phase.name, *(f"  {name:<{width}}  {value}" for name, value in rows.items())])
 
 
-def rank_memory(inputs: CommonInputs, shape: ModelShape, stage: int) -> RankMemory:
+def rank_memory(inputs: CommonInputs, shape: ModelShape, stage: int, on_cpu: bool) -> RankMemory:
     """Predicted memory of a rank if this run were at ZeRO stage ``stage``."""
-    layout = inputs.engine.layout
-    return predict(
+    layout, zero = inputs.engine.layout, {**inputs.engine.zero, "stage": stage}
+    if on_cpu:  # pages of a bucket that gradients never reach take no memory there
+        zero["reduce_bucket_size"] = min(int(zero.get("reduce_bucket_size", BUCKET)), shape.num_parameters)
+    memory = predict(
         shape,
-        {**inputs.engine.zero, "stage": stage},
+        zero,
         half=inputs.engine.is_half,
         num_ranks=layout.world_size,
         row_tokens=layout.micro_batch * inputs.model_flags.seq_len,
         attention=inputs.model_config._attn_implementation,
     )
+    return replace(memory, runtime=HOST_RUNTIME) if on_cpu else memory
 
 
 def _device(device: torch.device) -> str:
@@ -84,8 +88,9 @@ def _kernels(inputs: CommonInputs, engine: Engine) -> str:
 
 def _memory(inputs: CommonInputs, shape: ModelShape, device: torch.device) -> str:
     """The predicted memory; on a GPU also how much it has."""
-    predicted = rank_memory(inputs, shape, inputs.engine.zero_stage).device
-    if device.type != "cuda":
-        return f"about {(predicted - RUNTIME) / GIB:,.2g} GiB with rows of full length"
+    on_cpu = device.type != "cuda"
+    predicted = rank_memory(inputs, shape, inputs.engine.zero_stage, on_cpu).device
+    if on_cpu:
+        return f"about {predicted / GIB:,.2g} GiB with rows of full length"
     total = torch.cuda.get_device_properties(device).total_memory
     return f"about {predicted / GIB:,.1f} of {total / GIB:,.1f} GiB with rows of full length"

@@ -1,6 +1,7 @@
 """preflight refuses what the trainer refuses, and predicts what DeepSpeed's engines really hold."""
 
 import json
+import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -72,8 +73,24 @@ def test_pptrain_says_how_long_the_curriculum_is_at_least(scratch, capsys):
         capsys, "pptrain", *tiny.flags(scratch, precision=None), *BATCH, "--gpus_per_node", "1", "--curr_window", "100"
     )
     assert code == 0
-    assert cells(output, "stages, steps at least") == [f"8, {8 * 20}"]  # 13 steps fill the window; checked at 20
+    assert cells(output, "stages") == ["8"]
+    assert cells(output, "steps to master all, at least") == [f"{8 * 20}"]  # 13 steps fill the window; checked at 20
     assert cells(output, "steps") == ["until finished"]
+
+
+@pytest.mark.parametrize("where", [[], ["--cpu"]], ids=["gpu", "cpu"])
+def test_parts_of_the_memory_sum_to_it_and_the_run_has_a_length(scratch, capsys, where):
+    flags = [*tiny.flags(scratch), *BATCH, *FRESH, "--total_steps", "20", "--gpus_per_node", "1", *where]
+    code, output = run(capsys, "pretrain", *flags)
+    assert code == 0
+    total = float(cells(output, "rank memory, ZeRO 1")[0].split()[0])
+    parts = [line for line in output.splitlines() if line.startswith("* ")]
+    assert len(parts) == 6
+    assert sum(float(re.search(r"([\d.]+) GiB", line)[1]) for line in parts) == pytest.approx(total, abs=0.031)
+    hours = next(line for line in output.splitlines() if line.startswith("hours"))
+    assert re.search(r"unknown on CPUs" if where else r"30% of an H100 SXM's peak +0\.0$", hours)
+    assert (0.4 < total < 0.8) if where else (total > 1.5), "a process on a CPU has no CUDA context"
+    assert "kept, 1 being written" in output
 
 
 def test_every_launch_that_cannot_start_is_reported_and_the_others_are_shown(scratch, capsys):
