@@ -26,7 +26,6 @@ from data_tools.base.errors import UserError, reason_of, run_command
 from data_tools.base.files import whole_directory, whole_file, write_json
 from data_tools.base.foreign import foreign_note, read_object
 from data_tools.base.processes import num_cores, worker_processes
-from data_tools.search.examples import SEARCH
 from data_tools.search.flags import add_generator_flags, generator_choice
 from data_tools.search.generator import MAX_ATTEMPTS, ExampleGenerator
 from data_tools.search.splits import (
@@ -50,9 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     directory = split_directory(args.scratch_dir, args.max_input_size, args.max_lookahead, args.seed)
     sources = {name: _source(args, name) for name in SPLIT_NAMES}
     source = sources[SPLIT_NAMES[0]]
-    budget = source.budget(_ALPHA)
-    lookahead = f", lookahead 0 … {budget.effective_max_lookahead}" if source.choice.task == SEARCH else ""
-    print(f"{directory}: at most {budget.edges_allowed} edges{lookahead}")
+    print(f"{directory}: {source.described_sizes()}")
     if directory.exists() and not read_object(directory / META_NAME).keys() >= {"generator_name", "files"}:
         note = foreign_note(directory) or f"it has no {META_NAME} of this program"
         raise UserError(f"{directory} was not written by this program: {note}. Give another --seed or --scratch_dir.")

@@ -50,10 +50,9 @@ def length_lines(args: Namespace) -> Iterator[str]:
         source.example(0, stage)  # an impossible stage is an error before anything is measured
     with tqdm(total=len(stages) * args.num_problems, unit="problem", disable=None, leave=False) as bar:
         measured = [measure_lengths(source, tokenizer, stage, args.num_problems, bar) for stage in stages]
-    budget = source.budget(1.0)
     yield (
-        f"max_input_size {source.max_input_size}, max_lookahead {source.max_lookahead}: at alpha 1 up to "
-        f"{budget.edges_allowed} edges, lookahead 0 … {budget.effective_max_lookahead}"
+        f"max_input_size {source.max_input_size}, max_lookahead {source.max_lookahead}: at alpha 1 "
+        f"{source.described_sizes()}"
     )
     yield f"the first {args.num_problems:,} problems of each stage, seed {args.seed}, tokenizer {tokenizer.name}"
     yield ""

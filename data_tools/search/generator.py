@@ -158,6 +158,12 @@ class ExampleGenerator:
         max_edges = None if self.is_external else self.choice.options.get("max_edges")
         return search_budget(self.max_input_size, alpha, self.max_lookahead, max_edges)
 
+    def described_sizes(self) -> str:
+        """The largest problems in words."""
+        budget = self.budget(1.0)
+        lookahead = f", lookahead 0 … {budget.effective_max_lookahead}" if self.choice.task == SEARCH else ""
+        return f"up to {budget.edges_allowed} edges{lookahead}"
+
     def spread_stages(self) -> list[int]:
         """The first stage that allows an edge, the last one, and three between."""
         first = -(-self.max_lookahead // self.budget(1.0).edge_budget)

@@ -167,6 +167,8 @@ def prepare(argv: list[str] | None, world: World) -> CheckedRun:
             )
         with problems.collect():
             curriculum = make_curriculum(flags, splits.meta.max_lookahead)
+            if source:
+                source.budget(curriculum.alpha(curriculum.start_stage))  # refuses a stage that allows no edge
     inputs = check_inputs("pptrain", run, model, overrides, problems, world=world, total_steps=flags.max_steps)
     problems.raise_if_any()
     assert inputs and splits and curriculum and source

@@ -40,6 +40,12 @@ def test_by_lookahead(report: dict) -> None:
     assert intervals(rows[2]) == {"accuracy_any": wilson_interval(1, 3), "accuracy_first": wilson_interval(0, 3)}
 
 
+def test_examples_without_lookahead_are_in_the_totals_only(report: dict) -> None:
+    of_other_task = scores.summarize(RESULT, HeldOut([[]] * 6, np.full(6, -1), 3))
+    assert of_other_task == report | {"by_lookahead": []}
+    assert scores.as_table({"checkpoint": "run", "split": "test", "seq_len": 64, "c4_loss": None, **of_other_task})
+
+
 def test_table(report: dict) -> None:
     lines = scores.as_table(
         {"checkpoint": "run", "split": "test", "seq_len": 64, "c4_loss": 4.0, **report}

@@ -157,7 +157,7 @@ def test_mixture_is_what_pretrain_reads(tiny_scratch, tokenizer, shown, flags):
 
 RUN = "--seed 5 --global_batch 4 --micro_batch 2".split()
 OF_PHASE = {
-    "pptrain": ("stream", "--train_answer random --accuracy first".split()),
+    "pptrain": ("stream", "--train_answer random --accuracy first --generator_options max_edges=9".split()),
     "pretrain": (
         "mixture",
         "--pptrain_checkpoint none --total_steps 6 --mixin_percent 0.4 --mixin_loss answer".split(),

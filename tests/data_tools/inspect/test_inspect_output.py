@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -9,11 +10,12 @@ import unicodedata
 import numpy as np
 import pytest
 
+from data_tools import build_data_splits
 from data_tools.inspect import __main__ as inspect_command
 from data_tools.inspect.terminal import Cell, Terminal, num_columns, visible
 from data_tools.inspect.token_view import View
 from data_tools.samples.documents import Document, encode_examples, example_documents
-from tests.support.paths import REPOSITORY
+from tests.support.paths import REPOSITORY, SUPPORT
 from tests.support.tiny_models import tiny_tokenizer
 
 ESCAPE = re.compile(r"\x1b\[[\d;]*m")
@@ -166,3 +168,18 @@ def test_python_works_in_the_directory_of_a_module_called_inspect():
     )
     done = run(sys.executable, "-c", check, cwd=REPOSITORY / "data_tools")
     assert done.stdout == "kw_only inspect\n", done.stderr
+
+
+def test_problems_of_other_tasks_are_shown_without_lookahead_and_graph(tiny_scratch, tmp_path, monkeypatch, capsys):
+    shutil.copytree(SUPPORT / "compiled_generator", tmp_path / "theirs")
+    for directory in (SUPPORT, tmp_path / "theirs"):
+        monkeypatch.syspath_prepend(str(directory))
+    dfs = "--generator compiled_generator:CompiledGenerator --generator_task dfs".split()
+    sizes = "--max_input_size 48 --max_lookahead 8 --eval_size 2 --test_size 2 --mixin_size 2 --workers 1".split()
+    build_data_splits.main(["--scratch_dir", str(tmp_path), *sizes, *dfs])
+    where = ["--scratch_dir", str(tmp_path), "--tokenizer", str(tiny_scratch / "tokenizer")]
+    for command in ("split", "stream"):
+        capsys.readouterr()
+        inspect_command.main([command, *where, "--count", "1"])
+        output = capsys.readouterr().out
+        assert output.splitlines()[1].startswith("3 edges, ") and "no search prompt, so no graph is drawn" in output

@@ -115,6 +115,7 @@ PPTRAIN = {
         _given("--generator_options", "max_prefix_vertices=3"),
         r"built-in generator has no option max_prefix_vertices, and takes max_edges",
     ),
+    "first stage without an edge": (_given("--generator_options", "max_edges=4"), r"allows no edge.*stage 2 of 8"),
     "contradicting max_lookahead": (_given("--max_lookahead", "9"), r"--max_lookahead 9 contradicts.*built with 8"),
     "threshold": (_given("--curr_threshold", "98"), r"--curr_threshold is 98\.0, expected number in \(0, 1\]"),
     "start stage": (_given("--start_stage", "9"), r"--start_stage 9"),
