@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from data_tools.runs.intervals import wilson_interval
 from data_tools.runs.logs import LONGEST_S, Row, RunLogs
 
 ABSENT = "–"
@@ -107,6 +108,19 @@ def _written(run: RunLogs) -> str:
     return f"{datetime.fromtimestamp(written[-1], UTC):%Y-%m-%d %H:%M} UTC" if len(written) else ABSENT
 
 
+def _accuracy_interval(run: RunLogs) -> str:
+    """Of the last held-out accuracy, from its number of examples."""
+    accuracies, sizes = (run.column(name, "step")[1] for name in ("heldout_acc", "num_examples"))
+    if not len(accuracies) or len(accuracies) != len(sizes):
+        return ABSENT
+    low, high = wilson_interval(round(accuracies[-1] * sizes[-1]), int(sizes[-1]))
+    return f"{low:.3f} – {high:.3f}"
+
+
+def _of_last_launch(name: str) -> Callable[[RunLogs], str]:
+    return lambda run: str(run.launches[-1].get(name) or ABSENT) if run.launches else ABSENT
+
+
 def _stage(run: RunLogs) -> str:
     (_, stages), (_, alphas) = (run.column(column, "step") for column in ("stage", "alpha"))
     if not len(stages) or len(stages) != len(alphas) or alphas[-1] <= 0:
@@ -121,6 +135,9 @@ _FACTS: dict[str, Callable[[RunLogs], str]] = {
     "tokens per second": _speed,
     "since the first launch": _wall_clock,
     "launches": lambda run: str(len(run.launches) or ABSENT),
+    "ranks": _of_last_launch("ranks"),
+    "commit": _of_last_launch("git"),
+    "command": _of_last_launch("command"),
     "last row": _written,
     "training loss at first": _first("loss"),
     f"training loss, mean of {_ROWS_AVERAGED} rows": _last("loss", _ROWS_AVERAGED),
@@ -131,6 +148,7 @@ _FACTS: dict[str, Callable[[RunLogs], str]] = {
     "window accuracy": _last("curr_acc"),
     "held-out accuracy at first": _first("heldout_acc"),
     "held-out accuracy": _last("heldout_acc"),
+    "its 95 % interval": _accuracy_interval,
     "best held-out accuracy": _best("heldout_acc", np.argmax),
     "held-out loss": _last("heldout_loss"),
     "lowest held-out loss": _best("heldout_loss", np.argmin),

@@ -32,7 +32,8 @@ fieldset { position: sticky; top: 0; z-index: 1; margin: 1.6rem 0 0; padding: .5
   border-bottom: 1px solid #e4e4e4; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; }
 legend { float: left; font-weight: 600; }
 label { white-space: nowrap; }
-@media (max-width: 480px) { table { font-size: .8rem; } th, td { padding-right: .5rem; } }
+td { max-width: 26rem; }
+@media (max-width: 480px) { th, td { padding-right: .5rem; } }
 .pictures { display: grid; gap: 1.4rem 1.6rem; margin-top: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); }
 figure { margin: 0; }

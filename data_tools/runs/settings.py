@@ -14,6 +14,14 @@ DEFAULT_TOKENIZER = "EleutherAI/pythia-160m"  # that of all Pythia models
 Settings = dict[str, str]
 _DEEPSPEED = "deepspeed."
 _COMMIT_DIGITS = 10  # enough to distinguish commits
+# Keys of the DeepSpeed JSON that hold the value of a flag that is not given.
+_FLAGS_IN_JSON = {
+    "global_batch": "train_batch_size", "micro_batch": "train_micro_batch_size_per_gpu",
+    "grad_accum": "gradient_accumulation_steps", "lr": "optimizer.params.lr",
+    "warmup_steps": "scheduler.params.warmup_num_steps", "weight_decay": "optimizer.params.weight_decay",
+    "grad_clip": "gradient_clipping", "zero_stage": "zero_optimization.stage",
+    "min_lr_ratio": "scheduler.params.cos_min_ratio",
+}  # fmt: skip
 _IGNORED = ("run_name", "deepspeed_config")  # the name heads the column; the JSON in effect is shown itself
 
 
@@ -28,9 +36,15 @@ def read_settings(directory: Path, launches: Sequence[Row]) -> Settings:
     commit, *changes = last.get("git", "").split(" ", 1)
     git = " ".join([commit[:_COMMIT_DIGITS], *changes])
     ran_on = {"ranks": last.get("ranks"), "git": git or None, **last.get("versions", {})}
+    in_json = dict(flat(effective))
+    of_flags = {name: in_json.get(key) for name, key in _FLAGS_IN_JSON.items()} | last.get("defaults", {})
     return {
-        **{name: _text(value) for name, value in flags.items() if name not in _IGNORED},
-        **{_DEEPSPEED + name: _text(value) for name, value in flat(effective)},
+        **{
+            name: _text(of_flags.get(name) if value is None else value)
+            for name, value in flags.items()
+            if name not in _IGNORED
+        },
+        **{_DEEPSPEED + name: _text(value) for name, value in in_json.items()},
         **{name: str(value) for name, value in ran_on.items() if value is not None},
     }
 

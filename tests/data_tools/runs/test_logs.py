@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from data_tools.base.errors import UserError
 from data_tools.runs.facts import accuracy_by_lookahead, evaluation_facts, run_facts
 from data_tools.runs.logs import RunLogs, checkpoint_name, distinct_names, read_evaluation, read_logs
-from data_tools.runs.settings import differing, read_settings
+from data_tools.runs.settings import _FLAGS_IN_JSON, differing, read_settings
+from ds_train.config.trainer_flags import GROUPS
 from tests.support.bad_values import spoiled
 from tests.support.runs import pptrain_rows, pretrain_rows, read_run, report, stage_rows, write_run
 
@@ -194,11 +196,20 @@ def test_settings_that_differ_are_those_of_the_run_files_the_json_and_the_last_l
         launch = {"ranks": ranks, "git": git, "versions": {"torch": "2.13"}}
         settings.append(read_settings(run, [{"ranks": 1}, launch]))
     assert differing(settings) == {
-        "lr": ["not given", "0.001"],
+        "lr": ["0.0005", "0.001"],
         "deepspeed.optimizer.params.lr": ["0.0005", "0.001"],
         "ranks": ["8", "16"],
     }
     assert settings[1]["git"] == "0123456789 with uncommitted changes"
+
+
+def test_flags_that_are_not_given_show_what_was_in_effect(tmp_path):
+    write_run(tmp_path, pptrain_rows([1.0]), settings="save_every:\nglobal_batch:\nmax_steps:\n")
+    (tmp_path / "deepspeed.json").write_text(json.dumps({"train_batch_size": 32}))
+    settings = read_settings(tmp_path, [{"defaults": {"save_every": "200"}}])
+    assert [settings[name] for name in ("save_every", "global_batch", "max_steps")] == ["200", "32", "not given"]
+    keys = {item.name: item.metadata["json_key"] for group in GROUPS["pretrain"] for item in fields(group)}
+    assert {name: keys[name] for name in _FLAGS_IN_JSON} == _FLAGS_IN_JSON
 
 
 def test_a_flag_of_another_phase_is_no_difference_but_a_missing_block_of_the_json_is():
