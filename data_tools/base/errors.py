@@ -39,6 +39,12 @@ def file_problem(error: OSError, path: Path | None = None) -> str:
     return f"{name}: {reason_of(error)}" if name else reason_of(error)
 
 
+def first_line(error: BaseException) -> str:
+    """The kind of an error that a library raised, and the first line of its text."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 def report(message: str) -> None:
     """Print an error that is being handled, with its traceback if ``--debug`` was given."""
     if DEBUG in sys.argv:

@@ -1,6 +1,5 @@
 """Builds or loads a Hugging Face causal LM for packed, layout-independent training."""
 
-import json
 import logging
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from data_tools.base.errors import UserError
+from data_tools.base.errors import UserError, first_line
 from data_tools.corpus.tokenizer import TextTokenizer, is_path
 from ds_train.model.attention import choose_attention
 
@@ -41,10 +40,10 @@ def load_model_config(name: str) -> PretrainedConfig:
         if is_path(name) and not Path(name).exists():
             raise ValueError("there is no such directory")
         return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
+    except Exception as error:  # of a dozen kinds: files, the hub, JSON, values that a class refuses
         raise UserError(
             f"--model_name {name}: no such preset ({', '.join(preset_names())}), and not loadable as a local directory "
-            f"or hub id ({str(error).splitlines()[0]}). Without a network use a preset or a directory with config.json."
+            f"or hub id ({first_line(error)}). Without a network use a preset or a directory with config.json."
         ) from error
 
 
@@ -110,7 +109,10 @@ def build_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
     """A model with random fp32 weights, which depend on the seed only, not on rank or layout."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        try:
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        except Exception as error:  # whatever a class makes of its configuration, or of a missing package
+            raise UserError(f"a model of type {config.model_type} cannot be built ({first_line(error)}).") from error
     return _finish(model)
 
 
@@ -118,8 +120,8 @@ def load_model(directory_or_hub_id: str, config: PretrainedConfig) -> PreTrained
     """A Hugging Face model with its pretrained weights in fp32."""
     try:
         model = AutoModelForCausalLM.from_pretrained(directory_or_hub_id, config=config, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise UserError(f"weights of {directory_or_hub_id} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # of the file's library too, e.g. safetensors' own
+        raise UserError(f"weights of {directory_or_hub_id} cannot be loaded: {first_line(error)}") from error
     return _finish(model)
 
 

@@ -1,6 +1,8 @@
 """Models as training needs them: no dropout, enough positions, weights from the seed and nothing else."""
 
+import json
 import logging
+import os
 import random
 
 import huggingface_hub
@@ -14,6 +16,7 @@ from data_tools.samples.readers import c4_document
 from ds_train.model.causal_lm import build_model, is_preset, load_model, load_model_config, prepare_config, preset_names
 from ds_train.step.losses import PackedLM
 from ds_train.step.micro_batch import pack
+from tests.support import tiny
 from tests.support.tiny_models import ARCHITECTURES, VOCAB_SIZE, tiny_config
 
 DROPPING = {
@@ -172,3 +175,48 @@ def test_a_name_that_cannot_be_loaded_lists_the_presets(make, tmp_path, monkeypa
         (tmp_path / "config.json").write_text('{"model_type": "no_such_model"}')
     with pytest.raises(UserError, match=rf"--model_name {name}.*pythia-160m"):
         load_model_config(name)
+
+
+def _edit(directory, **changes):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": 0}, {"hidden_size": -3}, {"hidden_size": "x"}, {"num_attention_heads": 0},
+        {"num_attention_heads": 5}, {"num_hidden_layers": 1.5}, {"vocab_size": None}, {"rotary_pct": "x"},
+        {"hidden_act": "nope"}, {"model_type": 3}, {"max_position_embeddings": "x"},
+    ],
+)  # fmt: skip
+def test_directories_with_bad_numbers(tmp_path, change):
+    tiny.write_model(tmp_path / "model")
+    _edit(tmp_path / "model", **change)
+    with pytest.raises(UserError, match=r"not loadable as a local directory|type gpt_neox cannot be built"):
+        build_model(load_model_config(str(tmp_path / "model")), seed=1)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", "{", ""])
+def test_configurations_that_are_none(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="not loadable as a local directory"):
+        load_model_config(str(tmp_path))
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, 40_000])
+def test_weights_cut_short(tmp_path, size):
+    tiny.write_model(tmp_path / "model")
+    config = load_model_config(str(tmp_path / "model"))
+    build_model(config, seed=1).save_pretrained(tmp_path / "saved")
+    os.truncate(tmp_path / "saved" / "model.safetensors", size)
+    with pytest.raises(UserError, match="saved cannot be loaded: SafetensorError"):
+        load_model(str(tmp_path / "saved"), config)
+
+
+def test_attention_that_does_not_exist(tmp_path):
+    tiny.write_model(tmp_path / "model")
+    config = load_model_config(str(tmp_path / "model"))
+    config._attn_implementation = "bogus"
+    with pytest.raises(UserError, match=r"type gpt_neox cannot be built .*bogus"):
+        build_model(config, seed=1)
