@@ -148,7 +148,7 @@ _FACTS: dict[str, Callable[[RunLogs], str]] = {
     "window accuracy": _last("curr_acc"),
     "held-out accuracy at first": _first("heldout_acc"),
     "held-out accuracy": _last("heldout_acc"),
-    "its 95 % interval": _accuracy_interval,
+    "95 % interval of the last": _accuracy_interval,
     "best held-out accuracy": _best("heldout_acc", np.argmax),
     "held-out loss": _last("heldout_loss"),
     "lowest held-out loss": _best("heldout_loss", np.argmin),

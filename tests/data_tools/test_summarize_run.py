@@ -55,7 +55,7 @@ def test_pptrain_shows_promotions_with_the_accuracy_that_earned_them(tmp_path):
     assert shown["training loss at first"] == ["7.000"] and shown["training loss, mean of 5 rows"] == ["3.333"]
     assert shown["stage"] == ["2 of 8"]
     assert shown["held-out accuracy at first"] == ["0.000"] and shown["held-out accuracy"] == ["0.500"]
-    assert shown["its 95 % interval"] == ["0.189 – 0.733"], "of 4 right among 9"
+    assert shown["95 % interval of the last"] == ["0.189 – 0.733"], "of 4 right among 9"
     assert shown["stage mastered"] == ["alpha", "step", "window accuracy"]
     assert shown["1"] == ["0.125", "20", "0.985"] and "2" not in shown
 
