@@ -20,7 +20,7 @@ from ds_train.checkpoints.hashing_file import write_file
 from ds_train.checkpoints.manifest import FileEntry, commit, file_entry, saving_name, step_directories
 from ds_train.checkpoints.rank_rng import restore_rng, rng_state
 from ds_train.checkpoints.retention import Retention
-from ds_train.checkpoints.state import TrainState
+from ds_train.checkpoints.state import STATE_FILE, TrainState
 from ds_train.ranks.collectives import gather_objects, on_main
 from ds_train.ranks.watchdog import NEVER
 from ds_train.ranks.world import World
@@ -62,7 +62,7 @@ class _PendingSave:
     """A checkpoint that is yet to be written.
 
     Attributes:
-        step: its step.
+        step, state: its step, and its training state as JSON.
         files: paths and contents of this rank's files.
         error: message of the first failure on this rank, if any.
         started: start of the save, by `time.perf_counter`.
@@ -70,6 +70,7 @@ class _PendingSave:
     """
 
     step: int
+    state: str
     files: list[tuple[Path, Any]]
     error: str | None
     started: float
@@ -149,7 +150,7 @@ class Checkpoints:
         engine.save_checkpoint(
             str(self.directory), tag=saving_name(state.step), client_state=state.to_client_state(), save_latest=False
         )
-        asked = _PendingSave(state.step, collector.files, collector.error, started)
+        asked = _PendingSave(state.step, state.to_json(), collector.files, collector.error, started)
         collector.files = []  # DeepSpeed keeps the collector
 
         # Training waits only for a copy of them, or for the files if there is no memory for a copy.
@@ -195,7 +196,7 @@ class Checkpoints:
     def _write_and_commit(self, asked: _PendingSave) -> str | None:
         """Write, agree, commit; returns an error message, the same on all ranks. Collective on the thread's group."""
         reports = self._gather(_write(asked))
-        problem = self._gather(self._commit(asked.step, reports) if self.world.is_main else None)[0]
+        problem = self._gather(self._commit(asked, reports) if self.world.is_main else None)[0]
         if problem is not None:
             self._report(asked.step, problem)
         elif self.world.is_main:
@@ -230,13 +231,13 @@ class Checkpoints:
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
         return parameters * _BYTES_PER_PARAMETER
 
-    def _commit(self, step: int, ranks: list[_Written]) -> str | None:
+    def _commit(self, asked: _PendingSave, ranks: list[_Written]) -> str | None:
         """Make the written files a checkpoint, then tidy; returns an error message if that fails."""
-        saving, errors = self.directory / saving_name(step), [written.error for written in ranks if written.error]
+        saving, errors = self.directory / saving_name(asked.step), [written.error for written in ranks if written.error]
         self._lacked_room = any(written.lacked_room for written in ranks)
         try:
             if not errors:
-                commit(self.directory, step, self._described(saving, ranks))
+                commit(self.directory, asked.step, self._described(saving, asked.state, ranks))
                 self._retention.tidy()
                 return None
         except OSError as error:
@@ -246,11 +247,12 @@ class Checkpoints:
             remove(saving)
         return "; ".join(errors)
 
-    def _described(self, saving: Path, ranks: list[_Written]) -> dict[str, FileEntry]:
-        """Add configuration and tokenizer; returns the manifest's entries of all files."""
+    def _described(self, saving: Path, state: str, ranks: list[_Written]) -> dict[str, FileEntry]:
+        """Add the training state, configuration and tokenizer; returns the manifest's entries of all files."""
         self.describe(saving / DESCRIPTION)
+        (saving / STATE_FILE).write_text(state, encoding="utf-8")
         entries = {path: entry for written in ranks for path, entry in written.files.items()}
-        for path in (saving / DESCRIPTION).iterdir():
+        for path in (saving / STATE_FILE, *(saving / DESCRIPTION).iterdir()):
             sync(path)
             entries[path] = file_entry(path)
         return {path.relative_to(saving).as_posix(): entry for path, entry in entries.items()}

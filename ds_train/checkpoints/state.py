@@ -1,5 +1,6 @@
 """Everything that a run needs to continue: one typed dataclass, stored in DeepSpeed's ``client_state``."""
 
+import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
@@ -10,6 +11,8 @@ from data_tools.base.records import Natural, Positive, as_record
 from data_tools.samples.samplers import Cursor
 
 CLIENT_STATE_KEY = "ds_train"  # one key of our own: DeepSpeed drops client keys that collide with its own
+STATE_FILE = "state.json"  # the same for people and tools, in each step directory
+_TENSORS = ("rng",)  # fields that are no plain JSON
 
 
 Flag = Annotated[int, Interval(ge=0, le=1)]
@@ -51,6 +54,12 @@ class TrainState:
         """Set the data position, e.g. to the cursor after a consumed batch."""
         self.consumed_index, self.stage = cursor.consumed_index, cursor.stage
         self.c4_block_idx, self.mixin_idx = cursor.c4_block_idx, cursor.mixin_idx
+
+    def to_json(self) -> str:
+        """The state without the random states, a line for each field."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _TENSORS}
+        lines = [f"  {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
+        return "{\n" + ",\n".join(lines) + "\n}\n"
 
     def to_client_state(self) -> dict[str, Any]:
         return {CLIENT_STATE_KEY: asdict(self)}

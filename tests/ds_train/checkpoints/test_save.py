@@ -1,6 +1,7 @@
 """Saves whose files cannot all be written: what is reported, what stays, and what the next attempt finds."""
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from ds_train.checkpoints import background, hashing_file, save
 from ds_train.checkpoints.manifest import FileEntry, defect_of, step_directories, step_name
 from ds_train.checkpoints.save import Checkpoints
+from ds_train.checkpoints.state import STATE_FILE
 from ds_train.ranks.world import World
 from tests.support.checkpoints import full_state
 from tests.support.file_systems import undeletable
@@ -100,6 +102,16 @@ def test_a_failed_save_names_file_and_reason(
     named = checkpoints.directory / ".saving_step_00000002" / ("" if fails_in == "describe" else "model.pt")
     assert f"no checkpoint of step 2: {named}: No space left on device. Older ones stay" in caplog.text
     assert _steps(checkpoints) == []
+
+
+def test_the_state_can_be_read_without_torch_and_is_hashed_with_the_rest(checkpoints: Checkpoints) -> None:
+    assert _save(checkpoints, 2)
+    checkpoint = checkpoints.directory / step_name(2)
+    assert (
+        json.loads((checkpoint / STATE_FILE).read_text()).items() >= {"step": 2, "stage": 7, "tokens": 10**12}.items()
+    )
+    (checkpoint / STATE_FILE).write_text("{}")
+    assert "state.json" in (defect_of(checkpoint) or "")
 
 
 def test_what_cannot_be_tidied_costs_no_checkpoint(

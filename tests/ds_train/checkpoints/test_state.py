@@ -1,6 +1,7 @@
 """What is resumable survives a checkpoint file."""
 
 import dataclasses
+import json
 import random
 
 import pytest
@@ -40,6 +41,13 @@ def test_the_names_that_tools_read():
         "step", "consumed_index", "stage", "window", "c4_block_idx", "mixin_idx", "tokens", "rng", "fingerprints",
         "world_size", "micro_batch", "grad_accum", "global_batch", "seed", "versions",
     }  # fmt: skip
+
+
+def test_the_state_as_json_lacks_only_the_random_states():
+    state = full_state()
+    values = json.loads(state.to_json())
+    assert TrainState(**values) == dataclasses.replace(state, rng=[])
+    assert state.to_json().count("\n") == len(values) + 2, "a line for each field"
 
 
 def test_generators_go_on_where_they_were_saved(tmp_path):
