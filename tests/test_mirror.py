@@ -27,6 +27,7 @@ TESTED_IN = {
     "data_tools.runs.panels": "data_tools/runs/test_pictures",
     "data_tools.runs.report": "data_tools/test_plot_run",
     "data_tools.runs.settings": "data_tools/runs/test_logs",
+    "data_tools.runs.status": "data_tools/test_status",
     "data_tools.samples.documents": "ds_train/step/test_losses",
     "data_tools.samples.readers": "ds_train/step/test_stream",
     "data_tools.search.examples": "data_tools/search/test_external",

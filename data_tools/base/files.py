@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 PARTIAL_SUFFIX = ".partial"
 _NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP)  # what file systems answer that sync files only
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_FLOCK = "hhqqi"  # Linux: type, whence, start, length, process
 
 
 @contextmanager
@@ -101,6 +103,18 @@ def exclusive(directory: Path, otherwise: str) -> Iterator[None]:
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
         yield
+
+
+def lock_holder(directory: Path) -> tuple[bool, str]:
+    """Whether a process holds a directory (see `exclusive`), and who does or did so last. Takes no lock itself.
+
+    Raises:
+        OSError: nobody ever held it, or its file system has no locks.
+    """
+    with (directory / ".lock").open(errors="replace") as file:
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        found, *_ = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
+        return found != fcntl.F_UNLCK, file.read().strip()
 
 
 def text_of(path: Path, name: str) -> str:

@@ -28,7 +28,7 @@ from ds_train.ranks.signals import ExitCode, StopRequests, StopTraining
 from ds_train.ranks.watchdog import LONG_S, Watchdog, exit_rank_lost, supervision
 from ds_train.run.fingerprints import common_fingerprints, versions
 from ds_train.run.inputs import DEFAULT_MODEL, CommonInputs
-from ds_train.run.record import LaunchRecord, set_foreign_logs_aside
+from ds_train.run.record import LaunchRecord, record_exit, set_foreign_logs_aside
 from ds_train.run.summary import startup_summary
 from ds_train.step.engine import Engine
 from ds_train.step.losses import PackedLM
@@ -95,11 +95,11 @@ def launch(prepared: CheckedRun) -> ExitCode:
         on_main(world, lambda: stack.enter_context(_run_lock(inputs.run_directory)))
 
         # Build and train. A request to stop can arrive during either.
-        run = None
+        run, code = None, ExitCode.ERROR
         try:
             run = _build_run(inputs, prepared.make_setup(), settings, stream, stop, watchdog)
             train(run)
-            return ExitCode.FINISHED
+            code = ExitCode.FINISHED
         except StopTraining as stopped:
             stop.consume()
             step = run.state.step if run else 0
@@ -107,11 +107,15 @@ def launch(prepared: CheckedRun) -> ExitCode:
             logger.warning(
                 "stopped %s: %s. Exit code %d; %s continues", where, stopped, stopped.exit_code, stopped.repeat
             )
-            return stopped.exit_code
+            code = stopped.exit_code
         except RuntimeError:
             if lost := stream.lost_worker():
                 exit_rank_lost(world, lost)
             raise
+        finally:
+            if run and world.is_main:
+                record_exit(inputs.run_directory, run.state.step, code)
+        return code
 
 
 def _build_run(

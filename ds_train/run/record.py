@@ -1,6 +1,7 @@
 """The settings of a launch: printed by --print_config, and recorded in the run directory to repeat the run."""
 
 import json
+import logging
 import shlex
 import sys
 import time
@@ -9,15 +10,20 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from data_tools.base.errors import file_problem
 from data_tools.base.files import append, whole_file, write_json
 from ds_train.checkpoints.manifest import set_aside
 from ds_train.config.deepspeed_json import EngineConfig
 from ds_train.config.run_file import RUN_FILE, as_run_file
 from ds_train.model.causal_lm import is_preset
+from ds_train.ranks.signals import ExitCode
 from ds_train.ranks.world import World
 from ds_train.run.fingerprints import git_state, versions
 
+logger = logging.getLogger(__name__)
+
 LAUNCHES = "launches.jsonl"
+EXITS = "exits.jsonl"
 _WORDS = ("latest", "none")  # values of pptrain_checkpoint that are no paths
 
 
@@ -77,6 +83,15 @@ def _filled(flags: Any, values: Mapping[str, Any]) -> Any:
     """The flags with these values where they have none."""
     empty = [item.name for item in fields(flags) if getattr(flags, item.name) is None and item.name in values]
     return replace(flags, **{name: values[name] for name in empty})
+
+
+def record_exit(run_directory: Path, step: int, code: ExitCode) -> None:
+    """Add a line for the end of a launch, after ``step``. A launch that is killed leaves none."""
+    row = {"timestamp": time.time(), "step": step, "exit_code": int(code), "meaning": code.name.lower()}
+    try:
+        append(run_directory / EXITS, f"{json.dumps(row)}\n".encode())
+    except OSError as error:  # the launch ends all the same
+        logger.warning("the exit code is not recorded: %s", file_problem(error, run_directory / EXITS))
 
 
 def set_foreign_logs_aside(run_directory: Path) -> None:

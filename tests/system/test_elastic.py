@@ -1,5 +1,6 @@
 """A run continues in another layout: same samples, same losses, in one command."""
 
+import json
 import logging
 import shutil
 from dataclasses import dataclass, replace
@@ -144,6 +145,7 @@ class TestRefusals:
             "stopped after step 2, which is saved: --stop_step 2. Exit code 86; the same command without it, or with"
         )
         assert expected in done.stdout
+        assert json.loads((scratch / name / "exits.jsonl").read_text())["exit_code"] == 86
         return arguments
 
     def test_what_cannot_be_made_right_is_refused_before_anything_is_touched(

@@ -94,6 +94,10 @@ class TestTwoRanks:
         steps = sorted(path.name for path in (scratch / "first" / "checkpoints").glob("step_*"))
         assert steps == ["step_00000015", "step_00000030", "step_00000040"]
         assert (scratch / "first" / "checkpoints" / "latest").read_text() == "step_00000040"
+        state = json.loads((scratch / "first" / "checkpoints" / "step_00000040" / "state.json").read_text())
+        assert (state["step"], state["tokens"]) == (40, read_log(scratch / "first")[-1]["tokens"])
+        last_exit = json.loads((scratch / "first" / "exits.jsonl").read_text().splitlines()[-1])
+        assert (last_exit["step"], last_exit["exit_code"]) == (40, 0)
 
     def test_finished_run_has_nothing_to_do(self, scratch: Path) -> None:
         before = read_log(scratch / "first")

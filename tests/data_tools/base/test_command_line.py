@@ -17,8 +17,8 @@ from ds_train.phases import pptrain
 from tests.support.paths import REPOSITORY
 
 COMMANDS = """data_tools.build_data_splits data_tools.build_pretrain data_tools.fetch_assets data_tools.inspect.__main__
-    data_tools.summarize_run data_tools.train_tokenizer ds_train.audit ds_train.evaluate ds_train.export
-    ds_train.preflight""".split()
+    data_tools.status data_tools.summarize_run data_tools.train_tokenizer ds_train.audit ds_train.evaluate
+    ds_train.export ds_train.preflight""".split()
 
 
 def _raise(error: BaseException) -> None:

@@ -15,9 +15,10 @@ from ds_train.config.flags import parse_flags
 from ds_train.config.run_file import as_run_file
 from ds_train.config.trainer_flags import ModelFlags, OverrideFlags, RunFlags
 from ds_train.phases import pptrain
+from ds_train.ranks.signals import ExitCode
 from ds_train.ranks.world import World
 from ds_train.run.fingerprints import git_state, versions
-from ds_train.run.record import LaunchRecord
+from ds_train.run.record import LaunchRecord, record_exit
 from tests.support import tiny
 from tests.support.launching import REPOSITORY
 
@@ -179,6 +180,18 @@ def test_a_run_directory_keeps_what_repeats_the_run(tiny_scratch: Path, tmp_path
     launches = [json.loads(line) for line in (tmp_path / "launches.jsonl").read_text().splitlines()]
     assert [launch["step"] for launch in launches] == [0, 5]
     assert launches[0]["versions"] == versions() and launches[0]["ranks"] == 1
+
+
+def test_how_a_launch_ended_is_recorded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for code in (ExitCode.PREEMPTED, ExitCode.FINISHED):
+        record_exit(tmp_path, 7, code)
+    exits = [json.loads(line) for line in (tmp_path / "exits.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["exit_code"], row["meaning"]) for row in exits] == [
+        (7, 85, "preempted"),
+        (7, 0, "finished"),
+    ]
+    record_exit(tmp_path / "missing", 7, ExitCode.ERROR)
+    assert "the exit code is not recorded" in caplog.text
 
 
 def test_a_run_file_means_the_same_from_any_directory(
