@@ -39,6 +39,8 @@ TESTED_IN = {
     "ds_train.config.trainer_flags": "ds_train/config/test_flags",
     "ds_train.experiment.conditions": "ds_train/experiment/test_plan",
     "ds_train.model.attention": "ds_train/step/test_losses",
+    "ds_train.model.rows": "ds_train/step/test_probe",
+    "ds_train.model.small_config": "ds_train/model/test_isolation",
     "ds_train.phases.early_check": "ds_train/experiment/test_plan",
     "ds_train.phases.evaluation": "ds_train/test_evaluate",
     "ds_train.phases.launch_check": "ds_train/test_preflight",

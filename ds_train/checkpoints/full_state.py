@@ -63,11 +63,13 @@ def read_full_state(directory: Path, names: list[str]) -> FullState:
     """Read a checkpoint of ZeRO 0 in fp32, or the universal copy of another stage's; tensors stay on disk.
 
     Args:
-        names: the model's parameters in the model's order, by which ZeRO 0 numbers them.
+        names: the model's parameters in the model's order, by which ZeRO 0 numbers them; tied ones once.
     """
     if (directory / "zero").is_dir():
-        paths = sorted(path.parent for path in directory.glob(f"zero/*/{_WEIGHTS}.pt"))
-        return {path.name: {kind: _tensor(path / f"{kind}.pt") for kind in (_WEIGHTS, *_MOMENTS)} for path in paths}
+        paths = {name: directory / "zero" / name for name in names}  # there is one for each name of a tied one, too
+        return {
+            name: {kind: _tensor(path / f"{kind}.pt") for kind in (_WEIGHTS, *_MOMENTS)} for name, path in paths.items()
+        }
     saved = mapped_file(directory / "mp_rank_00_model_states.pt")
     moments = saved["optimizer"]["state"]
     return {

@@ -30,6 +30,7 @@ NEWEST = ("auto", "latest")  # names for the newest checkpoint of a run
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
+HUGGING_FACE_CONFIG = "config.json"  # a directory of transformers has one at its top, a checkpoint of ours has not
 SAVING, DELETING = ".saving_", ".deleting_"
 _STEP_NAME = re.compile(r"step_(\d{8,})")
 _SUPERSEDED_NAME = re.compile(r"superseded_(\d+)")
@@ -129,7 +130,11 @@ def defect_of(checkpoint: Path) -> str | None:
     try:
         manifest = read_record(Manifest, (checkpoint / MANIFEST).read_bytes())
     except FileNotFoundError:
-        return foreign_note(checkpoint) or (f"it has no {MANIFEST}" if checkpoint.is_dir() else "it does not exist")
+        if note := foreign_note(checkpoint):
+            return note
+        if (checkpoint / HUGGING_FACE_CONFIG).exists():
+            return "it is a Hugging Face model, with weights to start from but no training state to resume"
+        return f"it has no {MANIFEST}" if checkpoint.is_dir() else "it does not exist"
     except (OSError, ValueError) as error:
         return f"its {MANIFEST} cannot be read ({error})"
     if _STEP_NAME.fullmatch(checkpoint.name) and manifest.step != step_of(checkpoint):

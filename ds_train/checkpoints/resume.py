@@ -7,7 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from enum import Enum, auto
 from pathlib import Path
@@ -17,16 +18,18 @@ from data_tools.base.errors import UserError
 from ds_train.checkpoints.full_state import engine_with_full_state
 from ds_train.checkpoints.save import load
 from ds_train.checkpoints.state import TrainState
-from ds_train.ranks.collectives import on_main
+from ds_train.ranks.collectives import gather_objects, on_main
 from ds_train.ranks.world import World
 from ds_train.step.engine import Engine, build_engine
 from ds_train.step.losses import PackedLM
 
 logger = logging.getLogger(__name__)
 
-UNIVERSAL = "universal"  # DeepSpeed's layout-free copy, inside its step directory
+UNIVERSAL = ".universal"  # in a run directory: DeepSpeed's layout-free copy of a checkpoint while it is loaded
 LAYOUT = ("world_size", "zero_stage", "micro_batch", "grad_accum")
 GENERATOR_EXAMPLES = "generator_examples"  # fingerprint of what an external generator gives
+ONE_A_ROW = "one a row"  # a fingerprint: documents that end to end would influence one another
+_FORMERLY = {"answer_spaces": "2"}  # of tokenizers like Llama 2's, before there was this fingerprint
 _HASH, _HASH_DIGITS = re.compile("[0-9a-f]{64}"), 12
 _WHAT_WORKS = "any ZeRO stage at any number of ranks into any other in fp32 and bf16; in fp16 not from or to ZeRO 0"
 
@@ -90,11 +93,15 @@ def _refuse_other_trajectory(
     pairs = {name: (getattr(saved, name), getattr(current, name)) for name in ("seed", "global_batch", "precision")}
     before = _known_fingerprints(saved, current)
     for name in sorted(set(before) | set(current.fingerprints)):
-        pairs[name] = (before.get(name, "nothing"), current.fingerprints.get(name, "nothing"))
+        pairs[name] = (before.get(name, _FORMERLY.get(name, "nothing")), current.fingerprints.get(name, "nothing"))
     sums = pairs.pop("gradient_sums")
     if sums[0] != sums[1]:
         logger.warning(
             "gradients were summed over ranks in %s until step %d, and now are in %s", sums[0], saved.step, sums[1]
+        )
+    if pairs.pop("documents", None) == ("nothing", ONE_A_ROW):
+        logger.warning(
+            "documents of a micro-batch influenced one another until step %d, and now have a row each", saved.step
         )
     if unknown := sorted(set(accepted) - set(pairs)):
         raise UserError(f"--accept_change {' '.join(unknown)}: no such setting; it takes {', '.join(sorted(pairs))}.")
@@ -134,52 +141,84 @@ def _change(old: Any, new: Any) -> str:
     return ", ".join(f"{name} saved {before.get(name)}, now {after.get(name)}" for name in names)
 
 
-def convert_to_universal(checkpoint: Path) -> Path:
-    """Create DeepSpeed's universal copy of a checkpoint inside its step directory, whole or not at all."""
-    target, partial = checkpoint / UNIVERSAL, checkpoint / f".{UNIVERSAL}_partial"
-    if target.exists():
-        return target
-    logger.info("converting %s to DeepSpeed's universal format", checkpoint)
-    shutil.rmtree(partial, ignore_errors=True)
+def convert_to_universal(checkpoint: Path, target: Path) -> None:
+    """Write DeepSpeed's universal copy of a checkpoint, which is only read, into a new directory.
+
+    Raises:
+        UserError: DeepSpeed failed; nothing is left.
+    """
+    logger.info("converting %s to DeepSpeed's universal format in %s", checkpoint, target)
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     launcher_variables = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    target.mkdir(parents=True)
     done = subprocess.run(
-        [*command, "--input_folder", str(checkpoint), "--output_folder", str(partial)],
+        [*command, "--input_folder", str(checkpoint), "--output_folder", str(target)],
         env={name: value for name, value in os.environ.items() if name not in launcher_variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     if done.returncode != 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"DeepSpeed could not convert {checkpoint}:\n{done.stdout[-2000:]}")
-    (checkpoint / "latest_universal").unlink(missing_ok=True)  # it names the temporary directory
-    partial.rename(target)
-    return target
+        reason = next(iter(done.stdout.strip().splitlines()[-1:]), f"exit code {done.returncode}")
+        raise UserError(
+            f"DeepSpeed could not convert {checkpoint} for another layout in {target.parent} ({reason}). Is that disk "
+            "full? Else resume in the layout that the checkpoint was saved with."
+        )
+
+
+@contextmanager
+def _universal_copy(checkpoint: Path, scratch: Path, world: World) -> Iterator[Path]:
+    """The universal copy of a checkpoint, as long as the block lasts. Collective.
+
+    Checkpoints are never written into: they may belong to another run, which may be resuming from them too.
+
+    Args:
+        scratch: a directory of this run; what a killed conversion left there is removed.
+    """
+    target = scratch / checkpoint.name  # DeepSpeed writes a file of its own beside it
+
+    def convert() -> None:
+        shutil.rmtree(scratch, ignore_errors=True)
+        convert_to_universal(checkpoint, target)
+
+    try:
+        on_main(world, convert)
+        yield target
+        gather_objects(None)  # all ranks have read it
+    finally:
+        if world.is_main:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def restored_engine(
-    model: PackedLM, config: dict[str, Any], checkpoint: Path, saved: TrainState, current: TrainState, world: World
+    model: PackedLM,
+    config: dict[str, Any],
+    checkpoint: Path,
+    saved: TrainState,
+    current: TrainState,
+    world: World,
+    run_directory: Path,
 ) -> Engine:
     """Build an engine for the current layout and load the checkpoint into it. Collective.
 
     Args:
         model: its weights are replaced.
         config: DeepSpeed's JSON.
+        checkpoint: of this run or another; only read.
         saved, current: states of the checkpoint and of a fresh start, for which `load_method` is not None.
+        run_directory: holds a converted copy during the load.
     """
     method = load_method(saved, current)
     if method is LoadMethod.DIRECT:
         engine = build_engine(model, config)
         load(engine, checkpoint, saved, world)
         return engine
-    source = checkpoint if saved.zero_stage == 0 else on_main(world, lambda: convert_to_universal(checkpoint))
-    if method is LoadMethod.FULL_STATE:
-        engine = engine_with_full_state(model, config, source, saved, world)
-    else:
+    is_readable = saved.zero_stage == 0  # tensor by tensor, as it is
+    copied = nullcontext(checkpoint) if is_readable else _universal_copy(checkpoint, run_directory / UNIVERSAL, world)
+    with copied as source:
+        if method is LoadMethod.FULL_STATE:
+            return engine_with_full_state(model, config, source, saved, world)
         universal = {"checkpoint": config.get("checkpoint", {}) | {"load_universal": True}}
         engine = build_engine(model, config | universal)
         load(engine, source, saved, world)
-    if source != checkpoint:
-        on_main(world, lambda: shutil.rmtree(source))
-    return engine
+        return engine

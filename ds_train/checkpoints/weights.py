@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from data_tools.base.command_line import did_you_mean
 from data_tools.base.errors import UserError
-from ds_train.checkpoints.manifest import MANIFEST, defect_of, newest_usable
+from ds_train.checkpoints.manifest import HUGGING_FACE_CONFIG, MANIFEST, defect_of, newest_usable
 from ds_train.checkpoints.save import DESCRIPTION, mapped_file, read_state
 from ds_train.model.causal_lm import build_model, load_model
 
@@ -50,13 +50,17 @@ def find_weights(spec: str, run_directory: Path | None = None) -> Weights:
         how = "finish a pptrain run there, name another with --pptrain_run, or give --pptrain_checkpoint PATH or none"
         return Weights(_newest(run_directory, how), True)
     path = Path(spec)
-    if (path / MANIFEST).exists() or path.name.startswith("step_"):
+    is_model, is_step = (path / HUGGING_FACE_CONFIG).exists(), path.name.startswith("step_")
+    if is_model and is_step and not (path / MANIFEST).exists():
+        logger.info("%s is no checkpoint of this program but a Hugging Face model: its weights are used", path)
+        return Weights(path, False)
+    if is_step or (path / MANIFEST).exists():
         if defect := defect_of(path):
             raise UserError(f"checkpoint {path}: {defect}. Give a complete step directory.")
         return Weights(path, True)
     if (path / "checkpoints").is_dir():
         return Weights(_newest(path, "train it up to a checkpoint, or name another"), True)
-    if (path / "config.json").exists():
+    if is_model:
         return Weights(path, False)
     kinds = "a step directory, e.g. RUN/checkpoints/step_00000200, a run directory or a Hugging Face directory"
     if path.exists():

@@ -83,7 +83,7 @@ class ModelFlags:
     seq_len: int = flag(2048, "longest document, in tokens", "trajectory", through="seq_len", within="[2, 1e7]")
     attn_implementation: str = flag(
         "auto",
-        "packed (each document by itself, no mask) or transformers' sdpa, eager …; auto: packed if the model can",
+        "packed (each document by itself, no mask), sdpa, eager or another; auto: the first that isolates documents",
         "speed",
     )
     keep_dropout: bool = flag(

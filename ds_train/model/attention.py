@@ -42,11 +42,11 @@ def packed_attention(
         (rows, T, heads, head size), and no attention weights.
     """
     unsupported = [name for name in _ELSEWHERE if kwargs.get(name) is not None]
+    if not getattr(module, "is_causal", True):
+        unsupported.append("later tokens")
     if cu_seq_lens_q is None or max_length_q is None or attention_mask is not None or unsupported:
         problem = f"its attention needs {', '.join(unsupported)}" if unsupported else "it does not pass on keywords"
-        raise UserError(
-            f"{type(module).__name__} cannot use packed attention ({problem}); use --attn_implementation sdpa."
-        )
+        raise UserError(f"{type(module).__name__} cannot use packed attention ({problem}); use another.")
 
     # One call where rows are documents, or where a kernel takes several lengths; else one call per document.
     rows_are_documents = len(cu_seq_lens_q) - 1 == query.shape[0]
@@ -54,7 +54,7 @@ def packed_attention(
     options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "is_causal": True, "enable_gqa": grouped}
     if rows_are_documents:
         return scaled_dot_product_attention(query, key, value, **options).transpose(1, 2).contiguous(), None
-    if _has_kernel(query, dropout):
+    if _has_kernel(query, dropout) and query.shape[-1] == value.shape[-1]:
         return _by_kernel(query, key, value, cu_seq_lens_q, max_length_q, scaling), None
     starts = cu_seq_lens_q.tolist()
     parts = [
@@ -94,15 +94,15 @@ def _by_kernel(
 AttentionInterface.register(PACKED, packed_attention)
 
 
-def choose_attention(config: PretrainedConfig, asked: str) -> str:
-    """The attention implementation for a model: ``auto`` becomes packed if the model supports it, else sdpa."""
-    if asked != "auto":
-        return asked
+def attention_candidates(config: PretrainedConfig) -> list[str]:
+    """The attention implementations that a model's class offers, the cheapest for packed rows first."""
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     windows = getattr(config, "sliding_window", None) or set(getattr(config, "layer_types", None) or ()) - {
         "full_attention"
     }
-    return PACKED if getattr(model_class, "_supports_attention_backend", False) and not windows else "sdpa"
+    is_packable = getattr(model_class, "_supports_attention_backend", False) and not windows
+    has_sdpa = getattr(model_class, "_supports_sdpa", False)
+    return [PACKED] * is_packable + ["sdpa"] * has_sdpa + ["eager"]
 
 
 def describe_attention(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> str:
@@ -110,5 +110,6 @@ def describe_attention(config: PretrainedConfig, device: torch.device, dtype: to
     chosen = config._attn_implementation
     if chosen != PACKED:
         return f"attention {chosen}"
-    query = torch.empty(1, 1, 1, config.hidden_size // config.num_attention_heads, dtype=dtype, device=device)
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    query = torch.empty(1, 1, 1, head_size, dtype=dtype, device=device)
     return "attention by document, torch's " + ("varlen kernel" if _has_kernel(query, 0.0) else "scaled dot product")

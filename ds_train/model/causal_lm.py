@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from data_tools.base.errors import UserError, first_line
 from data_tools.corpus.tokenizer import TextTokenizer, is_path
-from ds_train.model.attention import choose_attention
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +26,10 @@ def is_preset(name: str) -> bool:
 
 
 def load_model_config(name: str) -> PretrainedConfig:
-    """The configuration of a preset, a local directory or a hub id.
+    """The configuration of a preset, a local directory or a hub id; of a model that takes images too, its text part.
 
     Raises:
-        UserError: nothing of that name can be loaded.
+        UserError: nothing of that name can be loaded, or it is no causal LM.
     """
     try:
         if is_preset(name):
@@ -39,12 +39,36 @@ def load_model_config(name: str) -> PretrainedConfig:
             raise ValueError("no preset of that name")
         if is_path(name) and not Path(name).exists():
             raise ValueError("there is no such directory")
-        return AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name)
     except Exception as error:  # of a dozen kinds: files, the hub, JSON, values that a class refuses
         raise UserError(
             f"--model_name {name}: no such preset ({', '.join(preset_names())}), and not loadable as a local directory "
             f"or hub id ({first_line(error)}). Without a network use a preset or a directory with config.json."
         ) from error
+    return causal_lm_config(config, name)
+
+
+def causal_lm_config(config: PretrainedConfig, name: str) -> PretrainedConfig:
+    """The configuration of the causal LM in a model: itself, or its text part.
+
+    Args:
+        name: how the user named it.
+
+    Raises:
+        UserError: there is none.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"--model_name {name}: {config.model_type} is an encoder-decoder; give a causal language model."
+        )
+    text = config.get_text_config(decoder=True)
+    if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"--model_name {name}: transformers has no causal language model of type {text.model_type}; give another."
+        )
+    if text is not config:
+        logger.warning("%s: only its text part, %s, is used", name, text.model_type)
+    return text
 
 
 def prepare_config(
@@ -52,17 +76,15 @@ def prepare_config(
     *,
     seq_len: int,
     vocab_size: int,
-    attn_implementation: str,
     keep_dropout: bool,
     scratch: bool,
 ) -> PretrainedConfig:
-    """Adapt a model configuration to training; the log reports each change.
+    """Adapt a model configuration to training, its attention apart; the log reports each change.
 
     Args:
         config: changed in place.
         seq_len: longest document.
         vocab_size: the tokenizer's largest id + 1.
-        attn_implementation: ``auto``, ``packed``, ``sdpa``, ``eager`` or another that transformers knows.
         keep_dropout: leave dropout on, which makes the trajectory depend on the layout.
         scratch: weights will be random, so position tables may grow.
 
@@ -75,7 +97,7 @@ def prepare_config(
             "or a model with a vocabulary at least as large."
         )
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and seq_len > positions:
+    if positions is not None and 0 < positions < seq_len:  # XLNet's -1: there is no limit
         if not scratch and not _has_rotary_positions(config):
             raise UserError(
                 f"--seq_len {seq_len} is beyond the {positions} learned positions of the pretrained model; "
@@ -92,7 +114,6 @@ def prepare_config(
             setattr(config, name, 0.0)
     else:
         logger.warning("--keep_dropout: the trajectory depends on the number of ranks and the micro batch")
-    config._attn_implementation = choose_attention(config, attn_implementation)
     config.use_cache = False
     return config
 
@@ -106,7 +127,11 @@ def _has_rotary_positions(config: PretrainedConfig) -> bool:
 
 
 def build_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    """A model with random fp32 weights, which depend on the seed only, not on rank or layout."""
+    """A model with random fp32 weights, which depend on the seed only, not on rank or layout.
+
+    Raises:
+        UserError: transformers cannot build it.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -117,11 +142,22 @@ def build_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
 
 
 def load_model(directory_or_hub_id: str, config: PretrainedConfig) -> PreTrainedModel:
-    """A Hugging Face model with its pretrained weights in fp32."""
+    """A Hugging Face model with its pretrained weights in fp32.
+
+    Raises:
+        UserError: they cannot be loaded, or are not all there: transformers would draw the rest at random.
+    """
     try:
-        model = AutoModelForCausalLM.from_pretrained(directory_or_hub_id, config=config, dtype=torch.float32)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            directory_or_hub_id, config=config, dtype=torch.float32, output_loading_info=True
+        )
     except Exception as error:  # of the file's library too, e.g. safetensors' own
         raise UserError(f"weights of {directory_or_hub_id} cannot be loaded: {first_line(error)}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(
+            f"weights of {directory_or_hub_id}: {len(missing)} of the {config.model_type} model's are not there "
+            f"({', '.join(missing[:3])} …); give a directory whose weights fit its config.json."
+        )
     return _finish(model)
 
 

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from data_tools.base.errors import UserError
+from ds_train.model.small_config import size_of
+
 GIB = 2**30
 _MOMENTS = 8  # bytes: Adam's two, in fp32
 _MASTER = 4  # bytes: the fp32 weights that ZeRO's optimizers update
@@ -28,7 +31,7 @@ class ModelShape:
 
     Attributes:
         num_parameters: shared ones counted once.
-        hidden, intermediate, num_layers, num_heads, vocab_size: of the configuration.
+        hidden, intermediate, num_layers, num_heads, vocab_size: of the configuration; without attention 0 heads.
         gated: whether the feed-forward part multiplies two projections (Llama) or has one (GPT-NeoX).
     """
 
@@ -67,25 +70,37 @@ class RankMemory:
 
 
 def model_shape(config: PretrainedConfig) -> ModelShape:
-    """Read the shape from a model on the meta device, which allocates no weights."""
+    """Read the shape from a model on the meta device, which allocates no weights.
+
+    Raises:
+        UserError: its configuration has no width, layers or vocabulary.
+    """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     parameters = dict(model.named_parameters())  # lists a shared parameter once
+    sizes = {name: size_of(config, name) for name in ("hidden_size", "num_hidden_layers", "vocab_size")}
+    if unknown := [name for name, size in sizes.items() if not size]:
+        raise UserError(f"a model of type {config.model_type}: its config.json has no {', '.join(unknown)}.")
     return ModelShape(
         num_parameters=sum(parameter.numel() for parameter in parameters.values()),
-        hidden=config.hidden_size,
-        intermediate=getattr(config, "intermediate_size", None)
-        or getattr(config, "n_inner", None)
-        or 4 * config.hidden_size,
-        num_layers=config.num_hidden_layers,
-        num_heads=config.num_attention_heads,
-        vocab_size=config.vocab_size,
+        hidden=sizes["hidden_size"],
+        intermediate=size_of(config, "intermediate_size") or size_of(config, "n_inner") or 4 * sizes["hidden_size"],
+        num_layers=sizes["num_hidden_layers"],
+        num_heads=size_of(config, "num_attention_heads"),
+        vocab_size=sizes["vocab_size"],
         gated=any("gate" in name for name in parameters),
     )
 
 
 def predict(
-    shape: ModelShape, zero: dict[str, Any], *, half: bool, num_ranks: int, row_tokens: int, attention: str = "packed"
+    shape: ModelShape,
+    zero: dict[str, Any],
+    *,
+    half: bool,
+    num_ranks: int,
+    row_tokens: int,
+    num_rows: int = 1,
+    attention: str = "packed",
 ) -> RankMemory:
     """Memory of a rank for a ``zero_optimization`` block.
 
@@ -106,7 +121,8 @@ def predict(
     Args:
         zero: the block; missing settings have DeepSpeed's defaults.
         half: bf16 or fp16.
-        row_tokens: tokens of the longest row: micro batch × seq_len.
+        row_tokens: tokens of the longest row: micro batch × seq_len where documents share one.
+        num_rows: rows of a micro-batch.
         attention: implementation, see `activations`.
     """
     # On the accelerator, without offloading.
@@ -131,7 +147,7 @@ def predict(
         gradients=gradients,
         optimizer=optimizer,
         buffers=_buffers(zero, stage, p, width, num_ranks, half),
-        activations=activations(shape, row_tokens, width, attention),
+        activations=num_rows * activations(shape, row_tokens, width, attention),
         host=host,
     )
 
@@ -208,8 +224,10 @@ class TrainingFlops:
 def training_flops(config: PretrainedConfig) -> TrainingFlops:
     """The FLOPs of a model, from its shapes alone."""
     shape = model_shape(config)
-    embedding = 0 if config.tie_word_embeddings else shape.vocab_size * shape.hidden
-    return TrainingFlops(6.0 * (shape.num_parameters - embedding), 6.0 * shape.num_layers * shape.hidden)
+    is_tied = getattr(config, "tie_word_embeddings", False)
+    embedding = 0 if is_tied else shape.vocab_size * shape.hidden
+    attended = shape.num_layers * shape.hidden if shape.num_heads else 0
+    return TrainingFlops(6.0 * (shape.num_parameters - embedding), 6.0 * attended)
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -24,7 +24,7 @@ from ds_train.model.footprint import (
 from ds_train.phases import pptrain, pretrain
 from ds_train.ranks.world import World
 from ds_train.run.assembly import CheckedRun, fresh_state
-from ds_train.run.summary import rank_memory, starting_point
+from ds_train.run.summary import describe_rows, rank_memory, starting_point
 from ds_train.training.phase import Cadence, PhaseParts
 
 _GPU, _MFU = "H100 SXM", 0.3  # to predict hours: a usual share of the peak for small models
@@ -87,6 +87,7 @@ def report(phase: str, launch: Launch, trainer_flags: list[str], problems: list[
         "global batch": f"{layout.global_batch:,}",
         "starts": starting_point(inputs, step, chosen),
         "model, parameters": f"{shape.num_parameters / 1e6:,.1f} M",
+        "documents": describe_rows(inputs.model_config, inputs.one_document_a_row),
     }
     rows |= _length_rows(prepared, setup, launch)
     rows |= _disk_rows(prepared, shape, setup.cadence, problems)
@@ -169,7 +170,8 @@ def _memory_rows(prepared: CheckedRun, shape: ModelShape, launch: Launch, proble
     """Rows about memory: the parts of the configured ZeRO stage, and the total of every stage."""
     inputs = prepared.inputs
     configured, half = inputs.engine.zero_stage, inputs.engine.is_half
-    at = partial(rank_memory, inputs, shape, on_cpu=launch.on_cpu)
+    how = {"on_cpu": launch.on_cpu, "one_document_a_row": inputs.one_document_a_row}
+    at = partial(rank_memory, inputs, shape, **how)
     limit = launch.gpu_memory_gb * GIB
     own = at(configured)
     copy = 0  # of a checkpoint in host memory, while it is written in the background

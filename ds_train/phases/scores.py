@@ -18,11 +18,13 @@ from data_tools.runs.intervals import wilson_interval
 from data_tools.search.splits import Splits, find_data_dir
 from ds_train.checkpoints.weights import Weights, find_weights, model_with_weights, saved_seq_len
 from ds_train.model.causal_lm import load_model_config, prepare_config
+from ds_train.model.isolation import settle_rows
 from ds_train.phases.evaluation import HeldOut, HeldOutResult, evaluate_c4, evaluate_heldout, heldout_examples
 from ds_train.ranks.collectives import check_num_nodes, device_of, init_distributed, is_emulated
 from ds_train.ranks.entry import set_up_logging
 from ds_train.ranks.world import World, check_num_ranks, world_from_env
 from ds_train.step.losses import PackedLM
+from ds_train.step.probe import check_isolation
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ def score(args: argparse.Namespace) -> int:
     model = _load(weights, world, seq_len, tokenizer.vocab_size, _DTYPES[args.dtype])
     init_distributed(world)
     check_num_nodes(world, args.num_nodes)
+    check_isolation(model, model, device_of(world))
     logger.info("evaluating %s on %s of %s", weights.path, pluralize(len(heldout.samples), "example"), args.split)
     c4_loss, how = None, (args.micro_batch, world)
     with _bar(args.split, len(heldout.samples), *how) as bar:
@@ -110,11 +113,11 @@ def _load(weights: Weights, world: World, seq_len: int, vocab_size: int, dtype: 
         load_model_config(str(weights.description)),
         seq_len=seq_len,
         vocab_size=vocab_size,
-        attn_implementation="auto",
         keep_dropout=False,
         scratch=False,
     )
-    model = PackedLM(model_with_weights(weights, config)).eval()
+    one_document_a_row = settle_rows(config, "auto", keep_dropout=False)
+    model = PackedLM(model_with_weights(weights, config), one_document_a_row=one_document_a_row).eval()
     for parameter in model.parameters():  # parameters only: a cast of the module would damage rotary frequencies
         parameter.data = parameter.data.to(dtype)
     return model.to(device_of(world))

@@ -15,7 +15,7 @@ from data_tools.base.files import exclusive
 from ds_train.checkpoints.full_state import fresh_engine
 from ds_train.checkpoints.manifest import choose_checkpoint, set_aside
 from ds_train.checkpoints.rank_rng import seed_rng
-from ds_train.checkpoints.resume import adapted_state, restored_engine
+from ds_train.checkpoints.resume import ONE_A_ROW, adapted_state, restored_engine
 from ds_train.checkpoints.save import Checkpoints, read_state
 from ds_train.checkpoints.state import TrainState
 from ds_train.checkpoints.weights import model_with_weights
@@ -32,6 +32,7 @@ from ds_train.run.record import LaunchRecord, record_exit, set_foreign_logs_asid
 from ds_train.run.summary import startup_summary
 from ds_train.step.engine import Engine
 from ds_train.step.losses import PackedLM
+from ds_train.step.probe import check_isolation
 from ds_train.step.stream import RankBatchBuilder, Stream
 from ds_train.training.loop import Run, train
 from ds_train.training.monitors import join_wandb
@@ -141,7 +142,8 @@ def _build_run(
         engine, state = _restored(inputs, chosen, state)
         logger.info("resumed from %s at step %d", chosen, state.step)
     else:
-        engine = fresh_engine(PackedLM(_initial_model(inputs)), inputs.engine.deepspeed)
+        engine = fresh_engine(_wrapped(inputs, _initial_model(inputs)), inputs.engine.deepspeed)
+    check_isolation(engine, engine.module, engine.device)
 
     # Every check has passed: from here on the run directory changes.
     if chosen or flags.resume == "none":
@@ -183,8 +185,13 @@ def _restored(inputs: CommonInputs, chosen: Path, current: TrainState) -> tuple[
     world, flags = inputs.world, inputs.run_flags
     saved = read_state(chosen)
     state = adapted_state(saved, current, chosen, strict_layout=flags.strict_layout, accepted=flags.accept_change or ())
-    model = PackedLM(build_model(inputs.model_config, flags.seed))  # its weights are about to be replaced
-    return restored_engine(model, inputs.engine.deepspeed, chosen, saved, current, world), state
+    model = _wrapped(inputs, build_model(inputs.model_config, flags.seed))  # its weights are about to be replaced
+    engine = restored_engine(model, inputs.engine.deepspeed, chosen, saved, current, world, inputs.run_directory)
+    return engine, state
+
+
+def _wrapped(inputs: CommonInputs, causal_lm: PreTrainedModel) -> PackedLM:
+    return PackedLM(causal_lm, one_document_a_row=inputs.one_document_a_row)
 
 
 def fresh_state(inputs: CommonInputs, setup: PhaseParts, all_flags: Iterable[Any]) -> TrainState:
@@ -201,7 +208,8 @@ def fresh_state(inputs: CommonInputs, setup: PhaseParts, all_flags: Iterable[Any
         stage=setup.first_stage,
         fingerprints=setup.fingerprints
         | compared_values(all_flags)
-        | common_fingerprints(inputs.engine, inputs.model_config, inputs.tokenizer, inputs.model_flags.seq_len),
+        | common_fingerprints(inputs.engine, inputs.model_config, inputs.tokenizer, inputs.model_flags.seq_len)
+        | {"documents": ONE_A_ROW if inputs.one_document_a_row else "end to end"},
         versions=versions(),
     )
 

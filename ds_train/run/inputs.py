@@ -13,6 +13,7 @@ from ds_train.checkpoints.weights import Weights
 from ds_train.config.deepspeed_json import EngineConfig, default_json, resolve_engine_config
 from ds_train.config.trainer_flags import ModelFlags, OverrideFlags, RunFlags
 from ds_train.model.causal_lm import is_preset, load_model_config, prepare_config
+from ds_train.model.isolation import settle_rows
 from ds_train.ranks.world import World, check_num_ranks
 from ds_train.training.monitors import check_monitors, place_monitors
 
@@ -31,6 +32,7 @@ class CommonInputs:
     engine: EngineConfig
     tokenizer: TextTokenizer
     model_config: PretrainedConfig
+    one_document_a_row: bool  # those of one row would influence one another
     weights: Weights | None  # None: random, or the pretrained ones of model_flags
 
     @property
@@ -66,7 +68,7 @@ def check_inputs(
     )
 
     # Tokenizer and model configuration.
-    tokenizer = config = None
+    tokenizer = config = one_document_a_row = None
     with problems.collect():
         tokenizer = load_tokenizer(_tokenizer_spec(model, weights))
     with problems.collect():
@@ -81,13 +83,13 @@ def check_inputs(
                 config,
                 seq_len=model.seq_len,
                 vocab_size=tokenizer.vocab_size,
-                attn_implementation=model.attn_implementation,
                 keep_dropout=model.keep_dropout,
                 scratch=weights is None and model.init == "scratch",
             )
-    if len(problems) > before or engine is None or tokenizer is None or config is None:
+            one_document_a_row = settle_rows(config, model.attn_implementation, keep_dropout=model.keep_dropout)
+    if len(problems) > before or engine is None or tokenizer is None or config is None or one_document_a_row is None:
         return None
-    return CommonInputs(phase, world, run, model, directory, engine, tokenizer, config, weights)
+    return CommonInputs(phase, world, run, model, directory, engine, tokenizer, config, one_document_a_row, weights)
 
 
 def check_run(

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import PretrainedConfig
 
 from data_tools.base.text_table import pluralize
 from ds_train.checkpoints.state import TrainState
@@ -23,7 +24,7 @@ def startup_summary(
         chosen: the checkpoint that the run resumes from, None for a fresh start.
     """
     layout = inputs.engine.layout
-    shape = model_shape(inputs.model_config)
+    shape, one_document_a_row = model_shape(inputs.model_config), engine.module.one_document_a_row
     tokens = layout.global_batch * inputs.model_flags.seq_len
     rows = {
         "run": f"{inputs.run_directory}, seed {inputs.run_flags.seed}",
@@ -36,14 +37,24 @@ def startup_summary(
         "a step": f"at most {tokens:,} tokens, {layout.global_batch:,} × seq_len {inputs.model_flags.seq_len:,}",
         "learning rate": str(inputs.engine.schedule),
         **setup.summary,
+        "documents": describe_rows(inputs.model_config, one_document_a_row),
         "kernels": _kernels(inputs, engine),
-        "memory of a rank": _memory(inputs, shape, engine.device),
+        "memory of a rank": _memory(inputs, shape, engine.device, one_document_a_row),
     }
     width = max(map(len, rows))
     return "\n".join([setup.phase.name, *(f"  {name:<{width}}  {value}" for name, value in rows.items())])
 
 
-def rank_memory(inputs: CommonInputs, shape: ModelShape, stage: int, on_cpu: bool) -> RankMemory:
+def describe_rows(config: PretrainedConfig, one_document_a_row: bool) -> str:
+    """How the model reads documents, in words."""
+    if not one_document_a_row:
+        return "end to end in one row, none sees another"
+    return f"one a row, padded (slower): in one row those of a {config.model_type} would influence one another"
+
+
+def rank_memory(
+    inputs: CommonInputs, shape: ModelShape, stage: int, *, on_cpu: bool, one_document_a_row: bool
+) -> RankMemory:
     """Predicted memory of a rank if this run were at ZeRO stage ``stage``."""
     layout, zero = inputs.engine.layout, {**inputs.engine.zero, "stage": stage}
     if on_cpu:  # pages of a bucket that gradients never reach take no memory there
@@ -53,7 +64,8 @@ def rank_memory(inputs: CommonInputs, shape: ModelShape, stage: int, on_cpu: boo
         zero,
         half=inputs.engine.is_half,
         num_ranks=layout.world_size,
-        row_tokens=layout.micro_batch * inputs.model_flags.seq_len,
+        row_tokens=inputs.model_flags.seq_len * (1 if one_document_a_row else layout.micro_batch),
+        num_rows=layout.micro_batch if one_document_a_row else 1,
         attention=inputs.model_config._attn_implementation,
     )
     return replace(memory, runtime=HOST_RUNTIME) if on_cpu else memory
@@ -86,10 +98,11 @@ def _kernels(inputs: CommonInputs, engine: Engine) -> str:
     )
 
 
-def _memory(inputs: CommonInputs, shape: ModelShape, device: torch.device) -> str:
+def _memory(inputs: CommonInputs, shape: ModelShape, device: torch.device, one_document_a_row: bool) -> str:
     """The predicted memory; on a GPU also how much it has."""
     on_cpu = device.type != "cuda"
-    predicted = rank_memory(inputs, shape, inputs.engine.zero_stage, on_cpu).device
+    how = {"on_cpu": on_cpu, "one_document_a_row": one_document_a_row}
+    predicted = rank_memory(inputs, shape, inputs.engine.zero_stage, **how).device
     if on_cpu:
         return f"about {predicted / GIB:,.2g} GiB with rows of full length"
     total = torch.cuda.get_device_properties(device).total_memory

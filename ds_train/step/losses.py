@@ -7,38 +7,42 @@ from deepspeed.runtime.chunked_cross_entropy import chunked_cross_entropy
 from torch import nn
 from transformers import PreTrainedModel
 
-from ds_train.model.attention import PACKED
+from ds_train.model.rows import DocumentRows, RowReader
 from ds_train.step.micro_batch import MicroBatch
 
 _BLOCK_ELEMENTS = 1 << 19  # of logits in fp32 at once: 2 MB stay in a CPU's cache; GPUs have a kernel without blocks
 
 
 class PackedLM(nn.Module):
-    """A Hugging Face causal LM with the loss inside, so that ZeRO sees one forward per micro-batch."""
+    """A Hugging Face causal LM with the loss inside, so that ZeRO sees one forward per micro-batch.
 
-    def __init__(self, causal_lm: PreTrainedModel) -> None:
+    Args:
+        one_document_a_row: give each document a row, as models want it that would let those of one row meet.
+    """
+
+    def __init__(self, causal_lm: PreTrainedModel, *, one_document_a_row: bool = False) -> None:
         super().__init__()
         self.causal_lm = causal_lm
-        self._is_packed = causal_lm.config._attn_implementation == PACKED
+        self.one_document_a_row = one_document_a_row
+        self._reader = RowReader(causal_lm)
+
+    def rows(self, batch: MicroBatch) -> DocumentRows:
+        """The batch's documents in the rows that the model reads."""
+        rows = DocumentRows(batch.input_ids, batch.position_ids, batch.cu_seq_lens, batch.max_length)
+        return rows.one_in_each() if self.one_document_a_row else rows
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The weighted loss of a micro-batch, in all and per source, and which scored documents are right.
 
-        Packed attention isolates documents by ``cu_seq_lens``. Transformers' other implementations isolate them
-        where position ids restart, provided that they get neither a cache nor an attention mask.
-        Only the needed positions get logits, in the model's dtype; the cross entropy is computed in fp32, in blocks.
+        Only the needed positions get logits where documents share a row, in the model's dtype; the cross entropy is
+        computed in fp32, in blocks.
 
         Returns:
             loss_sum: () float32, sum over targets of weight · negative log-likelihood.
             source_sums: (2,) float64 detached, the same for C4 and for synthetic targets.
             is_right: (D,) bool, every answer token of the scored document is the argmax (teacher forcing).
         """
-        # Logits of the needed positions.
-        keep = 0 if batch.logit_positions is None else batch.logit_positions
-        lengths = {"cu_seq_lens_q": batch.cu_seq_lens, "max_length_q": batch.max_length} if self._is_packed else {}
-        logits = self.causal_lm(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, logits_to_keep=keep, **lengths
-        ).logits.flatten(0, 1)
+        logits = self._reader.logits(self.rows(batch), batch.logit_positions)
 
         # Negative log-likelihoods (N,), and their sums per source.
         block_rows = max(1, _BLOCK_ELEMENTS // logits.shape[-1])

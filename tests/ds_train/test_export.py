@@ -45,16 +45,6 @@ ALL = [
 USED_ON = [Trained(2, "bf16", 1), Trained(2, "bf16", 3)]  # evaluated, and pretrained from
 
 
-def _tied_llama(directory: Path) -> None:
-    config = {
-        "model_type": "llama", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64,
-        "max_position_embeddings": 2 * tiny.SEQ_LEN, "tie_word_embeddings": True, "attention_dropout": 0.1,
-    }  # fmt: skip
-    directory.mkdir()
-    (directory / "config.json").write_text(json.dumps(config))
-
-
 def _training(scratch: Path, trained: Trained) -> dict[str, Any]:
     flags = tiny.flags(scratch)
     if trained.model == "tied":
@@ -98,7 +88,7 @@ def _export(scratch: Path, trained: Trained) -> None:
 @pytest.fixture(scope="module")
 def scratch(tiny_scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every way of training, run and exported; the exports of some evaluated and pretrained from."""
-    _tied_llama(tiny_scratch / "tied")
+    tiny.write_tied_model(tiny_scratch / "tied")
     directory = tmp_path_factory.mktemp("export")
     for ranks, more in ((2, []), (1, [command for trained in USED_ON for command in _uses(tiny_scratch, trained)])):
         chosen = [trained for trained in ALL if trained.ranks == ranks]

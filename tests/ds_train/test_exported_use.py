@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from data_tools.base.errors import UserError
 from data_tools.corpus.tokenizer import load_tokenizer
 from data_tools.samples.documents import EncodedExample, encode_examples, example_documents
 from data_tools.search.splits import Splits, find_data_dir
 from ds_train import export
+from ds_train.checkpoints.manifest import choose_checkpoint
 from ds_train.checkpoints.weights import find_weights, model_with_weights, saved_seq_len
 from ds_train.model.causal_lm import load_model_config, prepare_config
 from ds_train.step.losses import PackedLM
@@ -41,7 +44,7 @@ def ours(scratch: Path) -> PackedLM:
     """The trained model as evaluate builds it from the checkpoint."""
     weights = find_weights(str(scratch / RUN))
     config = load_model_config(str(weights.description))
-    how: Any = {"attn_implementation": "auto", "keep_dropout": False, "scratch": False}
+    how: Any = {"keep_dropout": False, "scratch": False}
     return PackedLM(
         model_with_weights(weights, prepare_config(config, seq_len=tiny.SEQ_LEN, vocab_size=64, **how))
     ).eval()
@@ -117,6 +120,24 @@ def test_directories_of_others(tmp_path: Path, length: int | None, expected: int
     config = {} if length is None else {"model_max_length": length}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     assert saved_seq_len(find_weights(str(tmp_path))) == expected
+
+
+def test_a_hugging_face_model_may_be_named_like_a_checkpoint(
+    scratch: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    step = tmp_path / "step_00000003"
+    shutil.copytree(scratch / "out", step)
+    with caplog.at_level("INFO"):
+        weights = find_weights(str(step))
+    assert (weights.path, weights.is_checkpoint) == (step, False) and "but a Hugging Face model" in caplog.text
+    config = load_model_config(str(weights.description))
+    how: Any = {"keep_dropout": False, "scratch": False}
+    model_with_weights(weights, prepare_config(config, seq_len=tiny.SEQ_LEN, vocab_size=64, **how))
+    with pytest.raises(UserError, match=r"Hugging Face model, with weights to start from but no training state"):
+        choose_checkpoint(tmp_path, "auto", str(step))
+    (step / "config.json").unlink()
+    with pytest.raises(UserError, match=r"it has no manifest.json"):
+        find_weights(str(step))
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from data_tools import build_data_splits, build_pretrain
 from data_tools.base.rng import CounterStream
@@ -67,6 +67,9 @@ def write_tokenizer(directory: Path) -> None:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(["<|endoftext|>"])
+    # What training and exports leave out.
+    end = ("<|endoftext|>", tokenizer.token_to_id("<|endoftext|>"))
+    tokenizer.post_processor = processors.TemplateProcessing("<|endoftext|> $A", special_tokens=[end])
     directory.mkdir(parents=True)
     tokenizer.save(str(directory / "tokenizer.json"))
 
@@ -79,6 +82,17 @@ def write_model(directory: Path) -> None:
         "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": SEQ_LEN,
         "rotary_pct": 0.25, "tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 0,
     }  # fmt: skip
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def write_tied_model(directory: Path) -> None:
+    """A Llama with one matrix for input and output embeddings."""
+    config = {
+        "model_type": "llama", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64,
+        "max_position_embeddings": 2 * SEQ_LEN, "tie_word_embeddings": True, "attention_dropout": 0.1,
+    }  # fmt: skip
+    directory.mkdir(exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config))
 
 

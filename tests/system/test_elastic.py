@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from ds_train.checkpoints.resume import _change, adapted_state
+from data_tools.base.errors import UserError
+from ds_train.checkpoints.resume import ONE_A_ROW, _change, adapted_state
 from ds_train.checkpoints.state import TrainState
 from tests.support import tiny
 from tests.support.launching import launch, read_log, run_all
@@ -27,10 +28,11 @@ class Saved:
     precision: str
     ranks: int
     zero: int
+    model: str = "model"  # or "tied": one matrix for input and output embeddings
 
     @property
     def name(self) -> str:
-        return f"elastic_{self.precision}_{self.ranks}ranks_zero{self.zero}"
+        return f"elastic_{self.precision}_{self.ranks}ranks_zero{self.zero}_{self.model}"
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,8 @@ class Change:
         return f"{self.saved.name}_to_{self.ranks}ranks_zero{self.zero}"
 
 
-def _changes(precision: str, saved: tuple[int, int], *new: tuple[int, int]) -> list[Change]:
-    return [Change(Saved(precision, *saved), *ranks_and_zero) for ranks_and_zero in new]
+def _changes(precision: str, saved: tuple[int, int], *new: tuple[int, int], model: str = "model") -> list[Change]:
+    return [Change(Saved(precision, *saved, model), *ranks_and_zero) for ranks_and_zero in new]
 
 
 # (ranks, ZeRO stage) before, and after. Some CPUs emulate bf16: it is here for each kind of file that DeepSpeed writes.
@@ -64,14 +66,21 @@ CHANGES = [
     *_changes("no", (1, 0), (2, 1)),
     *_changes("no", (3, 3), (2, 0)),
     *_changes("no", (3, 1), (2, 3)),
+    *_changes("no", (1, 1), (2, 1), (1, 3), (1, 0), model="tied"),
+    *_changes("no", (2, 3), (1, 3), (2, 1), (1, 0), model="tied"),
+    *_changes("no", (1, 0), (2, 2), (1, 3), model="tied"),
 ]
-STRAIGHT = {precision: Saved(precision, 1, 1) for precision in LOSS_TOLERANCE}
+STRAIGHT = {(s.precision, s.model): replace(s, ranks=1, zero=1) for s in (change.saved for change in CHANGES)}
 
 
-def _arguments(scratch: Path, name: str, precision: str, ranks: int, zero: int, *more: str) -> list[str]:
+def _arguments(
+    scratch: Path, name: str, precision: str, ranks: int, zero: int, *more: str, model: str = "model"
+) -> list[str]:
     micro_batch = 3 if ranks == 4 else 2  # another micro batch, too
+    flags = tiny.flags(scratch)
+    flags[flags.index("--model_name") + 1] = str(scratch / model)
     return [
-        *tiny.flags(scratch), *FLAGS.split(), "--run_name", name, "--mixed_precision", precision,
+        *flags, *FLAGS.split(), "--run_name", name, "--mixed_precision", precision,
         "--zero_stage", str(zero), "--micro_batch", str(micro_batch), "--lr", LEARNING_RATE[precision], *more,
     ]  # fmt: skip
 
@@ -85,19 +94,22 @@ def _in_one_launch_a_size(runs: list[tuple[int, dict[str, Any]]], directory: Pat
 def scratch(tiny_scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every run trained until STOP, copied for each of its changes, and trained on."""
     directory = tmp_path_factory.mktemp("elastic")
+    tiny.write_tied_model(tiny_scratch / "tied")
     before: list[tuple[int, dict[str, Any]]] = []
     for saved in dict.fromkeys(change.saved for change in CHANGES):
-        argv = _arguments(tiny_scratch, saved.name, saved.precision, saved.ranks, saved.zero, "--stop_step", str(STOP))
+        layout, stop = (saved.precision, saved.ranks, saved.zero), ("--stop_step", str(STOP))
+        argv = _arguments(tiny_scratch, saved.name, *layout, *stop, model=saved.model)
         before.append((saved.ranks, {"phase": "pptrain", "argv": argv, "code": 86}))
     for straight in STRAIGHT.values():
-        argv = _arguments(tiny_scratch, f"{straight.name}_straight", straight.precision, 1, 1)
+        argv = _arguments(tiny_scratch, f"{straight.name}_straight", straight.precision, 1, 1, model=straight.model)
         before.append((1, {"phase": "pptrain", "argv": argv}))
     _in_one_launch_a_size(before, directory)
 
     after: list[tuple[int, dict[str, Any]]] = []
     for change in CHANGES:
         shutil.copytree(tiny_scratch / change.saved.name, tiny_scratch / change.name)
-        argv = _arguments(tiny_scratch, change.name, change.saved.precision, change.ranks, change.zero)
+        layout = change.saved.precision, change.ranks, change.zero
+        argv = _arguments(tiny_scratch, change.name, *layout, model=change.saved.model)
         after.append((change.ranks, {"phase": "pptrain", "argv": argv}))
     _in_one_launch_a_size(after, directory)
     return tiny_scratch
@@ -108,13 +120,13 @@ def scratch(tiny_scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_continues_as_if_nothing_had_changed(scratch: Path, change: Change) -> None:
     rows = read_log(scratch / change.name)
     precision = change.saved.precision
-    straight = read_log(scratch / f"{STRAIGHT[precision].name}_straight")
+    straight = read_log(scratch / f"{STRAIGHT[precision, change.saved.model].name}_straight")
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert [row["ledger"] for row in rows] == [row["ledger"] for row in straight]
     assert [row["stage"] for row in rows] == [row["stage"] for row in straight]
     assert [row["lr"] for row in rows] == [row["lr"] for row in straight]
     assert max(abs(a["loss"] - b["loss"]) for a, b in zip(rows, straight, strict=True)) <= LOSS_TOLERANCE[precision]
-    assert not list((scratch / change.name / "checkpoints").glob("*/*universal*"))
+    assert not list((scratch / change.name).rglob("*universal*"))
 
 
 @pytest.mark.parametrize(("ranks", "precision", "notices"), [(2, "bf16", 1), (2, "fp32", 0), (1, "bf16", 0)])
@@ -129,6 +141,29 @@ def test_a_run_from_before_gradient_sums_in_fp32_continues_with_one_notice(
         adapted_state(again, current, Path("step_00000008"), strict_layout=True, accepted=())
     notice = ["gradients were summed over ranks in bf16 until step 7, and now are in fp32"]
     assert caplog.messages == notice * notices
+
+
+@pytest.mark.parametrize(("rows", "notices"), [(ONE_A_ROW, 1), ("end to end", 0)])
+def test_a_run_whose_documents_saw_one_another_continues_with_one_notice(
+    rows: str, notices: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = TrainState(1, 1, 2, 1, 2, zero_stage=1, precision="fp32", step=7, fingerprints={"gradient_sums": "fp32"})
+    current = replace(saved, step=0, fingerprints={"gradient_sums": "fp32", "documents": rows})
+    with caplog.at_level(logging.WARNING):
+        state = adapted_state(saved, current, Path("step_00000007"), strict_layout=True, accepted=())
+        adapted_state(replace(state, step=8), current, Path("step_00000008"), strict_layout=True, accepted=())
+    expected = ["documents of a micro-batch influenced one another until step 7, and now have a row each"]
+    assert caplog.messages == expected * notices
+
+
+def test_a_run_that_had_two_spaces_before_an_answer_does_not_resume_with_one() -> None:
+    """As version 0.1 did with tokenizers that put a space before each text."""
+    saved = TrainState(1, 1, 2, 1, 2, zero_stage=1, precision="fp32", step=7, fingerprints={"gradient_sums": "fp32"})
+    current = replace(saved, step=0, fingerprints={"gradient_sums": "fp32", "answer_spaces": "1"})
+    with pytest.raises(UserError, match=r"answer_spaces: saved 2, now 1.*--accept_change answer_spaces"):
+        adapted_state(saved, current, Path("step_00000007"), strict_layout=False, accepted=())
+    state = adapted_state(saved, current, Path("step_00000007"), strict_layout=False, accepted=["answer_spaces"])
+    adapted_state(replace(state, step=8), current, Path("step_00000008"), strict_layout=False, accepted=())
 
 
 def test_hashes_are_shown_in_short() -> None:
@@ -171,6 +206,23 @@ class TestRefusals:
         run_all(runs, tmp_path, 1)
         after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
         assert after == before
+
+    def test_nothing_is_written_into_the_checkpoint_of_another_run(self, tiny_scratch: Path, tmp_path: Path) -> None:
+        """Two runs resume from it in another layout; halves of killed conversions do not matter."""
+        self._stopped_run(tiny_scratch, "foreign")
+        foreign = tiny_scratch / "foreign" / "checkpoints" / "step_00000002"
+        (foreign / "universal" / "zero" / "half").mkdir(parents=True)
+        (tiny_scratch / "taker_2" / ".universal" / foreign.name / "zero").mkdir(parents=True)
+        before = {path: path.stat().st_mtime_ns for path in foreign.parent.rglob("*")}
+        runs = []
+        for zero in (2, 3):
+            argv = _arguments(tiny_scratch, f"taker_{zero}", "no", 1, zero, "--max_steps", "4")
+            runs.append({"phase": "pptrain", "argv": [*argv, "--resume_from", str(foreign)]})
+        run_all(runs, tmp_path, 1)
+        assert {path: path.stat().st_mtime_ns for path in foreign.parent.rglob("*")} == before
+        for zero in (2, 3):
+            assert [row["step"] for row in read_log(tiny_scratch / f"taker_{zero}")] == [3, 4]
+            assert not (tiny_scratch / f"taker_{zero}" / ".universal").exists()
 
     def test_accepted_change_continues(self, tiny_scratch: Path) -> None:
         arguments = self._stopped_run(tiny_scratch, "accepted")

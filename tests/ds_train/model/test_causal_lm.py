@@ -28,8 +28,7 @@ DROPPING = {
 
 
 def prepare(config: PretrainedConfig, **changes) -> PretrainedConfig:
-    given = {"seq_len": 64, "vocab_size": VOCAB_SIZE, "attn_implementation": "sdpa", "keep_dropout": False,
-             "scratch": True, **changes}  # fmt: skip
+    given = {"seq_len": 64, "vocab_size": VOCAB_SIZE, "keep_dropout": False, "scratch": True, **changes}
     return prepare_config(config, **given)
 
 
@@ -97,11 +96,8 @@ def test_a_vocabulary_that_is_too_small_is_an_error():
         prepare(tiny_config("gpt_neox"), vocab_size=VOCAB_SIZE + 1)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_attention_and_cache_are_as_asked(attention):
-    model = build_model(prepare(tiny_config("gpt_neox", attention="eager"), attn_implementation=attention), seed=0)
-    assert model.config._attn_implementation == attention
-    assert model.config.use_cache is False
+def test_there_is_no_cache():
+    assert build_model(prepare(tiny_config("gpt_neox")), seed=0).config.use_cache is False
 
 
 def global_state() -> list:

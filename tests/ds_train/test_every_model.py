@@ -1,0 +1,56 @@
+"""Every class of transformers' causal LMs is trained exactly or refused in one line; nothing else happens."""
+
+import os
+from collections.abc import Iterator
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.distributed as dist
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from ds_train.ranks.collectives import init_distributed
+from ds_train.ranks.world import World
+from tests.support.every_model import FAILED, PACKED, PADDED, REFUSED, outcome, outcomes, small_configuration, table
+from tests.support.paths import REPOSITORY
+
+SAMPLE = {
+    "qwen3": (PACKED, "packed"),
+    "gemma2": (PACKED, "eager"),
+    "gemma3": (PACKED, "sdpa"),  # with images: its text part
+    "deepseek_v3": (PACKED, "packed"),  # query and value heads of different sizes
+    "mpt": (PADDED, "eager"),
+    "rwkv": (PADDED, "eager"),
+    "lfm2": (PADDED, "sdpa"),
+    "roberta": (REFUSED, "not causal"),
+    "bart": (REFUSED, "is an encoder-decoder"),
+    "mllama": (REFUSED, "no causal language model of type mllama_text_model"),
+    "blt": (REFUSED, "cannot run on text"),
+    "reformer": (REFUSED, "cannot be built"),
+    "xlnet": (REFUSED, "not causal"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    with patch.dict(os.environ):  # the launcher's variables are gone again for the tests that follow
+        init_distributed(World(0, 0, 1))
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("model_type", SAMPLE)
+def test_a_sample_of_each_outcome(model_type: str) -> None:
+    what, why = SAMPLE[model_type]
+    found, reason = outcome(small_configuration(CONFIG_MAPPING[model_type], model_type))
+    assert found == what and why in reason and "\n" not in reason
+
+
+@pytest.mark.slow
+def test_every_class_has_one_of_three_outcomes_and_the_page_shows_them() -> None:
+    found = outcomes()
+    assert {name: why for name, (what, why) in found.items() if what == FAILED or "\n" in why} == {}
+    assert table(found) in (REPOSITORY / "ds_train" / "README.md").read_text()
