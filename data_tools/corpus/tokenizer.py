@@ -20,6 +20,9 @@ from data_tools.base.errors import UserError
 from data_tools.base.files import whole_file, write_json
 
 _CONFIG_NAME = "tokenizer_config.json"
+_SPECIAL_NAME, _CHAT_TEMPLATE_NAME = "special_tokens_map.json", "chat_template.jinja"
+_REMOVED = "removed_post_processor"  # in a tokenizer_config.json: JSON of what `save` left out
+_ADDING = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")  # post-processors that add special tokens
 _USUAL_EOS_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|eos|>")
 
 
@@ -126,23 +129,43 @@ class TextTokenizer:
         """The content of its tokenizer.json."""
         return self._backend.to_str()
 
+    @property
+    def added_tokens(self) -> list[str]:
+        """The special tokens that its post-processor would add to a text; training never sees them."""
+        return self._backend.encode("", add_special_tokens=True).tokens
+
+    @cached_property
+    def prepends_space(self) -> bool:
+        """Whether every text gets a space in front, even one that begins with a space (Llama 2)."""
+        normalizer = json.loads(self.serialized)["normalizer"] or {}
+        return any(part.get("type") == "Prepend" for part in normalizer.get("normalizers", [normalizer]))
+
     @cached_property
     def fingerprint(self) -> str:
         """Hex SHA-256 of the serialized tokenizer (key order and white space aside) and of its EOS token."""
-        serialized = json.dumps(json.loads(self.serialized), sort_keys=True, ensure_ascii=False)
+        definition = json.loads(self.serialized)
+        if _REMOVED in self._config:
+            definition["post_processor"] = json.loads(self._config[_REMOVED])
+        serialized = json.dumps(definition, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(f"{serialized}\0{self.eos_token}".encode()).hexdigest()
 
-    def save(self, directory: Path, max_length: int | None = None) -> None:
+    def save(self, directory: Path, max_length: int | None = None, *, as_trained: bool = False) -> None:
         """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer opens unchanged.
 
         Args:
             max_length: longest text of the model beside it, in tokens.
+            as_trained: leave out what would add special tokens to a text; the fingerprint stays the same.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        with whole_file(directory / "tokenizer.json") as file:
-            file.write(self._backend.to_str(pretty=True).encode())
+        backend = Tokenizer.from_str(self.serialized)
         # The generic class uses tokenizer.json unchanged; a model's own class may rebuild the pipeline.
         config = {**self._config, "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos_token}
+        if as_trained and self.added_tokens:
+            removed = json.loads(self.serialized)["post_processor"]
+            config |= {_REMOVED: json.dumps(removed), "add_bos_token": False, "add_eos_token": False}
+            backend = _without_added_tokens(backend, removed)
+        with whole_file(directory / "tokenizer.json") as file:
+            file.write(backend.to_str(pretty=True).encode())
         if max_length is not None:
             config["model_max_length"] = max_length
         write_json(directory / _CONFIG_NAME, config)
@@ -151,6 +174,15 @@ class TextTokenizer:
 def is_path(spec: str) -> bool:
     """Whether a name cannot be a hub id, which has the form ``name`` or ``owner/name``."""
     return spec.endswith((".json", "/")) or spec.startswith((".", "/", "~")) or spec.count("/") > 1
+
+
+def _without_added_tokens(backend: Tokenizer, post_processor: dict[str, Any]) -> Tokenizer:
+    """The tokenizer with those parts of its post-processor only that add no tokens (they trim offsets)."""
+    parts = post_processor["processors"] if post_processor["type"] == "Sequence" else [post_processor]
+    kept = [part for part in parts if part["type"] not in _ADDING]
+    definition = json.loads(backend.to_str())
+    definition["post_processor"] = {"type": "Sequence", "processors": kept} if kept else None
+    return Tokenizer.from_str(json.dumps(definition))
 
 
 def load_tokenizer(spec: str) -> TextTokenizer:
@@ -180,7 +212,7 @@ def _download(spec: str) -> Path:
 
     try:
         # All tokenizer files, no weights: a repository without tokenizer.json is read through transformers.
-        return Path(snapshot_download(spec, allow_patterns=["*.json", "*.txt", "*.model"]))
+        return Path(snapshot_download(spec, allow_patterns=["*.json", "*.txt", "*.model", "*.jinja"]))
     except Exception as error:  # the client raises a dozen kinds, by cause and version
         raise UserError(
             f"tokenizer {spec!r}: it is not a local path and could not be downloaded from the Hub "
@@ -202,7 +234,8 @@ def _open_directory(directory: Path, name: str) -> TextTokenizer:
             f"tokenizer {name!r}: {directory} holds no tokenizer.json, and transformers opens no tokenizer there "
             f"({type(error).__name__}). Give a directory saved by a fast tokenizer's save_pretrained."
         ) from None
-    return TextTokenizer(backend, _find_eos(backend, tokenizer.eos_token, name), name)
+    config = {"chat_template": tokenizer.chat_template} if tokenizer.chat_template else {}
+    return TextTokenizer(backend, _find_eos(backend, tokenizer.eos_token, name), name, config)
 
 
 def _open_file(path: Path, name: str) -> TextTokenizer:
@@ -214,11 +247,14 @@ def _open_file(path: Path, name: str) -> TextTokenizer:
             "tokenizers library."
         ) from None
     config: dict[str, Any] = {}
-    stated = None
     # Only a file of the usual name belongs to the configuration beside it.
     if path.name == "tokenizer.json":
         config = _read_json(path.with_name(_CONFIG_NAME))
-        stated = config.get("eos_token") or _read_json(path.with_name("special_tokens_map.json")).get("eos_token")
+        for token, text in _read_json(path.with_name(_SPECIAL_NAME)).items():
+            config[token] = config.get(token) or text
+        if (chat_template := path.with_name(_CHAT_TEMPLATE_NAME)).is_file():
+            config["chat_template"] = chat_template.read_text(encoding="utf-8")
+    stated = config.get("eos_token")
     if isinstance(stated, dict):  # an AddedToken written out
         stated = stated.get("content")
     return TextTokenizer(backend, _find_eos(backend, stated, name), name, config)

@@ -26,7 +26,8 @@ def encode_examples(
     tokenizer: TextTokenizer, prompts: Sequence[str], answers: Sequence[Sequence[str]]
 ) -> list[EncodedExample]:
     """Tokenize examples: prompt as it stands, each answer with a leading space and followed by EOS."""
-    texts = [*prompts, *(f" {answer}" for valid in answers for answer in valid)]
+    space = "" if tokenizer.prepends_space else " "
+    texts = [*prompts, *(f"{space}{answer}" for valid in answers for answer in valid)]
     encoded = iter(word_tokens(tokenizer).encode_batch(texts))
     prompt_ids = [next(encoded) for _ in prompts]
     return [

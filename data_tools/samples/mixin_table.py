@@ -98,7 +98,8 @@ def load_mixin_table(
     rows: SplitRows, split_sha256: str, tokenizer: TextTokenizer, seq_len: int, mode: str, cache_dir: Path
 ) -> MixinTable:
     """The table for a split, measured once and cached as ``cache_dir/mixin_<key>.npz``."""
-    key = hashlib.sha256(f"{_FORMAT} {split_sha256} {tokenizer.fingerprint} {seq_len} {mode}".encode()).hexdigest()[:16]
+    form = f"{_FORMAT}{' one space' if tokenizer.prepends_space else ''}"  # version 0.1 had two before an answer
+    key = hashlib.sha256(f"{form} {split_sha256} {tokenizer.fingerprint} {seq_len} {mode}".encode()).hexdigest()[:16]
     path = cache_dir / f"mixin_{key}.npz"
     if path.exists():
         try:

@@ -43,7 +43,14 @@ def export(checkpoint: str, out: Path, dtype: str) -> None:
     model, state = _model_and_state(weights.path, config, _DTYPES[dtype])
     _write(out, model, state, tokenizer, seq_len)
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    report_tokenizer(tokenizer)
     logger.info("exported %s (%.1f M parameters, %s) to %s", weights.path, parameters, dtype, out)
+
+
+def report_tokenizer(tokenizer: TextTokenizer) -> None:
+    """Say which tokens the original tokenizer adds to a text and the exported one does not."""
+    if added := tokenizer.added_tokens:
+        logger.info("the tokenizer added %s to each text; training did not, so the export does not", " ".join(added))
 
 
 def _settle_config(config: PretrainedConfig, eos_id: int, seq_len: int) -> None:
@@ -76,7 +83,7 @@ def _write(
     try:
         with whole_directory(out) as partial:  # an empty directory gives way
             model.save_pretrained(partial, state_dict=state)
-            tokenizer.save(partial, max_length=seq_len)
+            tokenizer.save(partial, max_length=seq_len, as_trained=True)
             for path in partial.iterdir():
                 path.chmod(partial.stat().st_mode & 0o666)  # safetensors makes its files private
     except OSError as error:

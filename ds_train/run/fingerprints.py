@@ -29,6 +29,7 @@ def common_fingerprints(
         "gradient_sums": config["communication_data_type"],
         "seq_len": str(seq_len),
         "tokenizer": tokenizer.fingerprint,
+        **({"answer_spaces": "1"} if tokenizer.prepends_space else {}),
         "model": hashlib.sha256(model.encode()).hexdigest(),
     }
 
