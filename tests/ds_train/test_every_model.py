@@ -1,18 +1,14 @@
 """Every class of transformers' causal LMs is trained exactly or refused in one line; nothing else happens."""
 
-import os
 from collections.abc import Iterator
-from unittest.mock import patch
 
 import pytest
 import torch
-import torch.distributed as dist
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ds_train.ranks.collectives import init_distributed
-from ds_train.ranks.world import World
 from tests.support.every_model import FAILED, PACKED, PADDED, REFUSED, outcome, outcomes, small_configuration, table
 from tests.support.paths import REPOSITORY
+from tests.support.process_group import one_rank
 
 SAMPLE = {
     "qwen3": (PACKED, "packed"),
@@ -34,12 +30,10 @@ SAMPLE = {
 @pytest.fixture(scope="module", autouse=True)
 def one_process() -> Iterator[None]:
     threads = torch.get_num_threads()
-    with patch.dict(os.environ):  # the launcher's variables are gone again for the tests that follow
-        init_distributed(World(0, 0, 1))
+    with one_rank():
         torch.set_num_threads(1)
         yield
         torch.set_num_threads(threads)
-        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("model_type", SAMPLE)

@@ -2,15 +2,12 @@
 
 import copy
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 
 from data_tools.samples.samplers import CurriculumSampler, Cursor, SampleKind
@@ -18,13 +15,12 @@ from ds_train.checkpoints.full_state import fresh_engine
 from ds_train.config.deepspeed_json import default_json
 from ds_train.config.layout import Layout
 from ds_train.model.causal_lm import build_model
-from ds_train.ranks.collectives import init_distributed
-from ds_train.ranks.world import World
 from ds_train.step.engine import Engine, build_engine, set_learning_rate, train_step
 from ds_train.step.losses import PackedLM
 from ds_train.step.micro_batch import MicroBatch
 from ds_train.step.nonfinite import NonFinite
 from ds_train.step.stream import RankBatchBuilder
+from tests.support.process_group import one_rank
 from tests.support.tiny_models import stream_reader, tiny_config
 
 LAYOUT = Layout(world_size=1, micro_batch=2, grad_accum=2)
@@ -32,10 +28,8 @@ LAYOUT = Layout(world_size=1, micro_batch=2, grad_accum=2)
 
 @pytest.fixture(scope="module", autouse=True)
 def process_group() -> Iterator[None]:
-    with patch.dict(os.environ):  # the launcher's variables are gone again for the tests that follow
-        init_distributed(World(0, 0, 1))
+    with one_rank():
         yield
-        dist.destroy_process_group()
 
 
 def _engine(architecture: str = "gpt_neox", build=build_engine, **changes: object) -> Engine:

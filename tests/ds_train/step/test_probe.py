@@ -1,35 +1,29 @@
 """The start-up probe through a built engine: it finds a leak, passes a model without, changes nothing."""
 
 import json
-import os
 from collections.abc import Iterator
-from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from transformers import FalconConfig, PretrainedConfig
 
 from data_tools.base.errors import UserError
 from data_tools.samples.documents import Document, example_documents
 from ds_train.config.deepspeed_json import default_json
 from ds_train.model.causal_lm import build_model
-from ds_train.ranks.collectives import init_distributed
-from ds_train.ranks.world import World
 from ds_train.step.engine import Engine, build_engine
 from ds_train.step.losses import PackedLM
 from ds_train.step.micro_batch import pack
 from ds_train.step.probe import check_isolation
+from tests.support.process_group import one_rank
 from tests.support.tiny_models import VOCAB_SIZE, random_example, tiny_config
 
 
 @pytest.fixture(scope="module", autouse=True)
 def process_group() -> Iterator[None]:
-    with patch.dict(os.environ):  # the launcher's variables are gone again for the tests that follow
-        init_distributed(World(0, 0, 1))
+    with one_rank():
         yield
-        dist.destroy_process_group()
 
 
 def falcon() -> PretrainedConfig:
