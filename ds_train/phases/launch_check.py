@@ -170,8 +170,8 @@ def _memory_rows(prepared: CheckedRun, shape: ModelShape, launch: Launch, proble
     """Rows about memory: the parts of the configured ZeRO stage, and the total of every stage."""
     inputs = prepared.inputs
     configured, half = inputs.engine.zero_stage, inputs.engine.is_half
-    how = {"on_cpu": launch.on_cpu, "one_document_a_row": inputs.one_document_a_row}
-    at = partial(rank_memory, inputs, shape, **how)
+    one_document_a_row = inputs.one_document_a_row
+    at = partial(rank_memory, inputs, shape, on_cpu=launch.on_cpu, one_document_a_row=one_document_a_row)
     limit = launch.gpu_memory_gb * GIB
     own = at(configured)
     copy = 0  # of a checkpoint in host memory, while it is written in the background

@@ -101,8 +101,8 @@ def _kernels(inputs: CommonInputs, engine: Engine) -> str:
 def _memory(inputs: CommonInputs, shape: ModelShape, device: torch.device, one_document_a_row: bool) -> str:
     """The predicted memory; on a GPU also how much it has."""
     on_cpu = device.type != "cuda"
-    how = {"on_cpu": on_cpu, "one_document_a_row": one_document_a_row}
-    predicted = rank_memory(inputs, shape, inputs.engine.zero_stage, **how).device
+    memory = rank_memory(inputs, shape, inputs.engine.zero_stage, on_cpu=on_cpu, one_document_a_row=one_document_a_row)
+    predicted = memory.device
     if on_cpu:
         return f"about {predicted / GIB:,.2g} GiB with rows of full length"
     total = torch.cuda.get_device_properties(device).total_memory
