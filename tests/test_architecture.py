@@ -21,6 +21,7 @@ ARROWS = {
     "data_tools.corpus": set(),
     "data_tools.runs": set(),
     "data_tools.samples": {"data_tools.search", *TEXT},
+    "data_tools.compare": {"data_tools.runs"},
     "data_tools.inspect": {"data_tools.search", "data_tools.runs", *TEXT, *SAMPLES},
     "data_tools.adopt": {"data_tools.search", *TEXT},
     "data_tools": {"data_tools.search", "data_tools.runs", *TEXT},

@@ -12,8 +12,9 @@ from tests.support.paths import REPOSITORY
 
 pytestmark = pytest.mark.service
 COMMANDS = [
-    "data_tools.build_data_splits", "data_tools.build_pretrain", "data_tools.fetch_assets", "data_tools.inspect",
-    "data_tools.plot_run", "data_tools.status", "data_tools.summarize_run", "data_tools.train_tokenizer",
+    "data_tools.build_data_splits", "data_tools.build_pretrain", "data_tools.compare", "data_tools.fetch_assets",
+    "data_tools.inspect", "data_tools.plot_run", "data_tools.status", "data_tools.summarize_run",
+    "data_tools.train_tokenizer",
     "ds_train.audit", "ds_train.experiment", "ds_train.export", "ds_train.preflight", "ds_train.pptrain",
     "ds_train.pretrain",
 ]  # fmt: skip

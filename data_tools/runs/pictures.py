@@ -26,7 +26,7 @@ from data_tools.runs.panels import LOOKAHEAD, Panel
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _LINE_STYLES: tuple[Any, ...] = ("-", (0, (4, 1.5)))  # of a panel's columns
 _LINE_POINTS = 1.4
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.titlepad": 8, "axes.labelcolor": "0.15",
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "0.4", "axes.axisbelow": True,
     "axes.grid": True, "grid.color": "0.9", "xtick.color": "0.3", "ytick.color": "0.3",
@@ -41,7 +41,7 @@ _MASTERED: Any = {"marker": "|", "markersize": 7, "markeredgewidth": 1.3, "gid":
 _RESUMED: Any = {"marker": "^", "markersize": 4.5, "markerfacecolor": "white", "gid": "resumed"}
 _MAX_POINTS = 2000  # of a line; a picture has fewer columns of dots
 _MIN_SMOOTHED, _MAX_HALF = 50, 50  # values of a line that is drawn as a running mean; on either side in one
-_UNITS = {
+UNITS = {
     "step": ((1, "optimizer step"),),
     "tokens": ((1, "tokens"), (1e3, "tokens (thousands)"), (1e6, "tokens (millions)"), (1e9, "tokens (billions)")),
     "time": ((1, "training time without pauses (s)"), (60, "training time without pauses (min)"),
@@ -66,10 +66,10 @@ def draw(panel: Panel, runs: Sequence[RunLogs], axis: str, thresholds: Sequence[
         return None
     marked = [(colour, run) for colour, run in shown if len(run.resumed_at) or len(run.mastered_at)]
     end = float(np.nanmax([run.last_position(axis) for run in runs]))
-    unit, x_label = [pair for pair in _UNITS[axis] if pair[0] == 1 or end >= pair[0]][-1]
-    with matplotlib.rc_context(_STYLE):
+    unit, x_label = [pair for pair in UNITS[axis] if pair[0] == 1 or end >= pair[0]][-1]
+    with matplotlib.rc_context(STYLE):
         handles = [*_run_handles(panel, shown), *_mark_handles(marked, thresholds)]
-        figure, axes, strip = _canvas(panel, handles, len(marked))
+        figure, axes, strip = canvas(panel, handles, len(marked))
         # Lines: runs differ by colour, columns by line style.
         lines = [
             (run, column, style, colour, *run.column(column, axis))
@@ -91,7 +91,7 @@ def draw(panel: Panel, runs: Sequence[RunLogs], axis: str, thresholds: Sequence[
             _draw_marks(strip, lane, run, axis, unit, colour)
         strip.set_xlabel(x_label)
         axes.set_xlim(-0.015 * end / unit, 1.015 * end / unit)
-        _set_scale(axes, panel.scale, axis == "step")
+        set_scale(axes, panel.scale, axis == "step")
         return figure
 
 
@@ -101,9 +101,9 @@ def draw_lookahead(reports: Sequence[tuple[str, str, Row]]) -> Figure:
     Args:
         reports: name, colour and content of each.
     """
-    with matplotlib.rc_context(_STYLE):
-        handles = [_handle(name, color=colour, marker="o") for name, colour, _ in reports]
-        figure, axes, _ = _canvas(LOOKAHEAD, handles, 0)
+    with matplotlib.rc_context(STYLE):
+        handles = [legend_entry(name, color=colour, marker="o") for name, colour, _ in reports]
+        figure, axes, _ = canvas(LOOKAHEAD, handles, 0)
         for number, (name, colour, report) in enumerate(reports):
             rows = report["by_lookahead"]
             aside = 0.12 * (number - (len(reports) - 1) / 2)  # so that bars do not hide one another
@@ -114,7 +114,7 @@ def draw_lookahead(reports: Sequence[tuple[str, str, Row]]) -> Figure:
             bars = None if np.isnan([low, high]).any() else np.maximum([accuracy - low, high - accuracy], 0)
             axes.errorbar(lookahead + aside, accuracy, bars, fmt="o-", elinewidth=0.9, color=colour, label=name)
         axes.set_xlabel("lookahead (levels)")
-        _set_scale(axes, LOOKAHEAD.scale, True)
+        set_scale(axes, LOOKAHEAD.scale, True)
         return figure
 
 
@@ -152,7 +152,7 @@ def thinned(positions: np.ndarray, values: np.ndarray, max_points: int) -> tuple
     return positions[kept], values[kept]
 
 
-def _canvas(panel: Panel, handles: Sequence[Line2D], num_lanes: int) -> tuple[Figure, Axes, Axes]:
+def canvas(panel: Panel, handles: Sequence[Line2D], num_lanes: int) -> tuple[Figure, Axes, Axes]:
     """A figure with title, legend, axes, and under them a strip with a lane for each run that has marks.
 
     Sizes are in inches: all axes are equal, and a picture is as high as its legend and lanes need.
@@ -187,8 +187,8 @@ def _canvas(panel: Panel, handles: Sequence[Line2D], num_lanes: int) -> tuple[Fi
 
 def _legend_columns(handles: Sequence[Line2D]) -> int:
     """The number of legend columns that fit; a column is as wide as its widest entry."""
-    font = FontProperties(size=_STYLE["legend.fontsize"])
-    beside = font.get_size() * (_STYLE["legend.handlelength"] + _STYLE["legend.columnspacing"] + 0.8)  # and a gap
+    font = FontProperties(size=STYLE["legend.fontsize"])
+    beside = font.get_size() * (STYLE["legend.handlelength"] + STYLE["legend.columnspacing"] + 0.8)  # and a gap
     widths = [
         text_to_path.get_text_width_height_descent(str(handle.get_label()), font, ismath=False)[0] + beside
         for handle in handles
@@ -226,7 +226,7 @@ def _draw_marks(strip: Axes, lane: int, run: RunLogs, axis: str, unit: float, co
         strip.plot(positions, np.full(len(positions), lane), color=colour, linestyle="", clip_on=False, **look)
 
 
-def _set_scale(axes: Axes, scale: str, is_whole: bool) -> None:
+def set_scale(axes: Axes, scale: str, is_whole: bool) -> None:
     """Set ends, ticks and numbers of both axes, after everything is drawn; the horizontal one may be whole numbers."""
     locator: Any = MaxNLocator(6, steps=(1, 2, 5, 10), integer=scale == "whole")
     if scale == "log":
@@ -254,24 +254,24 @@ def _number(value: float, _: int | None, power: float) -> str:
 
 def _run_handles(panel: Panel, shown: Sequence[tuple[str, RunLogs]]) -> list[Line2D]:
     """Legend entries: runs by colour, columns by line style, and the pale line."""
-    handles = [_handle(run.name, color=colour) for colour, run in shown]
+    handles = [legend_entry(run.name, color=colour) for colour, run in shown]
     if len(panel.columns) > 1:
         styles = zip(_LINE_STYLES, panel.columns.values(), strict=False)
-        handles += [_handle(words, color="0.4", linestyle=style) for style, words in styles]
+        handles += [legend_entry(words, color="0.4", linestyle=style) for style, words in styles]
     if any(_is_smoothed(panel, run.column(column, "step")[1]) for _, run in shown for column in panel.columns):
-        handles.append(_handle("single steps", color="0.4", linewidth=0.6, alpha=0.5))
+        handles.append(legend_entry("single steps", color="0.4", linewidth=0.6, alpha=0.5))
     return handles
 
 
 def _mark_handles(marked: Sequence[tuple[str, RunLogs]], thresholds: Sequence[float]) -> list[Line2D]:
-    handles = [_handle(f"threshold {level:g}", color="0.4", linewidth=0.8, linestyle=":") for level in thresholds]
+    handles = [legend_entry(f"threshold {level:g}", color="0.4", linewidth=0.8, linestyle=":") for level in thresholds]
     for steps, look in (("mastered_at", _MASTERED), ("resumed_at", _RESUMED)):
         if any(len(getattr(run, steps)) for _, run in marked):
-            handles.append(_handle(str(look["gid"]), color="0.4", linestyle="", **look))
+            handles.append(legend_entry(str(look["gid"]), color="0.4", linestyle="", **look))
     return handles
 
 
-def _handle(text: str, **look: Any) -> Line2D:
+def legend_entry(text: str, **look: Any) -> Line2D:
     """A legend entry; dollars of a name are escaped, which Matplotlib would read as math."""
     if len(text) > _NAME_CHARACTERS:
         text = f"{text[: _NAME_CHARACTERS // 2]}…{text[1 - _NAME_CHARACTERS // 2 :]}"

@@ -48,6 +48,9 @@ class World:
         self._values = {  # the first that fits counts
             "DIR/pptrain/STOP": str(self._stopped / "pptrain" / "STOP"),
             "/scratch/me/pretrain_on_16_ranks": str(self.scratch / "pretrain"),  # equal to what it is compared with
+            # What the experiment's conditions would be; compared with itself.
+            "/scratch/me/A_pptrained_mix": str(self.scratch / "pretrain"),
+            "/scratch/me/B_fresh_c4": str(self.scratch / "pretrain"),
             "/scratch/me": str(self.scratch),
             "/scratch/old": str(directory / "old"),
             "step_00005000": "step_00000003",
@@ -117,6 +120,8 @@ accelerator.save_state({str(self._directory / "old/pptrain/checkpoints/step_0000
                 few = {"--num_problems": "20"} if "lengths" in given else {}
                 short = {"--seq_len": _SEQ_LEN} if {"split", "stream"} & {*given} else {}
                 return {"--tokenizer": str(self._model)} | few | short
+            case ["data_tools", "compare"]:  # runs of a few steps, which are evaluated once
+                return {"--out": str(self._directory / "comparison"), "--metric": "loss"}
             case ["data_tools", "plot_run"]:
                 return {"--out": str(self._directory / "report")}  # by default it would be where the tests run
             case ["ds_train", "pptrain" | "pretrain" as phase]:

@@ -1,0 +1,108 @@
+"""Compare runs with a baseline, over seeds: what each needs to reach a loss, where curves cross, and how it ends.
+
+    python -m data_tools.compare --base B/seed_1 B/seed_2 B/seed_3 --run A=A/seed_1 A/seed_2 A/seed_3
+    python -m data_tools.compare --base fresh --run warm --axis tokens --charge_pptrain
+
+Several directories are seeds of one condition; they are paired with the baseline's by the seed in run.yaml. Targets are
+the baseline's own levels after 25, 50, 75 and 100 % of its run. Runs may still be training.
+"""
+
+import argparse
+from collections.abc import Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from data_tools.base.command_line import CommandParser
+from data_tools.base.errors import UserError, reason_of, run_command
+from data_tools.base.files import whole_file
+from data_tools.compare.axes import AXES, CHARGEABLE
+
+_MAX_CONDITIONS = 8  # colours of a picture
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command; see ``--help``."""
+    args = _parse(argv)
+    # SciPy and Matplotlib take a second to import.
+    from data_tools.compare.comparison import compare
+    from data_tools.compare.conditions import read_condition
+    from data_tools.compare.drawing import draw_comparison
+    from data_tools.compare.results import as_csv, as_json
+    from data_tools.compare.verdict import needs_table, verdict
+    from data_tools.runs.pictures import as_png
+
+    metric, axis = args.metric, args.axis
+    conditions = [read_condition(name, runs, metric, axis, args.charge_pptrain) for name, runs in args.conditions]
+    found = [compare(conditions[0], other, args.target, axis == "c4_tokens") for other in conditions[1:]]
+    files = {
+        "comparison.png": as_png(draw_comparison(conditions, found, metric, axis)),
+        "comparison.csv": as_csv(found, metric, axis).encode(),
+        "comparison.json": as_json(found, metric, axis, args.charge_pptrain).encode(),
+    }
+    _write(args.out, files)
+    for comparison in found:
+        notes = [f"Note: {note}" for note in comparison.notes]
+        print(needs_table(comparison, axis), *notes, verdict(comparison, metric, axis), sep="\n", end="\n\n")
+    print(f"{args.out}: {', '.join(files)}")
+
+
+def _write(out: Path, files: dict[str, bytes]) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            with whole_file(out / name) as file:
+                file.write(content)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot write {error.filename or 'there'} ({reason_of(error)}).") from None
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = CommandParser(description=__doc__)
+    seeds: dict[str, Any] = {"nargs": "+", "metavar": ("[NAME=]DIR", "DIR")}
+    parser.add_argument("--base", required=True, help="run directories of the baseline, one a seed", **seeds)
+    parser.add_argument(
+        "--run",
+        required=True,
+        action="append",
+        help="run directories that are compared with it; may be repeated",
+        **seeds,
+    )
+    parser.add_argument("--metric", default="heldout_c4_loss", help="column of the logs; of accuracies more is better")
+    parser.add_argument("--axis", choices=AXES, default="c4_tokens", help="what is spent")
+    text = "add what the pre-pretraining of each run has spent to its axis (tokens, pflops, gpu_hours)"
+    parser.add_argument("--charge_pptrain", action="store_true", help=text)
+    text = "further levels of the metric to reach"
+    parser.add_argument("--target", type=float, nargs="+", default=[], metavar="LEVEL", help=text)
+    parser.add_argument("--out", type=Path, default=Path("comparison"), help="directory for PNG, CSV and JSON")
+    args = parser.parse_args(argv)
+    args.conditions = [_named(given) for given in (args.base, *args.run)]
+    names = [name for name, _ in args.conditions]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"two conditions are called {twice}; name each, as in --run NAME=DIR.")
+    if len(names) > _MAX_CONDITIONS:
+        raise UserError(f"{len(names)} conditions are too many for one picture; give at most {_MAX_CONDITIONS}.")
+    if args.charge_pptrain and args.axis not in CHARGEABLE:
+        raise UserError(
+            f"--charge_pptrain adds nothing to --axis {args.axis}; give --axis {' or '.join(CHARGEABLE)}, or leave it "
+            "out."
+        )
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out {args.out} is a file; give a directory, which is made where it is missing.")
+    if unreachable := [level for level in args.target if not isfinite(level)]:
+        raise UserError(f"--target {unreachable[0]} is no level of a metric; give numbers.")
+    return args
+
+
+def _named(given: Sequence[str]) -> tuple[str, list[Path]]:
+    """A condition's name and directories; without a name that of its directory, above a seed's."""
+    name, separator, first = given[0].partition("=")
+    if not separator or Path(given[0]).exists():
+        name, first = "", given[0]
+    directories = [Path(path).expanduser() for path in (first, *given[1:])]
+    own = directories[0].resolve()
+    return name or (own.parent.name if own.name.startswith("seed_") else own.name), directories
+
+
+if __name__ == "__main__":
+    run_command(main)
