@@ -68,7 +68,7 @@ def _about_need(comparison: Comparison, metric: str, axis: str) -> str:
             f"Whether {name} reaches {what} with fewer {axis} than {base} cannot be concluded: "
             f"speed-up {speed_up.text('.3g')} ({of_seeds})."
         )
-    word = "fewer" if speed_up.mean >= 1 else "more"
+    word = "as many" if speed_up.mean == 1 else "fewer" if speed_up.mean > 1 else "more"
     return (
         f"{name} reaches {what} with {word} {axis}, {amount(float(np.mean(target.run_needs)))} against "
         f"{amount(float(np.mean(target.base_needs)))}: speed-up {speed_up.text('.3g')} ({of_seeds})."

@@ -54,6 +54,12 @@ def test_intervals_cover_the_truth():
     assert 0.91 <= np.mean(covered) <= 0.985
 
 
+def test_equal_runs():
+    found = compare(condition("B", run_of()), condition("A", run_of()))
+    assert "A reaches B's final loss (3.254) with as many tokens" in verdict(found, "loss", "tokens")
+    assert "loss is equal" in verdict(found, "loss", "tokens")
+
+
 def test_few_seeds_have_no_interval():
     found = compare(condition("B", run_of(), run_of()), condition("A", run_of(2), run_of(2)))
     assert not at_end(found).speed_up.has_interval and found.notes[0].startswith("2 seeds: no interval.")
