@@ -20,6 +20,8 @@ TESTED_IN = {
     "data_tools.compare.axes": "data_tools/compare/test_conditions",
     "data_tools.compare.drawing": "data_tools/compare/test_results",
     "data_tools.compare.estimates": "data_tools/compare/test_comparison",
+    "data_tools.compare.promotions": "data_tools/compare/test_results",
+    "data_tools.compare.scaling_report": "data_tools/compare/test_results",
     "data_tools.compare.verdict": "data_tools/compare/test_comparison",
     "data_tools.corpus.pack_progress": "data_tools/corpus/test_pack_resume",
     "data_tools.corpus.token_stream": "data_tools/test_build_pretrain",

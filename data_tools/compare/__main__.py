@@ -2,6 +2,7 @@
 
     python -m data_tools.compare --base B/seed_1 B/seed_2 B/seed_3 --run A=A/seed_1 A/seed_2 A/seed_3
     python -m data_tools.compare --base fresh --run warm --axis tokens --charge_pptrain
+    python -m data_tools.compare --scaling --run pptrain/seed_1 pptrain/seed_2 --axis pflops
 
 Several directories are seeds of one condition; they are paired with the baseline's by the seed in run.yaml. Targets are
 the baseline's own levels after 25, 50, 75 and 100 % of its run. Runs may still be training.
@@ -24,6 +25,15 @@ _MAX_CONDITIONS = 8  # colours of a picture
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see ``--help``."""
     args = _parse(argv)
+    texts, files = _scaling(args) if args.scaling else _comparison(args)
+    _write(args.out, files)
+    print("\n\n".join([*texts, f"{args.out}: {', '.join(files)}"]))
+
+
+_Results = tuple[list[str], dict[str, bytes]]  # to print, and to write
+
+
+def _comparison(args: argparse.Namespace) -> _Results:
     # SciPy and Matplotlib take a second to import.
     from data_tools.compare.comparison import compare
     from data_tools.compare.conditions import read_condition
@@ -35,16 +45,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     metric, axis = args.metric, args.axis
     conditions = [read_condition(name, runs, metric, axis, args.charge_pptrain) for name, runs in args.conditions]
     found = [compare(conditions[0], other, args.target, axis == "c4_tokens") for other in conditions[1:]]
-    files = {
+    texts = [
+        "\n".join([needs_table(one, axis), *(f"Note: {note}" for note in one.notes), verdict(one, metric, axis)])
+        for one in found
+    ]
+    return texts, {
         "comparison.png": as_png(draw_comparison(conditions, found, metric, axis)),
         "comparison.csv": as_csv(found, metric, axis).encode(),
         "comparison.json": as_json(found, metric, axis, args.charge_pptrain).encode(),
     }
-    _write(args.out, files)
-    for comparison in found:
-        notes = [f"Note: {note}" for note in comparison.notes]
-        print(needs_table(comparison, axis), *notes, verdict(comparison, metric, axis), sep="\n", end="\n\n")
-    print(f"{args.out}: {', '.join(files)}")
+
+
+def _scaling(args: argparse.Namespace) -> _Results:
+    from data_tools.compare.promotions import read_promotions
+    from data_tools.compare.scaling_report import draw_scaling, scaling_csv, scaling_json, scaling_text
+    from data_tools.runs.pictures import as_png
+
+    every = [read_promotions(name, runs, args.axis) for name, runs in args.conditions]
+    return [scaling_text(found, args.axis) for found in every], {
+        "scaling.png": as_png(draw_scaling(every, args.axis)),
+        "scaling.csv": scaling_csv(every, args.axis).encode(),
+        "scaling.json": scaling_json(every, args.axis).encode(),
+    }
 
 
 def _write(out: Path, files: dict[str, bytes]) -> None:
@@ -60,7 +82,7 @@ def _write(out: Path, files: dict[str, bytes]) -> None:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     seeds: dict[str, Any] = {"nargs": "+", "metavar": ("[NAME=]DIR", "DIR")}
-    parser.add_argument("--base", required=True, help="run directories of the baseline, one a seed", **seeds)
+    parser.add_argument("--base", help="run directories of the baseline, one a seed; without --scaling needed", **seeds)
     parser.add_argument(
         "--run",
         required=True,
@@ -69,19 +91,31 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         **seeds,
     )
     parser.add_argument("--metric", default="heldout_c4_loss", help="column of the logs; of accuracies more is better")
-    parser.add_argument("--axis", choices=AXES, default="c4_tokens", help="what is spent")
+    parser.add_argument("--axis", choices=AXES, help="what is spent (default: c4_tokens; with --scaling pflops)")
     text = "add what the pre-pretraining of each run has spent to its axis (tokens, pflops, gpu_hours)"
     parser.add_argument("--charge_pptrain", action="store_true", help=text)
     text = "further levels of the metric to reach"
     parser.add_argument("--target", type=float, nargs="+", default=[], metavar="LEVEL", help=text)
+    text = "fit the lookahead that runs of pptrain have mastered to what they had spent, instead of comparing curves"
+    parser.add_argument("--scaling", action="store_true", help=text)
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="directory for PNG, CSV and JSON")
     args = parser.parse_args(argv)
-    args.conditions = [_named(given) for given in (args.base, *args.run)]
+    args.axis = args.axis or ("pflops" if args.scaling else "c4_tokens")
+    if not args.base and not args.scaling:
+        raise UserError("--base is missing: give the baseline's run directories.")
+    args.conditions = [_named(given) for given in ([args.base] if args.base else []) + args.run]
+    _check(args)
+    return args
+
+
+def _check(args: argparse.Namespace) -> None:
     names = [name for name, _ in args.conditions]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"two conditions are called {twice}; name each, as in --run NAME=DIR.")
     if len(names) > _MAX_CONDITIONS:
         raise UserError(f"{len(names)} conditions are too many for one picture; give at most {_MAX_CONDITIONS}.")
+    if args.scaling and args.charge_pptrain:
+        raise UserError("--charge_pptrain is for curves of pretraining; leave it out with --scaling.")
     if args.charge_pptrain and args.axis not in CHARGEABLE:
         raise UserError(
             f"--charge_pptrain adds nothing to --axis {args.axis}; give --axis {' or '.join(CHARGEABLE)}, or leave it "
@@ -91,7 +125,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f"--out {args.out} is a file; give a directory, which is made where it is missing.")
     if unreachable := [level for level in args.target if not isfinite(level)]:
         raise UserError(f"--target {unreachable[0]} is no level of a metric; give numbers.")
-    return args
 
 
 def _named(given: Sequence[str]) -> tuple[str, list[Path]]:

@@ -37,12 +37,13 @@ def as_json(found: Sequence[Comparison], metric: str, axis: str, charged: bool) 
         for comparison in found
     ]
     content = {"metric": metric, "axis": axis, "charge_pptrain": charged, "comparisons": comparisons}
-    return json.dumps(_without_nan(content), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(without_nan(content), indent=2, ensure_ascii=False) + "\n"
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """A value for JSON, with null for what is not finite."""
     if isinstance(value, dict):
-        return {name: _without_nan(inner) for name, inner in value.items()}
+        return {name: without_nan(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
+        return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not isfinite(value) else value

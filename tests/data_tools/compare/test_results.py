@@ -93,3 +93,54 @@ def test_refusals_write_nothing(grid, flags, message):
     with pytest.raises(UserError, match=message):
         main(["--base", *runs(grid, "B"), "--run", *runs(grid, "A"), *flags, "--out", str(out)])
     assert not out.exists()
+
+
+def climb(directory, seed, costs):
+    """A run of pptrain that masters stage s, of lookahead 2 s, at costs[s - 1]."""
+    train = [{"step": 10 * n, "stage": n, "alpha": n / 99, "lookahead": 2 * n, "pflops": cost}
+             for n, cost in enumerate(costs, 1)]  # fmt: skip
+    rows = [{"step": 10 * n, "stage": n + 1, "alpha": (n + 1) / 99, "mastered": n > 0} for n in range(len(costs) + 1)]
+    return write_run(directory, train, rows, settings=f"seed: {seed}\n")
+
+
+def test_scaling(tmp_path, capsys):
+    """Two seeds share a fit; a run with two promotions has none."""
+    for seed in (1, 2):
+        climb(tmp_path / "wide" / f"seed_{seed}", seed, [5.0 * n**2.5 * (1 + seed / 50) for n in range(1, 9)])
+    few = climb(tmp_path / "few", 1, [1.0, 2.0])
+    wide = [str(tmp_path / "wide" / f"seed_{seed}") for seed in (1, 2)]
+    main(["--scaling", "--run", *wide, "--run", str(few), "--out", str(tmp_path / "out")])
+    text = capsys.readouterr().out
+    assert "wide, 16 promotions" in text and "Exponent of the power law of pflops: 0.4" in text
+    assert "few: 2 promotions: too few promotions to fit" in text and "Note" not in text
+    rows = list(csv.reader((tmp_path / "out" / "scaling.csv").open()))
+    assert len(rows) == 1 + 16 + 2 and rows[1] == ["wide", "2.0", "5.1"]
+    first, second = json.loads((tmp_path / "out" / "scaling.json").read_text())["runs"]
+    assert first["fits"][0]["form"] == "power law" and first["exponent"]["low"] < 0.4 < first["exponent"]["high"]
+    assert second == {"name": "few", "fits": [], "exponent": None}
+    assert (tmp_path / "out" / "scaling.png").stat().st_size > 1000
+
+
+def test_stages_stand_for_lookaheads_that_a_log_lacks(tmp_path, capsys):
+    rows = [{"step": 10 * n, "stage": n, "alpha": n / 9, "tokens": 100 * n**2} for n in range(1, 9)]
+    evaluations = [{"step": 10 * n, "stage": n + 1, "alpha": (n + 1) / 9, "mastered": n > 0} for n in range(8)]
+    run = write_run(tmp_path / "old", rows, evaluations)
+    main(["--scaling", "--run", str(run), "--axis", "tokens", "--out", str(tmp_path / "out")])
+    text = capsys.readouterr().out
+    assert "old, 7 promotions" in text and "its stages stand for lookaheads" in text
+    with pytest.raises(UserError, match=r"--axis pflops: .*no column pflops"):
+        main(["--scaling", "--run", str(run), "--out", str(tmp_path / "out")])
+
+
+def test_a_run_without_a_promotion(tmp_path, capsys):
+    train = [{"step": 10, "stage": 1, "alpha": 0.1, "tokens": 100}]
+    run = write_run(tmp_path / "new", train, [{"step": 0, "stage": 1, "alpha": 0.1}])
+    main(["--scaling", "--run", str(run), "--axis", "tokens", "--out", str(tmp_path / "out")])
+    assert "new: 0 promotions: too few promotions to fit" in capsys.readouterr().out
+
+
+def test_scaling_is_of_pptrain(grid):
+    with pytest.raises(UserError, match="has no stages; give runs of pptrain"):
+        main(["--scaling", "--run", *runs(grid, "A"), "--axis", "tokens"])
+    with pytest.raises(UserError, match="--base is missing"):
+        main(["--run", *runs(grid, "A")])
