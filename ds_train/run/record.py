@@ -96,7 +96,8 @@ def record_exit(run_directory: Path, step: int, code: ExitCode) -> None:
 
 def set_foreign_logs_aside(run_directory: Path) -> None:
     """Move logs that no launch recorded: another program wrote them, and a fresh start would drop their rows."""
-    if not (run_directory / LAUNCHES).exists():
+    has_logs = any((run_directory / "logs").glob("*.jsonl"))
+    if has_logs and not (run_directory / LAUNCHES).exists():
         set_aside(run_directory, after_step=-1)
 
 

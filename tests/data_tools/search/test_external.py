@@ -55,7 +55,10 @@ def example_elsewhere(choice: GeneratorChoice) -> tuple[str, str]:
     return tuple(done.stdout.splitlines()[-2:])
 
 
-def test_it_is_compiled_in_its_directory_before_any_worker_needs_it(generator_directory: Path) -> None:
+def test_it_is_compiled_in_its_directory_before_any_worker_needs_it(
+    generator_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "compiled_generator", raising=False)
     random.seed(0)
     before = Path.cwd(), random.getstate()
     source(COMPILED).identity()

@@ -172,8 +172,9 @@ def test_workers_are_forked_before_the_process_group(monkeypatch: pytest.MonkeyP
         raise UserError("no further")
 
     monkeypatch.setattr(assembly, "init_distributed", join)
+    engine = SimpleNamespace(overrides=[], precision="fp32")
     flags = SimpleNamespace(deterministic=False, print_config=False, hang_timeout_s=1.0)
-    inputs = SimpleNamespace(world=World(0, 0, 1), run_flags=flags, engine=SimpleNamespace(overrides=[]), defaults={})
+    inputs = SimpleNamespace(world=World(0, 0, 1), run_flags=flags, engine=engine, defaults={})
     with pytest.raises(UserError, match="no further"):
         assembly.launch(assembly.CheckedRun(inputs, [], {}, 2, {}, make_setup=lambda: pytest.fail("too early")))
     assert found == {"workers": 2, "group": False}
