@@ -65,10 +65,10 @@ cat <<'TEXT'
 How to read this: the curriculum advances by its own rule only, 98 % of the last 200 problems right, each seen for the
 first time. Up to stage 2 (lookahead 0 and 1) the answer is always the goal that the prompt names, so copying it is
 enough; search begins with lookahead 2, in stage 3, and takes far longer than this demo. Held-out and test problems are
-of full difficulty: lookahead 0 … 6, since no longer path fits into problems of size 48, although the curriculum has 8
-stages. Most of it is beyond what this curriculum reached.
+of full difficulty: lookahead 0 … 6. The curriculum has 8 stages, but no longer path fits into problems of size 48. This
+demo's curriculum reaches only the easiest of them.
 
-Accuracy on problems falls in the second phase: 90 % of its tokens are documents, and so few steps keep little of a skill
-that is rehearsed this rarely. What pre-pretraining is for is the loss on C4. This demo has nothing to compare that with;
-bash launch/experiment.sh trains the same model from random weights beside it.
+Accuracy on problems falls in the second phase: 90 % of its tokens are documents, and the model forgets most of the rest.
+The purpose of pre-pretraining is a lower loss on C4. This demo trains no model from random weights to compare with;
+bash launch/experiment.sh does.
 TEXT

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from data_tools.base.errors import DEBUG, UserError
-from data_tools.base.kinds import is_of_kind
+from data_tools.base.kinds import described, is_of_kind
 
 _HOME = re.compile(r"^(--\w+=|)(~(?=/|$).*)$")
 _HELP_COLUMN = 36  # most flags leave room for their help in the same line
@@ -109,7 +109,7 @@ def of_kind(kind: str) -> Callable[[str], int | float]:
     def read(text: str) -> int | float:
         number = int(text) if kind.startswith("whole") else float(text)
         if not is_of_kind(number, kind):
-            raise argparse.ArgumentTypeError(f"expected {kind}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"expected {described(kind)}, got {text!r}")
         return number
 
     read.__name__ = "number"  # in argparse's complaint about text

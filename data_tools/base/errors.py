@@ -84,11 +84,6 @@ class Problems:
     def add(self, message: str) -> None:
         self._messages.append(message)
 
-    def require(self, condition: bool, message: str) -> None:
-        """Add the message unless the condition holds."""
-        if not condition:
-            self.add(message)
-
     @contextmanager
     def collect(self) -> Iterator[None]:
         """Record a ``UserError`` raised inside the block, and continue after it."""

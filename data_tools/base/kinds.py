@@ -1,7 +1,7 @@
-"""What a value may be, in words that serve as its check and in its message.
+"""Kinds of values. A kind is a short text: the check reads it, and the message about a wrong value shows it.
 
-A kind is ``true or false``, ``text``, ``number``, ``number in (0, 1]``, ``whole number in [1, 1e9]`` (intervals as
-mathematics writes them) or a word that is meant itself; alternatives are separated by `` | ``.
+A kind is ``true or false``, ``text``, ``number``, ``number in (0, 1]``, ``whole number in [1, 1e9]`` (intervals in
+mathematical notation) or a literal word. `` | `` separates alternatives.
 """
 
 import re
@@ -13,13 +13,19 @@ _NUMBER = re.compile(r"(whole )?number in ([\[(])(\S+), (\S+)([\])])")
 
 
 def is_of_kind(value: Any, kind: str) -> bool:
-    """Whether a value, as JSON or a command line gives it, is of a kind."""
+    """Whether a value from JSON or a command line is of a kind."""
     return any(_fits(value, alternative) for alternative in kind.split(" | "))
 
 
+def described(kind: str) -> str:
+    """A kind as a message says it."""
+    alternatives = kind.split(" | ")
+    return " or ".join(f"a {each}" if each.startswith(("number", "whole number")) else each for each in alternatives)
+
+
 def complaint(name: str, value: Any, kind: str) -> str:
-    """The sentence about a value that is not of its kind."""
-    return f"{name} is {value!r}, expected {kind.replace(' | ', ' or ')}."
+    """The message about a value that is not of its kind."""
+    return f"{name} is {value!r}, expected {described(kind)}."
 
 
 def _fits(value: Any, kind: str) -> bool:

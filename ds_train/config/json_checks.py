@@ -18,12 +18,15 @@ KNOWN_KEYS = frozenset(
     communication_data_type aio checkpoint comms_logger flops_profiler tensorboard wandb csv_monitor comet
     steps_per_print wall_clock_breakdown memory_breakdown dump_state log_level""".split()
 )
-_WITHOUT_EFFECT = {
+_SUMS_IN_FP32 = "gradients are summed in fp32, which no scaling could protect further"
+# Keys of DeepSpeed that have no use here, and why.
+_WITHOUT_USE = {
     "activation_checkpointing": "the model never calls DeepSpeed's checkpointing",
     "compile": "the engine is never compiled",
-    "prescale_gradients": "gradients are summed in fp32, which needs no scaling",
-    "gradient_predivide_factor": "gradients are summed in fp32, which needs no scaling",
+    "prescale_gradients": _SUMS_IN_FP32,
+    "gradient_predivide_factor": _SUMS_IN_FP32,
 }
+# Switches that round what training keeps or sends. No fingerprint holds them, so a resume would not notice a change.
 _LOSSY = """bf16.bf16_master_weights_and_grads bf16.bf16_optimizer_states fp16.fp16_master_weights_and_grads
     fp16.auto_cast zero_optimization.zero_quantized_weights zero_optimization.zero_quantized_nontrainable_weights
     zero_optimization.zero_quantized_gradients""".split()
@@ -48,22 +51,28 @@ _KINDS = {
 )
 
 
+def _place(config: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    """The block in which a dotted key is, an empty one where there is none, and the key in it."""
+    *parents, key = name.split(".")
+    block = config
+    for parent in parents:
+        block = block.get(parent, {})
+    return block, key
+
+
 def drop_non_objects(config: dict[str, Any], problems: Problems) -> None:
     """Report blocks that are not JSON objects and remove them, so that later checks can continue."""
     for name in _BLOCKS:
-        *parents, key = name.split(".")
-        block = config
-        for parent in parents:
-            block = block.get(parent, {})
+        block, key = _place(config, name)
         if not isinstance(block.get(key, {}), dict):
             problems.add(f"{name} is {block.pop(key)!r}, expected an object of settings.")
 
 
 def check_blocks(config: dict[str, Any], problems: Problems) -> None:
-    """Report keys that nothing here knows or heeds, and values of the wrong kind."""
-    for key in sorted(set(config) & set(_WITHOUT_EFFECT)):
-        problems.add(f"{key} would change nothing: {_WITHOUT_EFFECT[key]}; leave it out.")
-    _check_names("", {key: config[key] for key in config if key not in _WITHOUT_EFFECT}, KNOWN_KEYS, problems)
+    """Report keys that are unknown or of no use here, and values of the wrong kind."""
+    for key in sorted(set(config) & set(_WITHOUT_USE)):
+        problems.add(f"{key} has no use here: {_WITHOUT_USE[key]}; leave it out.")
+    _check_names("", {key: config[key] for key in config if key not in _WITHOUT_USE}, KNOWN_KEYS, problems)
     for key, model in _block_models().items():
         if key in config:
             _check_block(key, config[key], model, problems)
@@ -71,19 +80,17 @@ def check_blocks(config: dict[str, Any], problems: Problems) -> None:
         _check_like(key, config.get(key, {}), defaults, problems)
     _check_optimizer(config.get("optimizer", {}), problems)
     for name, kind in _KINDS.items():
-        *parents, key = name.split(".")
-        block = config
-        for parent in parents:
-            block = block.get(parent, {})
+        block, key = _place(config, name)
         if key in block and not is_of_kind(block[key], kind):
             problems.add(complaint(name, block[key], kind))
-    for block_name, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
-        if config.get(block_name, {}).get(key) is False:
-            problems.add(f"{block_name}.{key} is false: a gradient that is not finite would be applied; leave it out.")
+    for name in ("bf16.check_grad_overflow", "zero_optimization.compute_grad_norm"):
+        block, key = _place(config, name)
+        if block.get(key) is False:
+            problems.add(f"{name} is false: a gradient that is not finite would be applied; leave it out.")
     for name in _LOSSY:
-        block_name, key = name.split(".")
-        if config.get(block_name, {}).get(key):
-            problems.add(f"{name} rounds what training keeps or sends, which no resume compares; leave it out.")
+        block, key = _place(config, name)
+        if block.get(key):
+            problems.add(f"{name} rounds values that training keeps or sends, and no resume compares it; leave it out.")
     for key in ("offload_optimizer", "offload_param"):
         offload = config.get("zero_optimization", {}).get(key)
         if isinstance(offload, dict) and offload.get("device") == "nvme" and not offload.get("nvme_path"):
@@ -232,7 +239,6 @@ def _check_optimizer(optimizer: dict[str, Any], problems: Problems) -> None:
     allowed = params_of_kind(kind)
     if allowed is not None:
         _check_names("optimizer.params", params, allowed, problems)
-    if allowed is not None:
         for key in sorted(set(params) & set(allowed)):
             is_switch = allowed[key] is None or isinstance(allowed[key], bool)
             if is_switch and not isinstance(params[key], bool):

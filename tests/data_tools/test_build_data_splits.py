@@ -222,7 +222,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, signal_number, code):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        ({"eval_size": 0}, r"--eval_size: expected whole number in \[1, 1e15\], got '0'"),
+        ({"eval_size": 0}, r"--eval_size: expected a whole number in \[1, 1e15\], got '0'"),
         ({"workers": 0}, "--workers: expected"),
         ({"max_input_size": 7}, "max_input_size is 7"),
         ({"max_lookahead": 0}, "--max_lookahead: expected"),

@@ -57,7 +57,7 @@ def test_table(report: dict) -> None:
 
 @pytest.mark.parametrize("name", ["seq_len", "num_examples", "micro_batch"])
 def test_bad_numbers_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match=rf"--{name}: expected whole number in .*got '0'"):
+    with pytest.raises(UserError, match=rf"--{name}: expected a whole number in .*got '0'"):
         evaluate.parse(["run", "--scratch_dir", "x", f"--{name}", "0"])
 
 

@@ -94,7 +94,7 @@ def test_flags_of_a_command_within_a_command() -> None:
     assert isinstance(inner, CommandParser) and inner.formatter_class is HelpFormatter
     with pytest.raises(UserError, match="unknown flag --numbre; did you mean --number"):
         parser.parse_args(["inner", "--numbre", "4"])
-    with pytest.raises(UserError, match=r"expected whole number in \[1, 1e15\], got '0'"):
+    with pytest.raises(UserError, match=r"expected a whole number in \[1, 1e15\], got '0'"):
         parser.parse_args(["inner", "--number", "0"])
 
 

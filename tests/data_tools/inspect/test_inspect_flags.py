@@ -41,13 +41,13 @@ def test_defaults_are_the_trainers():
 
 BAD = {
     "index": (["split", "--index", 40], r"--index is 40, but there are 40 rows of eval\.jsonl: expected 0 … 39"),
-    "negative index": (["stream", "--index", -1], r"expected whole number in \[0, 1e15\], got .-1"),
-    "count": (["shards", "--count", 0], r"--count: expected whole number in \[1, 1e15\], got '0'"),
+    "negative index": (["stream", "--index", -1], r"expected a whole number in \[0, 1e15\], got .-1"),
+    "count": (["shards", "--count", 0], r"--count: expected a whole number in \[1, 1e15\], got '0'"),
     "one of several seq_lens": (
         ["lengths", "--seq_len", 2048, 1],
-        r"--seq_len: expected whole number in \[2, 1e7\], got '1'",
+        r"--seq_len: expected a whole number in \[2, 1e7\], got '1'",
     ),
-    "size": (["lengths", "--max_input_size", 0], r"--max_input_size: expected whole number in \[1, 1e15\], got '0'"),
+    "size": (["lengths", "--max_input_size", 0], r"--max_input_size: expected a whole number in \[1, 1e15\], got '0'"),
     "no synthetic blocks": (["mixture", "--mixin_percent", 0, "--blocks"], r"there are no synthetic blocks"),
     "block": (["shards", "--index", 200], r"there are 200 blocks"),
     "validation block": (["shards", "--validation", "--index", 6], r"there are 6 validation blocks"),
@@ -55,7 +55,7 @@ BAD = {
     "stage": (["stream", "--stage", 9, "--tokenizer", "/nowhere/x.json"], r"stage is 9: expected 1 … 8"),
     "stage of lengths": (["lengths", "--stages", 1, 65], r"stage is 65: expected 1 … 64"),
     "another size": (["stream", "--max_input_size", 384], r"--max_input_size 384 contradicts .*built with 48"),
-    "no share": (["mixture", "--mixin_percent", 2], r"--mixin_percent: expected number in \[0, 1\], got '2'"),
+    "no share": (["mixture", "--mixin_percent", 2], r"--mixin_percent: expected a number in \[0, 1\], got '2'"),
     "no tokenizer": (["stream", "--tokenizer", "/nowhere/tokenizer.json"], r"tokenizer '/nowhere.*no such file"),
 }
 

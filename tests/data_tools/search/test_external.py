@@ -129,7 +129,7 @@ def test_the_built_in_generator_takes_what_it_implements() -> None:
     assert max(few.example(index, 8).num_edges or 0 for index in range(50)) == 6
     assert few.budget(0.5).edges_allowed == 3 and source(None).budget(1.0).edges_allowed == 20
     for value in (21, 0, 2.5, "six", True):
-        with pytest.raises(UserError, match=r"max_edges is .* expected whole number in \[1, 20\]"):
+        with pytest.raises(UserError, match=r"max_edges is .* expected a whole number in \[1, 20\]"):
             source(GeneratorChoice(None, options={"max_edges": value}))
     with pytest.raises(
         UserError,

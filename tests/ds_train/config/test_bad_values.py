@@ -57,7 +57,7 @@ def test_every_key_of_the_json_takes_its_values_or_names_itself() -> None:
             resolve(_changed(path, value))
         except UserError as error:
             refused += 1
-            assert path[-1] in str(error) or ".".join(path[:-1]) in str(error), (path, value, str(error))
+            assert any(part in str(error) for part in path), (path, value, str(error))
     assert refused > 400
 
 

@@ -23,6 +23,7 @@ from tests.support import tiny
 from tests.support.launching import REPOSITORY
 
 GROUPS = (RunFlags, ModelFlags, OverrideFlags)
+BATCH_AND_RATE = "--global_batch 8 --micro_batch 2 --lr 2e-3".split()
 
 
 @pytest.fixture
@@ -126,17 +127,7 @@ def test_a_written_file_gives_the_same_flags(parsed) -> None:
 
 
 def test_print_config_shows_all_and_trains_nothing(tiny_scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = [
-        *tiny.flags(tiny_scratch, precision=None),
-        "--run_name",
-        "printed",
-        "--global_batch",
-        "8",
-        "--micro_batch",
-        "2",
-        "--lr",
-        "2e-3",
-    ]
+    argv = [*tiny.flags(tiny_scratch, precision=None), *BATCH_AND_RATE, "--run_name", "printed"]
     assert pptrain.main([*argv, "--print_config"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("# run\n") and "lr: 0.002  # command line" in shown and "seed: 1337  # default" in shown
@@ -155,17 +146,7 @@ def test_print_config_shows_all_and_trains_nothing(tiny_scratch: Path, capsys: p
 
 
 def test_a_run_directory_keeps_what_repeats_the_run(tiny_scratch: Path, tmp_path: Path) -> None:
-    argv = [
-        *tiny.flags(tiny_scratch, precision=None),
-        "--global_batch",
-        "8",
-        "--micro_batch",
-        "2",
-        "--lr",
-        "2e-3",
-        "--resume",
-        "none",
-    ]
+    argv = [*tiny.flags(tiny_scratch, precision=None), *BATCH_AND_RATE, "--resume", "none"]
     first = pptrain.prepare(argv, World(0, 0, 1))
     settings = LaunchRecord(first.all_flags, first.sources, first.inputs.engine)
     for step in (0, 5):

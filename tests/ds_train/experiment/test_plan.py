@@ -131,7 +131,7 @@ def test_shipped_configs(path: Path) -> None:
         ({"corpus": {}, "pack": {"source": "x"}}, "both choose the documents"),
         ({"splits": {"max_input_size": 24}}, "max_lookahead, seed missing"),
         ({"training": 3}, "training is 3, expected flags"),
-        ({"evaluate": {"micro_batch": 0}}, "--micro_batch: expected whole number"),
+        ({"evaluate": {"micro_batch": 0}}, "--micro_batch: expected a whole number"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
@@ -147,9 +147,12 @@ def test_mistakes_are_named(tmp_path: Path, changed: dict[str, Any], message: st
             {"splits": CONFIG["splits"] | {"eval_sise": 9}},
             r"splits: unknown flag --eval_sise; did you mean --eval_size",
         ),
-        ({"pack": {"val_blocks": -1}}, r"pack: .*--val_blocks: expected whole number"),
-        ({"corpus": {"documents": 0}}, r"corpus: .*--documents: expected whole number"),
-        ({"corpus": {}, "tokenizer": {"vocab_size": 9}}, r"tokenizer: .*--vocab_size: expected whole number in \[257"),
+        ({"pack": {"val_blocks": -1}}, r"pack: .*--val_blocks: expected a whole number"),
+        ({"corpus": {"documents": 0}}, r"corpus: .*--documents: expected a whole number"),
+        (
+            {"corpus": {}, "tokenizer": {"vocab_size": 9}},
+            r"tokenizer: .*--vocab_size: expected a whole number in \[257",
+        ),
         ({"training": TRAINING | {"lr": -1}}, r"--lr is -1"),
         ({"training": TRAINING | {"seq_len": 0}}, r"--seq_len is 0"),
         ({"training": TRAINING | {"micro_batch": 3}}, r"pptrain: global batch 32 is not"),

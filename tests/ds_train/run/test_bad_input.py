@@ -117,7 +117,7 @@ PPTRAIN = {
     ),
     "first stage without an edge": (_given("--generator_options", "max_edges=4"), r"allows no edge.*stage 2 of 8"),
     "contradicting max_lookahead": (_given("--max_lookahead", "9"), r"--max_lookahead 9 contradicts.*built with 8"),
-    "threshold": (_given("--curr_threshold", "98"), r"--curr_threshold is 98\.0, expected number in \(0, 1\]"),
+    "threshold": (_given("--curr_threshold", "98"), r"--curr_threshold is 98\.0, expected a number in \(0, 1\]"),
     "start stage": (_given("--start_stage", "9"), r"--start_stage 9"),
     "seq_len too small": (_given("--seq_len", "16"), r"longer than --seq_len 16"),
 }
