@@ -51,7 +51,9 @@ def launch(script: str, *arguments: str, num_ranks: int, through_launcher: bool 
         return subprocess.CompletedProcess([script, *arguments], code, output.read_text())
 
 
-def launch_unsupervised(script: str, *arguments: str, num_ranks: int, killed_last: int | None) -> tuple[list[int], list[str]]:
+def launch_unsupervised(
+    script: str, *arguments: str, num_ranks: int, killed_last: int | None
+) -> tuple[list[int], list[str]]:
     """Run a script on ranks that nobody ends when one of them fails.
 
     Args:
