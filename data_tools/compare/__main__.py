@@ -19,6 +19,7 @@ from data_tools.base.errors import UserError, reason_of, run_command
 from data_tools.base.files import whole_file
 from data_tools.compare.axes import AXES, CHARGEABLE
 
+_METRIC = "heldout_c4_loss"
 _MAX_CONDITIONS = 8  # colours of a picture
 
 
@@ -42,7 +43,7 @@ def _comparison(args: argparse.Namespace) -> _Results:
     from data_tools.compare.verdict import needs_table, verdict
     from data_tools.runs.pictures import as_png
 
-    metric, axis = args.metric, args.axis
+    metric, axis = args.metric or _METRIC, args.axis
     conditions = [read_condition(name, runs, metric, axis, args.charge_pptrain) for name, runs in args.conditions]
     found = [compare(conditions[0], other, args.target, axis == "c4_tokens") for other in conditions[1:]]
     texts = [
@@ -59,10 +60,12 @@ def _comparison(args: argparse.Namespace) -> _Results:
 def _scaling(args: argparse.Namespace) -> _Results:
     from data_tools.compare.promotions import read_promotions
     from data_tools.compare.scaling_report import draw_scaling, scaling_csv, scaling_json, scaling_text
+    from data_tools.compare.stage_costs import stage_cost_notes, stage_costs
     from data_tools.runs.pictures import as_png
 
     every = [read_promotions(name, runs, args.axis) for name, runs in args.conditions]
-    return [scaling_text(found, args.axis) for found in every], {
+    stages = [costs for found in every if (costs := stage_costs(found))]
+    return [*(scaling_text(found, args.axis) for found in every), *stage_cost_notes(stages, args.axis)], {
         "scaling.png": as_png(draw_scaling(every, args.axis)),
         "scaling.csv": scaling_csv(every, args.axis).encode(),
         "scaling.json": scaling_json(every, args.axis).encode(),
@@ -90,7 +93,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="run directories that are compared with it; may be repeated",
         **seeds,
     )
-    parser.add_argument("--metric", default="heldout_c4_loss", help="column of the logs; of accuracies more is better")
+    text = f"column of the logs (default: {_METRIC}); of accuracies more is better"
+    parser.add_argument("--metric", help=text)
     parser.add_argument("--axis", choices=AXES, help="what is spent (default: c4_tokens; with --scaling pflops)")
     text = "add what the pre-pretraining of each run has spent to its axis (tokens, pflops, gpu_hours)"
     parser.add_argument("--charge_pptrain", action="store_true", help=text)
@@ -114,8 +118,9 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"two conditions are called {twice}; name each, as in --run NAME=DIR.")
     if len(names) > _MAX_CONDITIONS:
         raise UserError(f"{len(names)} conditions are too many for one picture; give at most {_MAX_CONDITIONS}.")
-    if args.scaling and args.charge_pptrain:
-        raise UserError("--charge_pptrain is for curves of pretraining; leave it out with --scaling.")
+    for_curves = {"--charge_pptrain": args.charge_pptrain, "--target": args.target, "--metric": args.metric}
+    if args.scaling and (given := [flag for flag, value in for_curves.items() if value]):
+        raise UserError(f"{given[0]} is for curves of pretraining; leave it out with --scaling.")
     if args.charge_pptrain and args.axis not in CHARGEABLE:
         raise UserError(
             f"--charge_pptrain adds nothing to --axis {args.axis}; give --axis {' or '.join(CHARGEABLE)}, or leave it "

@@ -18,12 +18,14 @@ class Promotions:
     Attributes:
         costs: (promotions,) spent up to each, on an axis.
         lookaheads: (promotions,) the longest lookahead of the stage that was mastered.
+        runs: (promotions,) which of the condition's runs it is of.
         is_nominal: whether lookaheads are stage numbers, because a log has no column ``lookahead``.
     """
 
     name: str
     costs: np.ndarray
     lookaheads: np.ndarray
+    runs: np.ndarray
     is_nominal: bool
 
 
@@ -36,8 +38,8 @@ def read_promotions(name: str, directories: Sequence[Path], axis: str) -> Promot
     Raises:
         UserError: a run has no curriculum, or its log lacks the axis.
     """
-    every, is_nominal = [np.empty((0, 2))], False
-    for directory in directories:
+    every, is_nominal = [np.empty((0, 3))], False
+    for number, directory in enumerate(directories):
         logs = RunLogs.read(directory, name)
         if "stage" not in logs.train:
             raise UserError(f"{directory} has no stages; give runs of pptrain, whose promotions are compared.")
@@ -47,8 +49,10 @@ def read_promotions(name: str, directories: Sequence[Path], axis: str) -> Promot
             of_stage = dict(zip(logs.train["stage"], logs.train["lookahead"], strict=True))
             lookaheads = np.array([of_stage.get(stage, np.nan) for stage in stages])
         is_nominal = is_nominal or "lookahead" not in logs.train
-        every.append(np.stack([positions_on(logs, axis, steps), lookaheads], axis=1))
+        costs = positions_on(logs, axis, steps)
+        every.append(np.stack([costs, lookaheads, np.full(len(costs), number)], axis=1))
     found = np.concatenate(every)
-    found = found[np.isfinite(found).all(axis=1) & (found > 0).all(axis=1)]
+    found = found[np.isfinite(found).all(axis=1) & (found[:, :2] > 0).all(axis=1)]
     found = found[np.argsort(found[:, 0], kind="stable")]
-    return Promotions(name, found[:, 0], found[:, 1], is_nominal)
+    costs, lookaheads, runs = found.T
+    return Promotions(name, costs, lookaheads, runs, is_nominal)

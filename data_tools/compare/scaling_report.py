@@ -15,6 +15,7 @@ from data_tools.base.text_table import aligned, pluralize
 from data_tools.compare.promotions import Promotions
 from data_tools.compare.results import without_nan
 from data_tools.compare.scaling import FORMS, MIN_PROMOTIONS, exponent, fit_forms
+from data_tools.compare.stage_costs import stage_costs
 from data_tools.runs.panels import Panel
 from data_tools.runs.pictures import COLOURS, STYLE, canvas, legend_entry
 
@@ -78,10 +79,14 @@ def scaling_csv(every: Sequence[Promotions], axis: str) -> str:
 
 
 def scaling_json(every: Sequence[Promotions], axis: str) -> str:
-    """All fits; an empty list where there are too few promotions."""
+    """All fits, an empty list where there are too few promotions; and what each lookahead cost within the stages."""
     content = []
     for found in every:
         fits = fit_forms(found.costs, found.lookaheads)
         slope = asdict(exponent(found.costs, found.lookaheads)) if fits else None
-        content.append({"name": found.name, "fits": [asdict(fit) for fit in fits], "exponent": slope})
+        stages = stage_costs(found)
+        costs = stages and {
+            "step": stages.step, "lookaheads": stages.lookaheads.tolist(), "costs": stages.costs.tolist()
+        }  # fmt: skip
+        content.append({"name": found.name, "fits": [asdict(fit) for fit in fits], "exponent": slope, "stages": costs})
     return json.dumps(without_nan({"axis": axis, "runs": content}), indent=2, ensure_ascii=False) + "\n"

@@ -117,7 +117,8 @@ def test_scaling(tmp_path, capsys):
     assert len(rows) == 1 + 16 + 2 and rows[1] == ["wide", "2.0", "5.1"]
     first, second = json.loads((tmp_path / "out" / "scaling.json").read_text())["runs"]
     assert first["fits"][0]["form"] == "power law" and first["exponent"]["low"] < 0.4 < first["exponent"]["high"]
-    assert second == {"name": "few", "fits": [], "exponent": None}
+    assert second == {"name": "few", "fits": [], "exponent": None, "stages": None}
+    assert first["stages"]["step"] == 2 and len(first["stages"]["costs"]) == 14
     assert (tmp_path / "out" / "scaling.png").stat().st_size > 1000
 
 
@@ -144,3 +145,10 @@ def test_scaling_is_of_pptrain(grid):
         main(["--scaling", "--run", *runs(grid, "A"), "--axis", "tokens"])
     with pytest.raises(UserError, match="--base is missing"):
         main(["--run", *runs(grid, "A")])
+
+
+@pytest.mark.parametrize("flag", [["--target", "3"], ["--metric", "loss"], ["--axis", "tokens", "--charge_pptrain"]])
+def test_scaling_refuses_what_is_for_curves(grid, flag):
+    with pytest.raises(UserError, match=f"{flag[-2] if len(flag) == 2 else flag[-1]} is for curves"):
+        main(["--scaling", "--run", *runs(grid, "A"), *flag, "--out", str(grid / "out")])
+    assert not (grid / "out").exists()
