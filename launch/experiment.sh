@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The experiment from one file: pre-pretrained then C4 + mix, C4 only, fresh + mix; ends with a report and a table.
 #
-#     bash launch/experiment.sh [CONFIG [SCRATCH_DIR]] [--dry_run]         default: the small one, no hub, no GPU
+#     bash launch/experiment.sh [CONFIG [SCRATCH_DIR]] [FLAG …]            default: the small one, no hub, no GPU
 #
 # You can stop it at any time (Ctrl-C, SIGUSR1, SIGTERM: exit code 85, with a checkpoint); the same command continues.
 # LAUNCHER starts pptrain, pretrain and evaluate, whose name replaces {}. Default: 'bash launch/{}_hostfile.sh', this
@@ -10,9 +10,10 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-paths=() options=()
-for argument in "$@"; do
-    if [[ "$argument" == --* ]]; then options+=("$argument"); else paths+=("$argument"); fi
+paths=()
+while (($# > 0)) && [[ "$1" != --* ]]; do # flags follow, some with several values
+    paths+=("$1")
+    shift
 done
 config="$(realpath -m "${paths[0]:-$repository/ds_configs/experiments/small.yaml}")"
 scratch="$(realpath -m "${paths[1]:-$repository/runs/experiment_$(basename "${config%.*}")}")"
@@ -22,4 +23,4 @@ if [[ -z "${LAUNCHER:-}${HOSTFILE+set}${NUM_RANKS:-}" ]]; then
     export NUM_RANKS="$ranks"
 fi
 cd "$repository" # relative paths within CONFIG begin here
-exec python -m ds_train.experiment.plan "$config" "$scratch" --launcher "${LAUNCHER:-bash launch/{\}_hostfile.sh}" "${paths[@]:2}" "${options[@]}"
+exec python -m ds_train.experiment "$config" "$scratch" --launcher "${LAUNCHER:-bash launch/{\}_hostfile.sh}" "${paths[@]:2}" "$@"

@@ -134,7 +134,7 @@ def _build_run(
     state = fresh_state(inputs, setup, settings.all_flags)
     stop.check()
     if world.is_main and inputs.engine.deepspeed.get("wandb", {}).get("enabled"):
-        join_wandb(inputs.run_directory, is_resumed=chosen is not None)
+        join_wandb(inputs.run_directory, inputs.run_name, is_resumed=chosen is not None)
 
     # Build the engine, with the checkpoint's state or with initial weights.
     seed_rng(flags.seed, world.rank)

@@ -39,7 +39,11 @@ class CommonInputs:
     def defaults(self) -> dict[str, str]:
         """What flags that both phases have stand for where they are not given."""
         model = {} if self.weights else {"model_name": self.model_name}
-        return {"run_name": self.run_directory.name, "tokenizer": self.tokenizer.name, **model}
+        return {"run_name": self.run_name, "tokenizer": self.tokenizer.name, **model}
+
+    @property
+    def run_name(self) -> str:
+        return str(self.run_directory.relative_to(self.run_flags.scratch_dir))
 
     @property
     def model_name(self) -> str:
@@ -104,9 +108,10 @@ def check_run(
 ) -> tuple[Path, EngineConfig | None]:
     """Check the run directory and the DeepSpeed JSON, which takes neither data nor a model."""
     # The run directory.
-    directory = Path(run.scratch_dir) / (run.run_name or phase)
-    if directory.parent != Path(run.scratch_dir) or directory.name in ("", ".", ".."):
-        problems.add(f"--run_name {run.run_name} is not a plain directory name; runs are directly under --scratch_dir.")
+    name = Path(run.run_name or phase)
+    directory = Path(run.scratch_dir) / name
+    if name.is_absolute() or ".." in name.parts or not name.name:
+        problems.add(f"--run_name {run.run_name} is no directory under --scratch_dir; give a name such as A or A/seed_1.")
     else:
         with problems.collect():
             _require_writable(directory)
@@ -123,7 +128,7 @@ def check_run(
     )
     if engine is not None:
         check_monitors(engine.deepspeed, problems)
-        place_monitors(engine.deepspeed, directory)
+        place_monitors(engine.deepspeed, directory, str(name))
     return directory, engine
 
 

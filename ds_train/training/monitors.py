@@ -29,22 +29,22 @@ def check_monitors(config: Mapping[str, Any], problems: Problems) -> None:
             problems.add(f"{block}.enabled needs the package {package}, which is not installed: pip install {package}.")
 
 
-def place_monitors(config: dict[str, Any], run_directory: Path) -> None:
+def place_monitors(config: dict[str, Any], run_directory: Path, run_name: str) -> None:
     """Fill in output paths: the run directory, or a directory of the run's name under the JSON's ``output_path``."""
     for block in ("tensorboard", "csv_monitor"):
         if config.get(block, {}).get("enabled"):
             is_placed = config[block].get("output_path")
-            config[block].setdefault("job_name", run_directory.name if is_placed else block)
+            config[block].setdefault("job_name", run_name if is_placed else block)
             config[block]["output_path"] = is_placed or str(run_directory)
 
 
-def join_wandb(run_directory: Path, is_resumed: bool) -> None:
+def join_wandb(run_directory: Path, run_name: str, is_resumed: bool) -> None:
     """Make W&B continue this directory's run, unless the environment names another. Call it on rank 0."""
     path = run_directory / _WANDB_ID
     if not (is_resumed and path.exists()):
         with whole_file(path) as file:
             file.write(uuid.uuid4().hex.encode())
-    chosen = {"RUN_ID": path.read_text(), "RESUME": "allow", "NAME": run_directory.name, "DIR": str(run_directory)}
+    chosen = {"RUN_ID": path.read_text(), "RESUME": "allow", "NAME": run_name, "DIR": str(run_directory)}
     for name, value in chosen.items():
         os.environ.setdefault(f"WANDB_{name}", value)
 

@@ -175,17 +175,17 @@ def test_experiment_script(tmp_path: Path, stub_environment: dict[str, str]) -> 
     )
     python.chmod(0o755)
     small = str(REPOSITORY / "ds_configs" / "experiments" / "small.yaml")
-    prefix = ["-m", "ds_train.experiment.plan"]
+    prefix = ["-m", "ds_train.experiment"]
     found = _handed_on(_call("experiment", env=stub_environment, cwd=tmp_path))
     scratch = str(REPOSITORY / "runs" / "experiment_small")
     assert found[:-1] == [*prefix, small, scratch, "--launcher", "bash launch/{}_hostfile.sh"]
     assert found[-1] in ("NUM_RANKS 1", "NUM_RANKS 2", "NUM_RANKS 4", "NUM_RANKS 8")
     more = {"LAUNCHER": "bash launch/{}_srun.sh"}
     found = _handed_on(
-        _call("experiment", "a b.yaml", "out", "--dry_run", env={**stub_environment, **more}, cwd=tmp_path)
+        _call("experiment", "a b.yaml", "out", "--seeds", "1", "2", env={**stub_environment, **more}, cwd=tmp_path)
     )
-    expected = [str(tmp_path / "a b.yaml"), str(tmp_path / "out"), "--launcher", "bash launch/{}_srun.sh", "--dry_run"]
-    assert found == [*prefix, *expected, "NUM_RANKS "]
+    expected = [str(tmp_path / "a b.yaml"), str(tmp_path / "out"), "--launcher", "bash launch/{}_srun.sh"]
+    assert found == [*prefix, *expected, "--seeds", "1", "2", "NUM_RANKS "]
 
 
 _AWKWARD = [

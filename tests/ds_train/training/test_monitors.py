@@ -71,7 +71,7 @@ def test_a_fresh_start_is_another_wandb_run(tmp_path: Path, monkeypatch: pytest.
     found = []
     for is_resumed in (False, True, False):
         monkeypatch.setattr(monitors.os, "environ", {"WANDB_NAME": "my own"})
-        monitors.join_wandb(tmp_path, is_resumed)
+        monitors.join_wandb(tmp_path, "run", is_resumed)
         found.append(monitors.os.environ["WANDB_RUN_ID"])
         assert monitors.os.environ["WANDB_NAME"] == "my own"
     assert found[0] == found[1] != found[2]
@@ -82,13 +82,13 @@ def test_places(tmp_path: Path) -> None:
         "tensorboard": {"enabled": True},
         "csv_monitor": {"enabled": True, "output_path": "/elsewhere"},
     }
-    place_monitors(config, tmp_path / "first")
+    place_monitors(config, tmp_path / "A" / "seed_1", "A/seed_1")
     assert config["tensorboard"] == {
-        "enabled": True, "output_path": str(tmp_path / "first"), "job_name": "tensorboard",
+        "enabled": True, "output_path": str(tmp_path / "A" / "seed_1"), "job_name": "tensorboard",
     }  # fmt: skip
-    assert config["csv_monitor"] == {"enabled": True, "output_path": "/elsewhere", "job_name": "first"}
+    assert config["csv_monitor"] == {"enabled": True, "output_path": "/elsewhere", "job_name": "A/seed_1"}
     off = {"tensorboard": {"enabled": False}}
-    place_monitors(off, tmp_path)
+    place_monitors(off, tmp_path, "run")
     assert off == {"tensorboard": {"enabled": False}}
 
 
