@@ -42,6 +42,7 @@ TESTED_IN = {
     "ds_train.checkpoints.rank_rng": "ds_train/checkpoints/test_state",
     "ds_train.checkpoints.weights": "ds_train/test_exported_use",
     "ds_train.config.json_checks": "ds_train/config/test_deepspeed_json",
+    "ds_train.config.phase_flags": "ds_train/config/test_flags",
     "ds_train.config.trainer_flags": "ds_train/config/test_flags",
     "ds_train.experiment.conditions": "ds_train/experiment/test_plan",
     "ds_train.model.attention": "ds_train/step/test_losses",

@@ -1,9 +1,10 @@
-"""All flags of the trainers, one dataclass per topic."""
+"""The flags of both trainers, one dataclass per topic, and all flags of each."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from ds_train.config.flags import AT_START, flag, required
+from ds_train.config.phase_flags import PPTrainFlags, PretrainFlags
 
 
 @dataclass(frozen=True)
@@ -173,116 +174,6 @@ class OverrideFlags:
     zero_stage: int | None = flag(
         None, "ZeRO stage 0 … 3 (zero_optimization.stage)", "speed", json_key="zero_optimization.stage", within="[0, 3]"
     )
-
-
-@dataclass(frozen=True)
-class PPTrainFlags:
-    """The curriculum and its stream."""
-
-    _argument_group_name = "curriculum"
-
-    max_steps: int | None = flag(
-        None,
-        "optimizer steps at most (default: until the curriculum is finished)",
-        "trajectory",
-        through="schedule",
-        within="[1, 1e9]",
-    )
-    eval_every: int | None = flag(
-        None,
-        "optimizer steps between held-out evaluations, besides those after each promotion and at both ends of the run",
-        "record",
-        within="[1, 1e9]",
-    )
-    generator: str | None = flag(
-        None,
-        "external generator, package.module:ClassName (default: the splits' generator)",
-        "trajectory",
-        through="generator",
-    )
-    generator_task: Literal["search", "dfs", "si"] | None = flag(
-        None, "what the generator is asked for (default: the splits' task)", "trajectory", through="generator"
-    )
-    generator_options: list[str] | None = flag(
-        None,
-        "more keywords of its generate_batch, key=value … (default: the splits' options)",
-        "trajectory",
-        through="generator",
-    )
-    max_input_size: int | None = flag(
-        None, "size budget of examples (default: the splits')", "trajectory", through="splits", within="[8, 1e6]"
-    )
-    max_lookahead: int | None = flag(
-        None,
-        "lookahead at the last stage, and number of stages (default: the splits')",
-        "trajectory",
-        through="max_stage",
-        within="[1, 1e6]",
-    )
-    train_answer: Literal["first", "random"] = flag("first", "which valid answer is trained on", "trajectory")
-    accuracy: Literal["any", "first"] = flag("any", "right by any valid answer, or by the first only", "trajectory")
-    curr_window: int = flag(
-        200, "number of latest answers that the promotion rule looks at", "trajectory", within="[1, 1e9]"
-    )
-    curr_threshold: float = flag(
-        0.98, "accuracy over the window that advances the stage", "trajectory", within="(0, 1]"
-    )
-    curr_check_every: int = flag(
-        10, "optimizer steps between checks of the promotion rule", "trajectory", within="[1, 1e9]"
-    )
-    start_stage: int = flag(
-        1, "first stage; alpha = stage / max_lookahead", "trajectory", through=AT_START, within="[1, 1e6]"
-    )
-    stage_step: int = flag(1, "stages gained by a promotion", "trajectory", within="[1, 1e6]")
-
-
-@dataclass(frozen=True)
-class PretrainFlags:
-    """Length, initial weights, mixture."""
-
-    _argument_group_name = "pretraining"
-
-    total_steps: int = flag(10_000, "optimizer steps of the run", "trajectory", within="[1, 1e9]")
-    eval_every: int = flag(
-        500, "optimizer steps between held-out evaluations, besides those at both ends", "record", within="[1, 1e9]"
-    )
-    min_lr_ratio: float | None = flag(
-        None,
-        "floor of the cosine as a fraction of lr (default: the JSON's, 0.1)",
-        "trajectory",
-        json_key="scheduler.params.cos_min_ratio",
-        within="[0, 1]",
-    )
-    pptrain_checkpoint: str = flag(
-        "latest",
-        "weights to start from: latest, a step, run or Hugging Face directory, none",
-        "trajectory",
-        through=AT_START,
-        is_path=True,
-    )
-    pptrain_run: str = flag(
-        "pptrain", "run whose newest checkpoint --pptrain_checkpoint latest takes", "trajectory", through=AT_START
-    )
-    pack_dir: str | None = flag(
-        None, "packed blocks (default: scratch_dir/data/c4_packed)", "trajectory", through="pack", is_path=True
-    )
-    allow_repeat: bool = flag(False, "read the pack more than once if it is too small for the run", "speed")
-    mixin_percent: float = flag(
-        0.02, "synthetic share of real tokens, as a fraction: 0.02 is 2 %%", "trajectory", within="[0, 1]"
-    )
-    mixin_schedule: Literal["constant", "linear", "cosine"] = flag(
-        "constant", "how the synthetic share moves from mixin_percent to mixin_end", "trajectory"
-    )
-    mixin_end: float | None = flag(
-        None,
-        "synthetic share at the last step, as a fraction (linear and cosine schedules)",
-        "trajectory",
-        within="[0, 1]",
-    )
-    mixin_pack: Literal["packed", "single"] = flag(
-        "packed", "whole examples packed to seq_len, or one per block", "trajectory"
-    )
-    mixin_loss: Literal["lm", "answer", "weighted"] = flag("lm", "loss weights of synthetic targets", "trajectory")
 
 
 GROUPS: dict[str, tuple[type, ...]] = {

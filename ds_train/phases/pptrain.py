@@ -16,7 +16,8 @@ from data_tools.search.splits import Splits, find_data_dir
 from ds_train.checkpoints.resume import GENERATOR_EXAMPLES
 from ds_train.checkpoints.state import TrainState
 from ds_train.config.flags import parse_flags
-from ds_train.config.trainer_flags import GROUPS, DataFlags, PPTrainFlags
+from ds_train.config.phase_flags import PPTrainFlags
+from ds_train.config.trainer_flags import GROUPS, DataFlags
 from ds_train.phases.curriculum import Curriculum
 from ds_train.phases.evaluation import BeforeBatch, HeldOut, evaluate_heldout, heldout_examples
 from ds_train.ranks.collectives import on_main

@@ -17,7 +17,8 @@ from ds_train.checkpoints.save import DESCRIPTION
 from ds_train.checkpoints.state import TrainState
 from ds_train.checkpoints.weights import Weights, find_weights
 from ds_train.config.flags import parse_flags
-from ds_train.config.trainer_flags import GROUPS, DataFlags, PretrainFlags, RunFlags
+from ds_train.config.phase_flags import PretrainFlags
+from ds_train.config.trainer_flags import GROUPS, DataFlags, RunFlags
 from ds_train.phases.evaluation import BeforeBatch, HeldOut, evaluate_c4, evaluate_heldout, heldout_examples
 from ds_train.phases.pack_check import PackCheck
 from ds_train.ranks.collectives import on_main

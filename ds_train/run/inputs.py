@@ -111,7 +111,9 @@ def check_run(
     name = Path(run.run_name or phase)
     directory = Path(run.scratch_dir) / name
     if name.is_absolute() or ".." in name.parts or not name.name:
-        problems.add(f"--run_name {run.run_name} is no directory under --scratch_dir; give a name such as A or A/seed_1.")
+        problems.add(
+            f"--run_name {run.run_name} is no directory under --scratch_dir; give a name such as A or A/seed_1."
+        )
     else:
         with problems.collect():
             _require_writable(directory)
