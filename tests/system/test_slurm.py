@@ -3,8 +3,11 @@
 import contextlib
 import os
 import re
+import shlex
 import signal
 import subprocess
+import sys
+import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from tests.support.markdown import commands
 from tests.support.running import (
     finish,
     newest_checkpoint,
+    running,
     script,
     steps_logged,
     steps_said,
@@ -28,6 +32,7 @@ from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.launch, pytest.mark.service]
 _README = REPOSITORY / "launch" / "README.md"
+_HANG_S = 15
 _TWO_NODES = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1"]
 
 
@@ -134,6 +139,41 @@ def test_lost_rank_is_named_and_the_job_resumes(slurm: Slurm, scratch: Path, che
     (run / "STOP").touch()
     job = slurm.wait_for_end(number)
     assert (job.restarts, job.exit_code) == (1, 86)
+
+
+@pytest.mark.slow
+def test_a_job_that_was_suspended_continues(slurm: Slurm, scratch: Path, checkout: Path) -> None:
+    """Suspended for longer than a hang may last: no rank takes the others, or itself, for dead."""
+    run = scratch / "suspended"
+    flags = trainer_flags(scratch, run.name, max_steps=100_000, hang_timeout_s=_HANG_S)
+    number, log = _submit(slurm, checkout, *flags, options=_TWO_NODES)
+    wait_for_step(run, 10)
+    slurm("scontrol", "suspend", number)
+    wait_until(lambda: slurm.job(number).state == "SUSPENDED", "the job to be suspended")
+    before = max(steps_logged(run))
+    time.sleep(2.5 * _HANG_S)  # what is tested is that time passes
+    assert max(steps_logged(run)) <= before + 1, "it was not suspended"
+    slurm("scontrol", "resume", number)
+    wait_for_step(run, before + 100)
+    (run / "STOP").touch()
+    job = slurm.wait_for_end(number)
+    assert (job.restarts, job.exit_code) == (0, 86), _text(log)[-3000:]
+
+
+@pytest.mark.slow
+def test_a_plain_start_inside_a_step_of_two_tasks(slurm: Slurm, scratch: Path, tmp_path: Path) -> None:
+    """As after `srun --pty bash`: one process where Slurm's variables name two. It says so, and a signal ends it."""
+    trainer = [sys.executable, "ds_train/pptrain.py", *trainer_flags(scratch, "alone", max_steps=10)]
+    alone = f"[ $SLURM_PROCID = 1 ] && exec sleep 300; exec {shlex.join(trainer)}"
+    command = ["srun", "--kill-on-bad-exit=1", "--nodes=2", "--ntasks=2", "bash", "-c", alone]
+    log = tmp_path / "output"
+    with running(command, log, **slurm.variables) as process:
+        _wait_for_text(log, "waiting for 1 of 2 ranks .1.; srun set SLURM_")
+        started = time.monotonic()
+        os.kill(_process_of_rank(slurm("squeue", "-h", "-o", "%i"), 0), signal.SIGTERM)
+        process.wait(60)
+    assert "stopped before training began, waiting for 1 of 2 ranks (1): received SIGTERM" in log.read_text()
+    assert time.monotonic() - started < 30 and not (scratch / "alone").exists()
 
 
 def _put_trainer(checkout: Path, text: str) -> None:
