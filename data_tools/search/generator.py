@@ -158,11 +158,15 @@ class ExampleGenerator:
         max_edges = None if self.is_external else self.choice.options.get("max_edges")
         return search_budget(self.max_input_size, alpha, self.max_lookahead, max_edges)
 
+    def longest_lookahead(self, stage: int) -> int | None:
+        """The lookahead of the hardest problems at a stage; None for other tasks than search."""
+        return self.budget(stage / self.max_lookahead).effective_max_lookahead if self.choice.task == SEARCH else None
+
     def described_sizes(self) -> str:
         """The largest problems in words."""
-        budget = self.budget(1.0)
-        lookahead = f", lookahead 0 … {budget.effective_max_lookahead}" if self.choice.task == SEARCH else ""
-        return f"up to {budget.edges_allowed} edges{lookahead}"
+        longest = self.longest_lookahead(self.max_lookahead)
+        lookahead = "" if longest is None else f", lookahead 0 … {longest}"
+        return f"up to {self.budget(1.0).edges_allowed} edges{lookahead}"
 
     def spread_stages(self) -> list[int]:
         """The first stage that allows an edge, the last one, and three between."""

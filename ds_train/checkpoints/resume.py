@@ -72,6 +72,8 @@ def adapted_state(
         )
     if changes:
         logger.warning("layout changed: %s. Global batches, samples and schedule stay the same.", ", ".join(changes))
+    if saved.step and not saved.flops:
+        logger.warning("%s has no count of FLOPs and device hours: both count from step %d on", checkpoint, saved.step)
     layout = {name: getattr(current, name) for name in (*LAYOUT, "seed", "global_batch", "precision")}
     return replace(saved, **layout, fingerprints=current.fingerprints, versions=current.versions)
 

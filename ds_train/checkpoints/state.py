@@ -11,11 +11,15 @@ from data_tools.base.records import Natural, Positive, as_record
 from data_tools.samples.samplers import Cursor
 
 CLIENT_STATE_KEY = "ds_train"  # one key of our own: DeepSpeed drops client keys that collide with its own
+PFLOP = 10**15
 STATE_FILE = "state.json"  # the same for people and tools, in each step directory
 _TENSORS = ("rng",)  # fields that are no plain JSON
+_ADDED = {"flops", "gpu_hours"}  # fields that checkpoints of version 0.1 lack; the default is their former value
 
 
 Flag = Annotated[int, Interval(ge=0, le=1)]
+Flops = Annotated[int, Interval(ge=0, le=10**30)]
+Hours = Annotated[float, Interval(ge=0)]
 
 
 @dataclass
@@ -41,6 +45,8 @@ class TrainState:
     mixin_tokens: Natural = 0  # those of them that were synthetic
     overflows: Natural = 0  # candidates of consumed samples that were longer than seq_len
     skipped_steps: Natural = 0  # steps whose loss or gradient was not finite: samples consumed, nothing updated
+    flops: Flops = 0  # of forward and backward, as model/footprint.py counts them
+    gpu_hours: Hours = field(default=0.0, compare=False)  # wall-clock hours of training × devices
     ledger: str = ""  # rolling hash over (source, index, stage) of every consumed sample
     rng: list[dict[str, Any]] = field(default_factory=list)  # per rank, gathered before each save
     fingerprints: dict[str, str] = field(default_factory=dict)
@@ -73,8 +79,8 @@ class TrainState:
         """
         saved = client_state.get(CLIENT_STATE_KEY) if isinstance(client_state, dict) else None
         known = {f.name for f in fields(cls)}
-        if not isinstance(saved, dict) or set(saved) != known:
-            found = sorted(set(saved) ^ known) if isinstance(saved, dict) else "no state of this program"
+        if not isinstance(saved, dict) or set(saved) | _ADDED != known:
+            found = sorted((set(saved) | _ADDED) ^ known) if isinstance(saved, dict) else "no state of this program"
             problem = f"differs in: {found}"
         else:
             try:

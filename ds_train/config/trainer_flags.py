@@ -28,6 +28,15 @@ class RunFlags:
     stop_step: int | None = flag(
         None, "end this launch cleanly at this step with a checkpoint, exit code 86", "launch", within="[1, 1e9]"
     )
+    max_tokens: int | None = flag(
+        None, "end the run with the step that reaches this many", "trajectory", through="tokens", within="[1, 1e15]"
+    )
+    max_pflops: float | None = flag(
+        None, "the same for PFLOPs of forward and backward", "trajectory", through="flops", within="(0, 1e15]"
+    )
+    max_hours: float | None = flag(
+        None, "end this launch after that time as --stop_step does", "launch", within="(0, 1e6]"
+    )
     resume: str = flag(
         "auto", "auto or latest (newest complete checkpoint, else a fresh start), none, or a step directory", "launch"
     )

@@ -206,19 +206,24 @@ PEAK_FLOPS = {"H100 80GB HBM3": 989e12, "H100 SXM": 989e12, "H100 PCIe": 756e12,
 
 @dataclass(frozen=True)
 class TrainingFlops:
-    """FLOPs of forward and backward together.
+    """FLOPs of forward and backward together, in integers, so that sums do not depend on their order.
 
     Attributes:
         per_token: 6 for each parameter that a token is multiplied with, which excludes an input embedding.
         per_pair: for each of the n² pairs of a document of n tokens: 6 × layers × hidden size.
     """
 
-    per_token: float
-    per_pair: float
+    per_token: int
+    per_pair: int
 
-    def of_documents(self, lengths: Iterable[int]) -> float:
+    def of(self, num_tokens: int, num_pairs: int) -> int:
+        """FLOPs of documents with this many tokens, and this many pairs of tokens of one document."""
+        return self.per_token * num_tokens + self.per_pair * num_pairs
+
+    def of_documents(self, lengths: Iterable[int]) -> int:
         """FLOPs of documents with these lengths in tokens."""
-        return sum(self.per_token * length + self.per_pair * length**2 for length in lengths)
+        lengths = [*lengths]
+        return self.of(sum(lengths), sum(length**2 for length in lengths))
 
 
 def training_flops(config: PretrainedConfig) -> TrainingFlops:
@@ -227,7 +232,7 @@ def training_flops(config: PretrainedConfig) -> TrainingFlops:
     is_tied = getattr(config, "tie_word_embeddings", False)
     embedding = 0 if is_tied else shape.vocab_size * shape.hidden
     attended = shape.num_layers * shape.hidden if shape.num_heads else 0
-    return TrainingFlops(6.0 * (shape.num_parameters - embedding), 6.0 * attended)
+    return TrainingFlops(6 * (shape.num_parameters - embedding), 6 * attended)
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -44,6 +44,7 @@ class PPTrain:
     micro_batch: int
     accuracy: str
     eval_every: int | None = None
+    longest_lookahead: Callable[[int], int | None] = lambda stage: None
     name: str = "pptrain"
 
     def record(self, state: TrainState, result: StepResult) -> None:
@@ -51,7 +52,7 @@ class PPTrain:
 
     def train_columns(self, state: TrainState, result: StepResult) -> dict[str, Any]:
         accuracy = sum(state.window) / len(state.window) if state.window else None
-        return {"curr_acc": accuracy, **self._stage_columns(state)}
+        return {"curr_acc": accuracy, **self._stage_columns(state), "lookahead": self.longest_lookahead(state.stage)}
 
     def status(self, row: Row) -> str:
         accuracy = "–" if row["curr_acc"] is None else f"{row['curr_acc']:.3f}"
@@ -221,8 +222,16 @@ def _setup(
         source, inputs.tokenizer, seq_len, splits.reserved_digests(), run.seed, flags.train_answer, flags.accuracy
     )
     return PhaseParts(
-        phase=PPTrain(curriculum, heldout, inputs.world, layout.micro_batch, flags.accuracy, flags.eval_every),
-        cadence=Cadence(run.log_every, run.save_every or _SAVE_EVERY, flags.max_steps, run.stop_step),
+        phase=PPTrain(
+            curriculum,
+            heldout,
+            inputs.world,
+            layout.micro_batch,
+            flags.accuracy,
+            flags.eval_every,
+            source.longest_lookahead,
+        ),
+        cadence=Cadence.of(run, _SAVE_EVERY, flags.max_steps),
         sampler=CurriculumSampler(layout.global_batch),
         readers={SampleKind.STREAM: reader},
         first_stage=flags.start_stage,

@@ -194,7 +194,7 @@ def _setup(
             layout.micro_batch,
             pack_check=PackCheck(blocks, inputs.world),
         ),
-        cadence=Cadence(run.log_every, run.save_every or _SAVE_EVERY, flags.total_steps, run.stop_step),
+        cadence=Cadence.of(run, _SAVE_EVERY, flags.total_steps),
         sampler=sampler,
         readers={
             SampleKind.C4: C4Reader(blocks),

@@ -30,7 +30,7 @@ class ExitCode(IntEnum):
     FINISHED = 0
     ERROR = 1
     PREEMPTED = 85  # by a signal: start again
-    STOPPED = 86  # by STOP or --stop_step: do not start again
+    STOPPED = 86  # by STOP, --stop_step or --max_hours: do not start again
     RANK_LOST = 87  # a rank died or hangs
 
 
@@ -111,15 +111,19 @@ class StopRequests:
         run_directory: where a file named STOP requests it.
         is_main: whether this rank looks for the file.
         device: device of the collectives.
+        max_hours: that may pass from now on; None for no end.
     """
 
-    def __init__(self, run_directory: Path, is_main: bool, device: "torch.device") -> None:
+    def __init__(
+        self, run_directory: Path, is_main: bool, device: "torch.device", max_hours: float | None = None
+    ) -> None:
         self._file = run_directory / STOP_FILE
         self._is_main = is_main
         self._device = device
+        self._max_hours, self._start = max_hours, time.monotonic()
 
     def check(self) -> None:
-        """Stop if any rank has received a signal, or if there is a STOP file. Collective.
+        """Stop if any rank has received a signal, if there is a STOP file, or if time is up. Collective.
 
         Raises:
             StopTraining: on every rank.
@@ -128,13 +132,17 @@ class StopRequests:
         import torch.distributed as dist
 
         by_file = int(self._is_main and self._file.exists())
-        asked = torch.tensor([by_file, _received.number or 0], device=self._device)
+        hours = (time.monotonic() - self._start) / 3600
+        by_time = int(self._max_hours is not None and hours >= self._max_hours)
+        asked = torch.tensor([by_file, _received.number or 0, by_time], device=self._device)
         dist.all_reduce(asked, dist.ReduceOp.MAX)
-        stop_file, number = asked.tolist()
+        stop_file, number, time_is_up = asked.tolist()
         if stop_file:  # it goes first: its author does not want a requeue
             raise StopTraining(ExitCode.STOPPED, f"found {self._file}")
         if number:
             raise StopTraining(ExitCode.PREEMPTED, f"received {signal.Signals(number).name}")
+        if time_is_up:
+            raise StopTraining(ExitCode.STOPPED, f"--max_hours {self._max_hours:g}")
 
     def consume(self) -> None:
         """Remove the STOP file, so that it stops one run and not the next."""

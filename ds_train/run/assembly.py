@@ -91,7 +91,7 @@ def launch(prepared: CheckedRun) -> ExitCode:
         # The time-out exceeds the watchdog's, which ends the job with a better explanation.
         init_distributed(world, timeout_s=2 * max(LONG_S, flags.hang_timeout_s))
         check_num_nodes(world, flags.num_nodes)
-        stop = StopRequests(inputs.run_directory, world.is_main, device_of(world))
+        stop = StopRequests(inputs.run_directory, world.is_main, device_of(world), flags.max_hours)
         watchdog = stack.enter_context(supervision(world, flags.hang_timeout_s))
         on_main(world, lambda: stack.enter_context(_run_lock(inputs.run_directory)))
 

@@ -67,6 +67,7 @@ class StepResult:
         c4_loss, synthetic_loss: the same over the targets of one source, None where there were none.
         flags: (global_batch,) accuracy flags (0/1) in global sample order.
         tokens: (2,) real targets of C4 and of synthetic documents.
+        computed: (2,) tokens of all documents, and pairs of tokens of one document.
         num_overflows: candidates that were longer than seq_len.
         grad_norm: global gradient norm before clipping; not finite where `nonfinite` is set.
         nonfinite: set when the loss or the gradient norm was not finite. Then nothing was updated and flags is empty.
@@ -78,6 +79,7 @@ class StepResult:
     synthetic_loss: float | None
     flags: list[int]
     tokens: np.ndarray
+    computed: np.ndarray
     num_overflows: int
     grad_norm: float | None
     nonfinite: NonFinite | None = None
@@ -95,10 +97,11 @@ def train_step(engine: Engine, batch: RankBatch, layout: Layout, accuracy: str) 
     Args:
         accuracy: which flag the curriculum counts, ``any`` or ``first``.
     """
-    # Weights, tokens and overflows of the global batch, which the first backward already needs.
+    # Weights of the global batch, which the first backward already needs, and counts; float64 holds them exactly.
     device = engine.device
-    counts = torch.tensor([*batch.weights, *batch.tokens, len(batch.overflows)], dtype=torch.float64, device=device)
-    weights, tokens, num_overflows = sum_over_ranks(counts).cpu().split([2, 2, 1])
+    counts = [*batch.weights, *batch.tokens, *batch.computed, len(batch.overflows)]
+    sums = sum_over_ranks(torch.tensor(counts, dtype=torch.float64, device=device)).cpu()
+    weights, tokens, computed, num_overflows = sums.split([2, 2, 2, 1])
     scale = layout.grad_accum * layout.world_size / weights.sum().item()
 
     # Forward, backward and update of this rank's micro-batches.
@@ -114,16 +117,16 @@ def train_step(engine: Engine, batch: RankBatch, layout: Layout, accuracy: str) 
 
     # Sum the losses over all ranks. A value that is not finite has prevented the update: find where it arose.
     own_sums = torch.stack(sums_by_micro_batch)  # (micro-batch, source)
-    sums = sum_over_ranks(own_sums.sum(0))
+    losses = sum_over_ranks(own_sums.sum(0))
     nonfinite = None
-    if not sums.isfinite().all():
+    if not losses.isfinite().all():
         nonfinite = NonFinite("loss", gather_objects(_positions(~own_sums.isfinite().all(1))))
     elif not engine.was_step_applied() and not engine.fp16_enabled():  # in fp16 the loss scaler skips steps as well
         nonfinite = NonFinite("gradient norm", gather_objects(_nonfinite_gradients(engine, batch, scale)))
 
     # The result is the same on every rank.
     chosen = flags.by_any if accuracy == "any" else flags.by_first
-    c4_sum, synthetic_sum = sums.tolist()
+    c4_sum, synthetic_sum = losses.tolist()
     return StepResult(
         plan=batch.plan,
         loss=(c4_sum + synthetic_sum) / weights.sum().item(),
@@ -131,6 +134,7 @@ def train_step(engine: Engine, batch: RankBatch, layout: Layout, accuracy: str) 
         synthetic_loss=_ratio(synthetic_sum, weights[SYNTHETIC].item()),
         flags=[] if nonfinite else gather_in_rank_order(chosen.to(torch.uint8)).tolist(),
         tokens=tokens.numpy().astype(np.int64),
+        computed=computed.numpy().astype(np.int64),
         num_overflows=int(num_overflows),
         grad_norm=None if grad_norm is None else float(grad_norm),
         nonfinite=nonfinite,

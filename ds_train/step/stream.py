@@ -33,6 +33,7 @@ class RankBatch:
         num_examples: this rank's samples.
         weights: (2,) float64, sum of loss weights of C4 and of synthetic targets on this rank.
         tokens: (2,) int64, real targets likewise, of the documents that are trained on.
+        computed: (2,) int64, tokens of all documents, and pairs of tokens of one document: FLOPs follow from them.
         overflows: candidates of this rank's samples that were longer than seq_len.
     """
 
@@ -41,6 +42,7 @@ class RankBatch:
     num_examples: int
     weights: np.ndarray
     tokens: np.ndarray
+    computed: np.ndarray
     overflows: list[Overflow]
 
     def pin_memory(self) -> "RankBatch":
@@ -67,13 +69,14 @@ class RankBatchBuilder:
             for position, sample in zip(positions, found, strict=True):
                 samples[position] = sample
 
-        # Count loss weights and real targets. A document that is only scored has neither.
-        weights, tokens = np.zeros(2), np.zeros(2, np.int64)
+        # Count loss weights and real targets, which a document that is only scored lacks, and what is computed.
+        weights, tokens, computed = np.zeros(2), np.zeros(2, np.int64), np.zeros(2, np.int64)
         for document in (document for sample in samples for document in sample.documents):
-            kind = SYNTHETIC if document.is_synthetic else C4
+            kind, length = SYNTHETIC if document.is_synthetic else C4, len(document.weights)
             weights[kind] += document.weights.sum(dtype=np.float64)
             if document.weights.any():  # then its prompt counts too, even where only the answer weighs
-                tokens[kind] += len(document.weights)
+                tokens[kind] += length
+            computed += length, length**2
 
         # Pack them into micro-batches.
         size = self._layout.micro_batch
@@ -86,6 +89,7 @@ class RankBatchBuilder:
             num_examples=len(samples),
             weights=weights,
             tokens=tokens,
+            computed=computed,
             overflows=[overflow for sample in samples for overflow in sample.overflows],
         )
 

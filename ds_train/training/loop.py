@@ -8,7 +8,7 @@ from pathlib import Path
 from data_tools.base.errors import UserError, file_problem
 from data_tools.samples.readers import Overflow
 from ds_train.checkpoints.save import Checkpoints
-from ds_train.checkpoints.state import TrainState
+from ds_train.checkpoints.state import PFLOP, TrainState
 from ds_train.config.layout import Layout
 from ds_train.config.schedule import Schedule
 from ds_train.model.footprint import TrainingFlops, peak_flops
@@ -18,7 +18,7 @@ from ds_train.ranks.world import World
 from ds_train.step.engine import Engine, StepResult, set_learning_rate, train_step
 from ds_train.step.nonfinite import NonFinite
 from ds_train.step.stream import Stream
-from ds_train.training.metrics import JsonlLog, Row, Throughput
+from ds_train.training.metrics import DeviceHours, JsonlLog, Row, Throughput
 from ds_train.training.monitors import Monitors
 from ds_train.training.phase import Cadence, Phase
 from ds_train.training.progress import Progress
@@ -68,7 +68,7 @@ def train(run: Run) -> None:
         # Steps, until the phase or the run is at its end. Each starts with a chance to stop.
         run.stream.restart(state.cursor, state.step)
         if _is_over(run):
-            logger.info("nothing to do: %s", _why_over(run))
+            logger.info("nothing to do")
         while not _is_over(run):
             _check_stop(run)
             _optimizer_step(run, logs, overflow_report)
@@ -79,6 +79,7 @@ def train(run: Run) -> None:
         _await_save(run)  # a save may still be under way, and its checkpoint is good
         raise
     else:
+        logger.info("%s", _why_over(run))
         _save_last(run)
     finally:
         progress.close()
@@ -103,8 +104,9 @@ def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") 
     _advance(state, result)
     if result.nonfinite:
         _skip_or_stop(run, result, result.nonfinite)
-    lengths = (length for micro_batch in batch.micro_batches for length in micro_batch.lengths)
-    logs.throughput.trained(int(result.tokens.sum()), run.flops.of_documents(lengths))
+    state.flops += run.flops.of(*map(int, result.computed))
+    state.gpu_hours += logs.device_hours.since_last()
+    logs.throughput.trained(int(result.tokens.sum()), run.flops.of(*map(int, batch.computed)))
     losses = {"loss": result.loss, "c4_loss": result.c4_loss, "mixin_loss": result.synthetic_loss}
     logs.progress.step_done(losses)
 
@@ -126,14 +128,15 @@ def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") 
 
 
 def _is_over(run: Run) -> bool:
-    return run.state.finished or run.cadence.is_over(run.state.step)
+    return run.state.finished or run.cadence.limit_reached(run.state) is not None
 
 
 def _why_over(run: Run) -> str:
     step, max_steps = run.state.step, run.cadence.max_steps
     if max_steps is not None and step > max_steps:
         return f"this run is already at step {step}, beyond the requested {max_steps} steps"
-    return f"step {step} is the end of this run"
+    limit = None if run.state.finished else run.cadence.limit_reached(run.state)
+    return f"step {step} is the end of this run" + (f": it has reached --{limit}" if limit else "")
 
 
 def _check_stop(run: Run) -> None:
@@ -225,6 +228,7 @@ class _Logs:
         self.progress = progress
         self._files = {name: JsonlLog(run.directory / "logs" / f"{name}.jsonl", run.world.is_main) for name in LOGS}
         self.throughput = Throughput(peak_flops(run.engine.device))
+        self.device_hours = DeviceHours(run.world.size)
         state = run.state
         # An evaluation that is about to be repeated must not be logged twice.
         evaluates_again = state.step == 0 or state.evaluation_pending
@@ -239,6 +243,8 @@ class _Logs:
         row = {"step": state.step, "loss": result.loss, "lr": lr, **columns, "timestamp": time.time()}
         row |= {
             "tokens": state.tokens,
+            "pflops": state.flops / PFLOP,
+            "gpu_hours": round(state.gpu_hours, 6),
             "grad_norm": result.grad_norm,
             "skipped_steps": state.skipped_steps,
             "ledger": state.ledger,

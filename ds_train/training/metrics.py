@@ -86,6 +86,22 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+class DeviceHours:
+    """Hours of all devices while they train, evaluations and saves included, from construction on.
+
+    Args:
+        num_devices: that work at the same time.
+    """
+
+    def __init__(self, num_devices: int) -> None:
+        self._num_devices, self._last = num_devices, time.perf_counter()
+
+    def since_last(self) -> float:
+        """Device hours since the last call."""
+        before, self._last = self._last, time.perf_counter()
+        return (self._last - before) / 3600 * self._num_devices
+
+
 class Throughput:
     """Tokens per second, share of the time spent waiting for data, peak memory and MFU since the last report.
 

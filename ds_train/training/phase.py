@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 from data_tools.samples.readers import Reader
 from data_tools.samples.samplers import SampleKind, Sampler
-from ds_train.checkpoints.state import TrainState
+from ds_train.checkpoints.state import PFLOP, TrainState
+from ds_train.config.trainer_flags import RunFlags
 from ds_train.step.engine import Engine, StepResult
 from ds_train.training.metrics import Row
 
@@ -45,15 +46,33 @@ class Phase(Protocol):
 
 @dataclass(frozen=True)
 class Cadence:
-    """When a run logs, saves and ends, in optimizer steps."""
+    """When a run logs and saves, in optimizer steps, and what limits it."""
 
     log_every: int
     save_every: int
     max_steps: int | None
     stop_step: int | None
+    max_tokens: int | None = None
+    max_pflops: float | None = None
 
-    def is_over(self, step: int) -> bool:
-        return self.max_steps is not None and step >= self.max_steps
+    @classmethod
+    def of(cls, run: RunFlags, save_every: int, max_steps: int | None) -> "Cadence":
+        """What the flags ask for.
+
+        Args:
+            save_every: where no flag sets it.
+        """
+        limits = max_steps, run.stop_step, run.max_tokens, run.max_pflops
+        return cls(run.log_every, run.save_every or save_every, *limits)
+
+    def limit_reached(self, state: TrainState) -> str | None:
+        """The limit that the run has reached, by name; None while it is within all."""
+        reached = {
+            "max_steps": self.max_steps is not None and state.step >= self.max_steps,
+            "max_tokens": self.max_tokens is not None and state.tokens >= self.max_tokens,
+            "max_pflops": self.max_pflops is not None and state.flops >= self.max_pflops * PFLOP,
+        }
+        return next((name for name, is_reached in reached.items() if is_reached), None)
 
 
 @dataclass(frozen=True)

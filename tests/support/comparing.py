@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-TIMING = {"timestamp", "tokens_per_second", "data_wait_fraction", "peak_memory_gb"}
+TIMING = {"timestamp", "gpu_hours", "tokens_per_second", "data_wait_fraction", "peak_memory_gb"}
 
 
 def comparable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -36,6 +36,8 @@ def assert_same_checkpoint(run: Path, other: Path, step: int) -> None:
         assert [path for path in ours if not torch.equal(ours[path], theirs[path])] == []
         states = [value.get("ds_train") for value in loaded]
         if states[0]:
-            plain = [{key: value for key, value in state.items() if key != "rng"} for state in states]
+            plain = [
+                {key: value for key, value in state.items() if key not in ("rng", "gpu_hours")} for state in states
+            ]
             assert plain[0] == plain[1]  # the RNG's tensors were compared above
     assert any("exp_avg_sq" in path for path in seen) and any("module" in path for path in seen)

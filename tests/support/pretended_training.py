@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from data_tools.samples.samplers import CurriculumSampler, MixinShare, MixtureSampler, SampleKind
-from ds_train.checkpoints.state import TrainState
+from ds_train.checkpoints.state import PFLOP, TrainState
 from ds_train.config.layout import Layout
 from ds_train.config.schedule import Schedule
 from ds_train.model.footprint import TrainingFlops
@@ -47,7 +47,7 @@ class PlanStream:
         self.step += 1
         plan = self.sampler.plan(self.cursor, self.step)
         self.cursor = plan.next_cursor
-        return SimpleNamespace(plan=plan, overflows=[], micro_batches=[SimpleNamespace(lengths=[3, 5])])
+        return SimpleNamespace(plan=plan, overflows=[], computed=np.array([8, 34]))
 
 
 class KeptStates:
@@ -85,6 +85,7 @@ def pretended_result(plan) -> StepResult:
         synthetic_loss=2.5 if mixin else None,
         flags=(plan.indices % 8 != 3).astype(int).tolist(),
         tokens=np.array([100 * (GLOBAL_BATCH - mixin), 90 * mixin]),
+        computed=np.array([1000, 5000]),
         num_overflows=1,
         grad_norm=None,
     )
@@ -141,7 +142,7 @@ def pretended_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
             eval=lambda: None, train=lambda: None, monitor=SimpleNamespace(enabled=False), device=torch.device("cpu")
         )
         made = Run(
-            world=world, layout=layout, schedule=Schedule(1.0, warmup_steps=4), flops=TrainingFlops(1.0, 0.0),
+            world=world, layout=layout, schedule=Schedule(1.0, warmup_steps=4), flops=TrainingFlops(PFLOP // 500, 0),
             cadence=Cadence(**given), engine=engine, stream=PlanStream(sampler, events), phase=phase,
             state=copy.deepcopy(state) or fresh,
             checkpoints=checkpoints, directory=tmp_path / phase_name, stop=stop, watchdog=watchdog,

@@ -125,6 +125,7 @@ def test_continues_as_if_nothing_had_changed(scratch: Path, change: Change) -> N
     assert [row["ledger"] for row in rows] == [row["ledger"] for row in straight]
     assert [row["stage"] for row in rows] == [row["stage"] for row in straight]
     assert [row["lr"] for row in rows] == [row["lr"] for row in straight]
+    assert [row["pflops"] for row in rows] == [row["pflops"] for row in straight]
     assert max(abs(a["loss"] - b["loss"]) for a, b in zip(rows, straight, strict=True)) <= LOSS_TOLERANCE[precision]
     assert not list((scratch / change.name).rglob("*universal*"))
 
@@ -133,7 +134,7 @@ def test_continues_as_if_nothing_had_changed(scratch: Path, change: Change) -> N
 def test_a_run_from_before_gradient_sums_in_fp32_continues_with_one_notice(
     ranks: int, precision: str, notices: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    saved = TrainState(1, ranks, 2, 1, 2 * ranks, zero_stage=1, precision=precision, step=7, fingerprints={})
+    saved = TrainState(1, ranks, 2, 1, 2 * ranks, zero_stage=1, precision=precision, step=7, flops=9)
     current = replace(saved, step=0, fingerprints={"gradient_sums": "fp32"})
     with caplog.at_level(logging.WARNING):
         state = adapted_state(saved, current, Path("step_00000007"), strict_layout=True, accepted=())
@@ -147,13 +148,28 @@ def test_a_run_from_before_gradient_sums_in_fp32_continues_with_one_notice(
 def test_a_run_whose_documents_saw_one_another_continues_with_one_notice(
     rows: str, notices: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    saved = TrainState(1, 1, 2, 1, 2, zero_stage=1, precision="fp32", step=7, fingerprints={"gradient_sums": "fp32"})
-    current = replace(saved, step=0, fingerprints={"gradient_sums": "fp32", "documents": rows})
+    sums = {"gradient_sums": "fp32"}
+    saved = TrainState(1, 1, 2, 1, 2, zero_stage=1, precision="fp32", step=7, flops=9, fingerprints=sums)
+    current = replace(saved, step=0, fingerprints=sums | {"documents": rows})
     with caplog.at_level(logging.WARNING):
         state = adapted_state(saved, current, Path("step_00000007"), strict_layout=True, accepted=())
         adapted_state(replace(state, step=8), current, Path("step_00000008"), strict_layout=True, accepted=())
     expected = ["documents of a micro-batch influenced one another until step 7, and now have a row each"]
     assert caplog.messages == expected * notices
+
+
+def test_a_run_from_before_flops_were_counted_continues_with_one_notice(caplog: pytest.LogCaptureFixture) -> None:
+    saved = TrainState(1, 1, 2, 1, 2, zero_stage=1, precision="fp32", step=7, fingerprints={"gradient_sums": "fp32"})
+    values = dict(saved.to_client_state()["ds_train"])
+    for name in ("flops", "gpu_hours"):
+        del values[name]
+    former = TrainState.from_client_state({"ds_train": values}, "step_00000007")
+    current = replace(saved, step=0)
+    with caplog.at_level(logging.WARNING):
+        state = adapted_state(former, current, Path("step_00000007"), strict_layout=True, accepted=())
+        adapted_state(replace(state, step=8, flops=10**12), current, Path("x"), strict_layout=True, accepted=())
+    notice = "step_00000007 has no count of FLOPs and device hours: both count from step 7 on"
+    assert caplog.messages == [notice] and (state.flops, state.gpu_hours) == (0, 0.0)
 
 
 def test_a_run_that_had_two_spaces_before_an_answer_does_not_resume_with_one() -> None:

@@ -97,6 +97,7 @@ class TestSameTrajectory:
         assert len(rows) == STEPS
         assert [row["ledger"] for row in rows] == [row["ledger"] for row in reference]
         assert [row["tokens"] for row in rows] == [row["tokens"] for row in reference]
+        assert [row["pflops"] for row in rows] == [row["pflops"] for row in reference]
 
     def test_same_curriculum(self, scratch: Path, phase: str, variant: Variant) -> None:
         if phase == "pretrain":

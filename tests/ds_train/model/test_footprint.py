@@ -27,7 +27,7 @@ def test_as_many_as_torch_counts(architecture: str, length: int) -> None:
 def test_documents_add_up() -> None:
     flops = training_flops(load_model_config("pythia-160m"))
     assert flops.per_token == 6 * (162_322_944 - 50_304 * 768) and flops.per_pair == 6 * 12 * 768
-    assert flops.of_documents([3, 5]) == 8 * flops.per_token + 34 * flops.per_pair
+    assert flops.of_documents([3, 5]) == flops.of(8, 34) == 8 * flops.per_token + 34 * flops.per_pair
 
 
 def test_mfu_is_reported_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

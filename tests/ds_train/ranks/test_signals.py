@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from ds_train.checkpoints.manifest import step_directories
 from ds_train.checkpoints.save import read_state
+from ds_train.ranks import signals
 from tests.support import tiny
 from tests.support.comparing import assert_same_checkpoint, comparable
 from tests.support.launching import REPOSITORY, environment, launch, read_log
+from tests.support.process_group import one_rank
 from tests.support.running import running, wait_for_step
 from tests.system.launched_signals import STATES
 
@@ -120,6 +123,17 @@ os.kill(os.getpid(), signal.SIGINT)
 time.sleep(0.2)
 print("still here", flush=True)
 """
+
+
+def test_time_that_is_up_stops_a_launch_without_a_requeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 3599.0, 3600.0])
+    with one_rank(), monkeypatch.context() as patch:
+        patch.setattr(signals.time, "monotonic", lambda: next(now))
+        stop = signals.StopRequests(tmp_path, True, torch.device("cpu"), max_hours=1.0)
+        stop.check()
+        with pytest.raises(signals.StopTraining, match="--max_hours 1") as stopped:
+            stop.check()
+    assert stopped.value.exit_code == signals.ExitCode.STOPPED
 
 
 @pytest.mark.parametrize(

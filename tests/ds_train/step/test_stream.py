@@ -16,6 +16,8 @@ from data_tools.samples.readers import StreamReader
 from data_tools.samples.samplers import CurriculumSampler, Cursor, SampleKind
 from data_tools.search.splits import prompt_digest
 from ds_train.config.layout import Layout
+from ds_train.model.causal_lm import load_model_config
+from ds_train.model.footprint import training_flops
 from ds_train.ranks.world import World
 from ds_train.run import assembly
 from ds_train.step.stream import RankBatch, RankBatchBuilder, Stream
@@ -69,6 +71,19 @@ def test_promotion_takes_effect_at_the_exact_index(num_workers: int, consumed_be
         fresh.restart(promoted, batch.plan.step)
         _assert_equal(first, fresh.next())
         _assert_equal(stream.next(), fresh.next())
+
+
+def test_flops_of_pythia_tiny_are_those_counted_by_hand() -> None:
+    """4 layers of 128: 4·128² in attention and 8·128² behind it, biases, two norms; a last norm; 1024 × 128 logits."""
+    layer = 12 * 128**2 + (4 + 4 + 1) * 128 + 2 * 2 * 128
+    multiplied = 4 * layer + 2 * 128 + 1024 * 128
+    flops = training_flops(load_model_config("pythia-tiny"))
+    plan = CurriculumSampler(LAYOUT.global_batch).plan(Cursor(stage=4), 1)
+    samples = stream_reader().read(plan.indices.tolist(), 4)
+    lengths = [len(document.tokens) - 1 for sample in samples for document in sample.documents]
+    by_hand = sum(6 * multiplied * n + 6 * 4 * 128 * n**2 for n in lengths)
+    builders = [RankBatchBuilder({SampleKind.STREAM: stream_reader()}, LAYOUT, rank) for rank in range(2)]
+    assert sum(flops.of(*map(int, builder.build(plan).computed)) for builder in builders) == by_hand
 
 
 def test_sample_can_be_regenerated_alone() -> None:

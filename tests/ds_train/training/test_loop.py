@@ -68,7 +68,8 @@ def test_learning_rates_are_those_of_the_steps(launch, tmp_path):
 def test_columns_of_pptrain(launch, tmp_path):
     launch()
     for row in rows(tmp_path, "pptrain", "train"):
-        assert list(row)[:7] == ["step", "loss", "lr", "curr_acc", "stage", "alpha", "timestamp"]
+        columns = ["step", "loss", "lr", "curr_acc", "stage", "alpha", "lookahead", "timestamp"]
+        assert list(row)[: len(columns)] == columns
     for row in rows(tmp_path, "pptrain", "eval"):
         assert set(row) == EVAL_FIELDS["pptrain"]
         assert (row["heldout_acc"], row["heldout_loss"], row["num_examples"]) == (0.5, 0.7, 2)
@@ -173,6 +174,33 @@ def test_max_steps_end_a_curriculum_early_with_a_checkpoint(launch):
     code, saved, _ = launch(max_steps=5)
     assert code == ExitCode.FINISHED and max(saved) == 5
     assert not saved[5].finished and saved[5].stage == 3
+
+
+def test_compute_and_device_hours_are_logged_and_kept_over_a_resume(launch, tmp_path):
+    """The pretended model takes 2 PFLOPs a step."""
+    _, saved, _ = launch("pretrain", stop_step=5)
+    _, after, _ = launch("pretrain", state=saved[5])
+    found = rows(tmp_path, "pretrain", "train")
+    assert [row["pflops"] for row in found] == [2 * row["step"] for row in found]
+    hours = [row["gpu_hours"] for row in found]
+    assert hours == sorted(hours) and after[12].gpu_hours > saved[5].gpu_hours > 0
+
+
+@pytest.mark.parametrize(("limit", "last"), [({"max_tokens": 2400}, 3), ({"max_pflops": 6.5}, 4), ({}, 9)])
+def test_a_limit_ends_a_run_as_max_steps_do(launch, tmp_path, limit, last):
+    """8 samples of 100 tokens and 2 PFLOPs a step: the step that reaches the limit is the last one."""
+    code, saved, _ = launch(log_every=5, **limit)
+    assert code == ExitCode.FINISHED and max(saved) == last
+    assert rows(tmp_path, "pptrain", "train")[-1]["step"] == rows(tmp_path, "pptrain", "eval")[-1]["step"] == last
+    code, again, events = launch(state=saved[last], **limit)
+    assert code == ExitCode.FINISHED and not again and ("update", last + 1) not in events
+
+
+def test_a_limit_that_is_raised_lets_a_run_continue(launch):
+    _, whole, _ = launch()
+    _, saved, _ = launch(max_tokens=1600)
+    code, after, _ = launch(state=saved[2])
+    assert code == ExitCode.FINISHED and after[9] == whole[9]
 
 
 def test_logs_are_written_at_their_cadence(launch, tmp_path):
