@@ -55,6 +55,7 @@ from data_tools.corpus.text_source import (
     add_source_flags,
     reading_order,
     shuffled_documents,
+    stride,
 )
 from data_tools.corpus.token_stream import TokenStream
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
@@ -85,6 +86,7 @@ def main(argv: list[str] | None = None) -> None:
             seed=args.seed,
             shuffle_buffer=args.shuffle_buffer,
             special_tokens_as_text=begun.get("special_tokens_as_text", not begun),
+            half=args.half,
         )
         order = reading_order(source, args.seed) if args.source else []  # the Hub's is pinned, and costs a request
         progress = find_progress(args.pack_dir, asked, args.overwrite, lambda number: source.identity(order[:number]))
@@ -103,7 +105,7 @@ def _pack(
     """Write the files that are still missing, then meta.json."""
     asked = progress.parameters
     _check_free_space(directory, asked)
-    documents = shuffled_documents(source, asked.seed, asked.shuffle_buffer)
+    documents = shuffled_documents(source, asked.seed, asked.shuffle_buffer, asked.half)
     progress.write(directory)  # only now: the source could be opened
     remove_pack(directory, keep=progress)
     if progress.finished:
@@ -150,7 +152,7 @@ def _write_files(
         except _SourceEndsError as end:
             given = (progress.num_tokens + end.tokens_written) // asked.block_len
             validation = min(given, asked.val_blocks)
-            left_out = source.left_out(stream.cursor.document + 1)
+            left_out = source.left_out(stride(asked.half) * (stream.cursor.document + 1))
             remove_pack(directory)
             raise UserError(
                 f"the source is too small: its {stream.cursor.document:,} documents gave {given - validation:,} of "
@@ -199,7 +201,7 @@ def _meta(progress: PackProgress, source: DocumentSource, tokenizer: TextTokeniz
     end, validation_end = progress.end, progress.finished[0].end
     num_validation_documents = validation_end.document - validation_end.num_untokenized if validation else 0
     num_read = end.document + (end.token > 0)  # the last one may have a part in
-    left_out = source.left_out(num_read + progress.parameters.shuffle_buffer)
+    left_out = source.left_out(stride(progress.parameters.half) * num_read + progress.parameters.shuffle_buffer)
     if end.num_untokenized:
         documents = pluralize(end.num_untokenized, "document")
         left_out.append(f"{documents} so long and uniform that no place to cut was found.")
@@ -263,6 +265,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=any_seed, default=12345, help="seed of the document shuffle (default 12345)")
     parser.add_argument(
         "--shuffle_buffer", type=positive, default=10_000, help="documents in the shuffle buffer (default 10000)"
+    )
+    parser.add_argument(
+        "--half",
+        choices=("first", "second"),
+        default="",
+        help="pack only every other document, from the first or the second one on: two packs that share none",
     )
     parser.add_argument(
         "--workers",

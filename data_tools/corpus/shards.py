@@ -66,6 +66,7 @@ class PackParameters:
         seed, shuffle_buffer: parameters of the document shuffle.
         special_tokens_as_text: whether a special token that a text mentions holds its characters. Up to version 0.1,
             which does not record it, it was that token.
+        half: of the documents, ``first`` (every other one from the first) or ``second``; empty: all.
     """
 
     source_sha256: str
@@ -80,6 +81,7 @@ class PackParameters:
     seed: int
     shuffle_buffer: Natural
     special_tokens_as_text: bool = False
+    half: Literal["", "first", "second"] = ""
 
     @property
     def block_len(self) -> int:

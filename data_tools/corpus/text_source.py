@@ -8,7 +8,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Protocol
 
 from data_tools.base.command_line import natural
@@ -54,10 +54,20 @@ def reading_order(source: DocumentSource, seed: int) -> list[int]:
     return permutation(seed, "pack/parts", source.num_parts).tolist()
 
 
-def shuffled_documents(source: DocumentSource, seed: int, buffer_size: int) -> Iterator[str]:
-    """Yield all non-empty documents of a source: parts in a seeded order, then through a shuffle buffer."""
+def shuffled_documents(source: DocumentSource, seed: int, buffer_size: int, half: str = "") -> Iterator[str]:
+    """Yield all non-empty documents of a source: parts in a seeded order, then through a shuffle buffer.
+
+    Args:
+        half: ``first`` or ``second``: only every other document. Packs of the two halves share none.
+    """
     texts = chain.from_iterable(source.read_part(part) for part in reading_order(source, seed))
-    return buffer_shuffle((_encodable(text) for text in texts if text), seed, buffer_size)
+    documents = buffer_shuffle((_encodable(text) for text in texts if text), seed, buffer_size)
+    return islice(documents, int(half == "second"), None, stride(half))
+
+
+def stride(half: str) -> int:
+    """How many documents of the source there are for each one of a half; of all, for an empty one."""
+    return 2 if half else 1
 
 
 def buffer_shuffle(texts: Iterator[str], seed: int, buffer_size: int) -> Iterator[str]:

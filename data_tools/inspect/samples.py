@@ -85,7 +85,9 @@ def mixture_lines(args: Namespace) -> Iterator[str]:
         sha256 = splits.meta.files[split_file_name("mixin")].sha256
         cache = args.scratch_dir / "data" / "cache"
         table = load_mixin_table(rows, sha256, tokenizer, blocks.meta.seq_len, args.mixin_pack, cache)
-    sampler = MixtureSampler(args.global_batch, args.seed, share, blocks.num_blocks, table.num_blocks, table.fill)
+    sampler = MixtureSampler(
+        args.global_batch, args.seed, share, blocks.num_blocks, table.num_blocks, table.fill, args.c4_order == "seed"
+    )
     reader = MixinReader(rows, table, tokenizer, args.mixin_loss)
     view = _view(args, tokenizer)
     for title, source, block in _planned(args, sampler):

@@ -143,6 +143,7 @@ class MixtureSampler:
     Attributes:
         num_c4_blocks: blocks of the pack; C4 indices wrap around (the start of a run checks whether they may).
         num_mixin_blocks: blocks of the mixin table, visited in a new seeded permutation each pass.
+        shuffles_c4: whether the blocks of the pack are visited so too, and not in their order.
         mixin_fill: mean real tokens of a synthetic block / seq_len.
     """
 
@@ -152,14 +153,18 @@ class MixtureSampler:
     num_c4_blocks: int
     num_mixin_blocks: int
     mixin_fill: float
+    shuffles_c4: bool = False
 
     def plan(self, cursor: Cursor, step: int) -> GlobalBatchPlan:
         is_mixin = self.is_mixin(cursor.consumed_index, step)
         num_mixin = int(is_mixin.sum())
         num_c4 = self.global_batch - num_mixin
         indices = np.empty(self.global_batch, np.int64)
-        indices[~is_mixin] = (cursor.c4_block_idx + np.arange(num_c4)) % max(1, self.num_c4_blocks)
-        indices[is_mixin] = self._mixin_blocks(cursor.mixin_idx, num_mixin)
+        if self.shuffles_c4:
+            indices[~is_mixin] = self._shuffled("pretrain/c4 order", self.num_c4_blocks, cursor.c4_block_idx, num_c4)
+        else:
+            indices[~is_mixin] = (cursor.c4_block_idx + np.arange(num_c4)) % max(1, self.num_c4_blocks)
+        indices[is_mixin] = self._shuffled("pretrain/mixin order", self.num_mixin_blocks, cursor.mixin_idx, num_mixin)
         return GlobalBatchPlan(
             step=step,
             stage=cursor.stage,
@@ -185,21 +190,21 @@ class MixtureSampler:
         consumed = num_steps * self.global_batch
         return Cursor(consumed_index=consumed, c4_block_idx=consumed - num_mixin, mixin_idx=num_mixin)
 
-    def _mixin_blocks(self, start: int, count: int) -> np.ndarray:
+    def _shuffled(self, purpose: str, num_blocks: int, start: int, count: int) -> np.ndarray:
         blocks = np.empty(count, np.int64)
         done = 0
         while done < count:
-            pass_index, position = divmod(start + done, self.num_mixin_blocks)
-            order = _mixin_order(self.seed, self.num_mixin_blocks, pass_index)
+            pass_index, position = divmod(start + done, num_blocks)
+            order = _order(self.seed, purpose, num_blocks, pass_index)
             taken = order[position : position + count - done]
             blocks[done : done + len(taken)] = taken
             done += len(taken)
         return blocks
 
 
-@lru_cache(maxsize=2)
-def _mixin_order(seed: int, num_blocks: int, pass_index: int) -> np.ndarray:
-    return permutation(seed, "pretrain/mixin order", num_blocks, pass_index)
+@lru_cache(maxsize=4)
+def _order(seed: int, purpose: str, num_blocks: int, pass_index: int) -> np.ndarray:
+    return permutation(seed, purpose, num_blocks, pass_index)
 
 
 def c4_blocks_needed(sampler: MixtureSampler, total_steps: int) -> int:

@@ -29,7 +29,10 @@ UNIVERSAL = ".universal"  # in a run directory: DeepSpeed's layout-free copy of 
 LAYOUT = ("world_size", "zero_stage", "micro_batch", "grad_accum")
 GENERATOR_EXAMPLES = "generator_examples"  # fingerprint of what an external generator gives
 ONE_A_ROW = "one a row"  # a fingerprint: documents that end to end would influence one another
-_FORMERLY = {"answer_spaces": "2"}  # of tokenizers like Llama 2's, before there was this fingerprint
+_FORMERLY = {  # before there was this fingerprint
+    "answer_spaces": "2",  # of tokenizers like Llama 2's
+    "c4_order": "pack",
+}
 _HASH, _HASH_DIGITS = re.compile("[0-9a-f]{64}"), 12
 _WHAT_WORKS = "any ZeRO stage at any number of ranks into any other in fp32 and bf16; in fp16 not from or to ZeRO 0"
 

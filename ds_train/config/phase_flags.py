@@ -97,6 +97,9 @@ class PretrainFlags:
     pack_dir: str | None = flag(
         None, "packed blocks (default: scratch_dir/data/c4_packed)", "trajectory", through="pack", is_path=True
     )
+    c4_order: Literal["pack", "seed"] = flag(
+        "pack", "blocks in the order of the pack, or in one that the seed decides", "trajectory"
+    )
     allow_repeat: bool = flag(False, "read the pack more than once if it is too small for the run", "speed")
     mixin_percent: float = flag(
         0.02, "synthetic share of real tokens, as a fraction: 0.02 is 2 %%", "trajectory", within="[0, 1]"

@@ -170,7 +170,9 @@ def _setup(
         on_main(inputs.world, lambda: bool(splits.reserved_digests()))  # raises where held-out problems are mixed in
     # The mixture, and whether the pack has enough blocks for it.
     table = on_main(inputs.world, lambda: _mixin_table(inputs, flags, share, splits))
-    sampler = MixtureSampler(layout.global_batch, run.seed, share, blocks.num_blocks, table.num_blocks, table.fill)
+    sampler = MixtureSampler(
+        layout.global_batch, run.seed, share, blocks.num_blocks, table.num_blocks, table.fill, flags.c4_order == "seed"
+    )
     needed = c4_blocks_needed(sampler, flags.total_steps)
     if needed > blocks.num_blocks and not flags.allow_repeat:
         raise UserError(

@@ -58,19 +58,41 @@ def test_meta_says_what_was_written(root: Path) -> None:
     ]  # fmt: skip
 
 
-def test_validation_documents_are_in_no_shard(root: Path) -> None:
-    tokenizer = load_tokenizer(str(root / "tokenizer"))
-    blocks = PackedBlocks(root / "pack")
-    parts = {}
-    for name, row, count in (
-        ("val", blocks.validation_block, packing.VAL_BLOCKS), ("train", blocks.block, packing.NUM_BLOCKS)
-    ):  # fmt: skip
+def documents_in(pack: Path, tokenizer: TextTokenizer) -> tuple[list[str], list[str]]:
+    """The numbers with which the documents begin that have tokens in validation.bin, and in the shards."""
+    blocks = PackedBlocks(pack)
+    numbers = []
+    for row, count in ((blocks.validation_block, blocks.meta.val_blocks), (blocks.block, blocks.num_blocks)):
         tokens = np.concatenate([row(i) for i in range(count)])
         documents = [tokenizer.decode(part[part != 0]) for part in np.split(tokens, np.flatnonzero(tokens == 0) + 1)]
-        parts[name] = [text.split(" ")[0] for text in documents if text]  # each document begins with its number
-    assert not set(parts["val"]) & set(parts["train"])
-    assert len(parts["val"]) == len(set(parts["val"])) == blocks.meta.num_validation_documents
-    assert len(parts["train"]) == len(set(parts["train"])) == blocks.meta.num_documents
+        numbers.append([text.split(" ")[0] for text in documents if text])
+    return numbers[0], numbers[1]
+
+
+def test_validation_documents_are_in_no_shard(root: Path) -> None:
+    meta = PackedBlocks(root / "pack").meta
+    validation, training = documents_in(root / "pack", load_tokenizer(str(root / "tokenizer")))
+    assert not set(validation) & set(training)
+    assert len(validation) == len(set(validation)) == meta.num_validation_documents
+    assert len(training) == len(set(training)) == meta.num_documents
+
+
+def test_halves_share_no_document(root: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(root / "tokenizer"))
+    sizes = {"first": 30, "second": 30, "longer": 33}
+    packs = {
+        name: packing.pack(root, pack_dir=tmp_path / name, half=name.replace("longer", "first"), num_blocks=size)
+        for name, size in sizes.items()
+    }
+    first, second, longer = (
+        {number for part in documents_in(pack, tokenizer) for number in part} for pack in packs.values()
+    )
+    assert not first & second and not longer & second
+    assert (packs["longer"] / "validation.bin").read_bytes() == (packs["first"] / "validation.bin").read_bytes()
+    blocks, more = (PackedBlocks(packs[name]) for name in ("first", "longer"))
+    np.testing.assert_array_equal([more.block(i) for i in range(30)], [blocks.block(i) for i in range(30)])
+    with pytest.raises(UserError, match="half"):
+        packing.pack(root, pack_dir=packs["first"], half="second", num_blocks=30)
 
 
 def test_bytes_do_not_depend_on_workers_and_the_plain_script_runs(tmp_path: Path) -> None:

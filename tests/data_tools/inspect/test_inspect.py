@@ -129,7 +129,18 @@ def test_stream_without_splits_is_the_same_stream(tiny_scratch, shown):
     [
         ["--mixin_percent", 0.3],
         ["--mixin_percent", 0.1, "--mixin_schedule", "linear", "--mixin_end", 0.9, "--mixin_loss", "answer"],
-        ["--mixin_percent", 0.5, "--mixin_pack", "single", "--mixin_loss", "weighted", "--seed", 3],
+        [
+            "--mixin_percent",
+            0.5,
+            "--mixin_pack",
+            "single",
+            "--mixin_loss",
+            "weighted",
+            "--seed",
+            3,
+            "--c4_order",
+            "seed",
+        ],
     ],
     ids=["constant", "linear", "single"],
 )

@@ -24,7 +24,16 @@ def test_defaults_are_the_trainers():
     of_commands = {
         "split": {"mixin_loss", "seq_len"},
         "stream": {"seed", "seq_len", "train_answer", "accuracy", "generator"},
-        "mixture": {"seed", "total_steps", "mixin_percent", "mixin_schedule", "mixin_end", "mixin_pack", "mixin_loss"},
+        "mixture": {
+            "seed",
+            "total_steps",
+            "mixin_percent",
+            "mixin_schedule",
+            "mixin_end",
+            "mixin_pack",
+            "mixin_loss",
+            "c4_order",
+        },
         "lengths": {"seed", "generator"},
     }
     for command, names in of_commands.items():

@@ -104,6 +104,19 @@ def test_c4_blocks_come_once_in_order_and_mixin_blocks_once_a_pass(share):
     assert last == Cursor(consumed_index=256 * 40, c4_block_idx=len(c4), mixin_idx=len(mixin))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_a_seed_can_decide_the_order_of_c4(share):
+    """One for all conditions of a seed: mixing leaves blocks out at the end, and changes no place."""
+    found = plans(mixture(share, global_batch=64, num_c4_blocks=150, shuffles_c4=True), 10)
+    c4, alone = (
+        indices_of(p, SampleKind.C4) for p in (found, plans(mixture(0.0, num_c4_blocks=150, shuffles_c4=True), 1))
+    )
+    assert np.array_equal(c4, alone[: len(c4)])
+    assert (np.sort(c4[:300].reshape(2, 150)) == np.arange(150)).all() and list(c4[:150]) != list(c4[150:300])
+    other = indices_of(plans(mixture(0.0, num_c4_blocks=150, shuffles_c4=True, seed=6), 1), SampleKind.C4)
+    assert not np.array_equal(alone, other)
+
+
 def test_a_repeated_pack_is_read_in_order_again():
     found = plans(mixture(0.1, global_batch=64, num_c4_blocks=150), 10)
     c4 = indices_of(found, SampleKind.C4)
@@ -117,8 +130,9 @@ def test_a_repeated_pack_is_read_in_order_again():
         CurriculumSampler(32),
         mixture(0.2, global_batch=32, num_mixin_blocks=23, num_c4_blocks=700),
         mixture(global_batch=32, share=MixinShare(0.0, 0.6, "cosine", 30), num_mixin_blocks=1),
+        mixture(0.2, global_batch=32, num_mixin_blocks=23, num_c4_blocks=700, shuffles_c4=True),
     ],
-    ids=["curriculum", "mixture", "moving mixture"],
+    ids=["curriculum", "mixture", "moving mixture", "shuffled C4"],
 )
 def test_restart_from_any_cursor_continues_identically(sampler):
     whole = plans(sampler, 30, Cursor(stage=2))

@@ -97,7 +97,7 @@ def test_saving_and_logging_are_no_differences() -> None:
     ("phase", "names"),
     [
         ("pptrain", "train_answer accuracy curr_window curr_threshold curr_check_every stage_step"),
-        ("pretrain", "total_steps mixin_percent mixin_schedule mixin_end mixin_pack mixin_loss"),
+        ("pretrain", "total_steps c4_order mixin_percent mixin_schedule mixin_end mixin_pack mixin_loss"),
     ],
 )
 def test_checkpoints_of_before_have_the_same_fingerprints(phase: str, names: str) -> None:
