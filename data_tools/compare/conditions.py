@@ -14,7 +14,7 @@ from data_tools.runs.logs import RunLogs
 from data_tools.runs.settings import load_settings
 
 _DEFAULT_SEED = 1337
-_DECAYING = ("WarmupDecayLR", "WarmupCosineLR")
+_DECAYING = ("WarmupDecayLR", "WarmupCosineLR", "WarmupStableDecay")
 
 
 @dataclass(frozen=True)

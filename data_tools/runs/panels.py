@@ -45,7 +45,8 @@ PANELS = (
     ),
     Panel(
         "heldout_accuracy", "Held-out accuracy", "accuracy (any valid answer)",
-        "On held-out problems of full difficulty.", {"heldout_acc": ""},
+        "On held-out problems of full difficulty, and in pptrain on fresh ones of the stage's difficulty.",
+        {"heldout_acc": "", "stage_acc": "at the stage"},
     ),
     Panel(
         "heldout_loss", "Held-out loss on problems", _NATS,

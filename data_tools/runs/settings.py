@@ -20,7 +20,7 @@ _FLAGS_IN_JSON = {
     "grad_accum": "gradient_accumulation_steps", "lr": "optimizer.params.lr",
     "warmup_steps": "scheduler.params.warmup_num_steps", "weight_decay": "optimizer.params.weight_decay",
     "grad_clip": "gradient_clipping", "zero_stage": "zero_optimization.stage",
-    "min_lr_ratio": "scheduler.params.cos_min_ratio",
+    "min_lr_ratio": "scheduler.params.cos_min_ratio", "decay_steps": "scheduler.params.decay_num_steps",
 }  # fmt: skip
 _IGNORED = ("run_name", "deepspeed_config")  # the name heads the column; the JSON in effect is shown itself
 

@@ -200,6 +200,11 @@ def _apply_overrides(
     elif flags.warmup_steps is not None:
         problems.add("--warmup_steps was given but the JSON has no scheduler block; add one (WarmupLR).")
     kind = config.get("scheduler", {}).get("type")
+    if flags.decay_steps is not None and kind in ("WarmupLR", "WarmupStableDecay"):
+        put("decay_steps", "WarmupStableDecay", "scheduler.type", given=str(flags.decay_steps))
+        put("decay_steps", flags.decay_steps)
+    elif flags.decay_steps is not None:
+        problems.add(f"--decay_steps ends the constant rate of WarmupLR, but scheduler.type is {kind!r}; leave it out.")
     if kind == "WarmupCosineLR":
         put("min_lr_ratio", min_lr_ratio, "scheduler.params.cos_min_ratio")
     elif min_lr_ratio is not None:

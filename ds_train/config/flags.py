@@ -108,7 +108,7 @@ def parse_flags(
 
 def flags_known_to(groups: Iterable[type]) -> dict[str, bool]:
     """Names of all flags of these dataclasses, and whether they take several values."""
-    return {name: list[str] in _kinds(hint) for group in groups for name, hint in get_type_hints(group).items()}
+    return {name: _is_list(hint) for group in groups for name, hint in get_type_hints(group).items()}
 
 
 def _names(arguments: Sequence[str]) -> list[str]:
@@ -129,10 +129,11 @@ def _parse(groups: Sequence[Any], description: str, arguments: list[str], are_al
     refuse_unknown_flags(arguments, [*parser._option_string_actions])
     values = vars(parser.parse_args(arguments))
     problems = Problems()
-    for item in (item for group in groups for item in fields(group)):
-        value, kind = values[item.name], f"number in {item.metadata['within']}"
-        if item.metadata["within"] and value is not None and not is_of_kind(value, kind):
-            problems.add(complaint(f"--{item.name}", value, kind))
+    for item in (item for group in groups for item in fields(group) if item.metadata["within"]):
+        given, kind = values[item.name], f"number in {item.metadata['within']}"
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and not is_of_kind(value, kind):
+                problems.add(complaint(f"--{item.name}", value, kind))
     problems.raise_if_any()
     return tuple(group(**{item.name: values[item.name] for item in fields(group)}) for group in groups)
 
@@ -158,6 +159,10 @@ def _kinds(hint: Any) -> list[Any]:
     return [kind for kind in (get_args(hint) if is_union else [hint]) if kind is not NoneType]
 
 
+def _is_list(hint: Any) -> bool:
+    return any(get_origin(kind) is list for kind in _kinds(hint))
+
+
 def _argument_kind(hint: Any) -> dict[str, Any]:
     """What argparse needs to know of a field's type."""
     (kind,) = _kinds(hint)
@@ -165,8 +170,8 @@ def _argument_kind(hint: Any) -> dict[str, Any]:
         return {"type": _truth, "nargs": "?", "const": True}
     if get_origin(kind) is Literal:
         return {"choices": get_args(kind)}
-    if kind == list[str]:
-        return {"nargs": "+"}
+    if get_origin(kind) is list:
+        return {"nargs": "+", "type": get_args(kind)[0]}
     return {"type": kind}
 
 

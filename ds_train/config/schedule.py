@@ -1,7 +1,8 @@
 """The learning rate of every optimizer step, as a pure function of the JSON's ``scheduler`` block.
 
-Names and parameters are DeepSpeed's, but step k (from 1) has one exact learning rate. DeepSpeed's own warm-up classes
-train the first two steps at 0, never reach the peak, and carry state through checkpoints.
+Names and parameters are DeepSpeed's, except for ``WarmupStableDecay``, which it lacks. Step k (from 1) has one exact
+learning rate. DeepSpeed's own warm-up classes train the first two steps at 0, never reach the peak, and carry state
+through checkpoints.
 """
 
 import math
@@ -17,16 +18,19 @@ _KEYS = {
     "WarmupDecayLR": _WARMUP_KEYS | {"warmup_min_lr", "warmup_max_lr", "total_num_steps"},
     "WarmupCosineLR": _WARMUP_KEYS | {"warmup_min_ratio", "cos_min_ratio", "total_num_steps"},
 }
+_KEYS["WarmupStableDecay"] = _KEYS["WarmupDecayLR"] | {"decay_num_steps", "decay_type"}
 _DECAY = {"WarmupLR": "constant", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Warm-up from ``start_lr`` to ``base_lr`` over ``warmup_steps``, then constant, linear to 0, or cosine.
+    """Warm-up from ``start_lr`` to ``base_lr`` over ``warmup_steps``, then constant or a decay.
 
     Attributes:
         warmup_type: the fraction reached at step k of W: ``linear`` k / W, ``log`` log(1 + k) / log(1 + W).
-        decay: ``constant``, ``linear`` (to 0 at total_steps) or ``cosine`` (to ``min_lr`` at total_steps).
+        decay: ``constant``, or until total_steps ``linear`` (to 0), ``1-sqrt`` (to 0) or ``cosine`` (to ``min_lr``).
+            1-sqrt is 1 - √(share of the decay that is done), of Hägele et al. 2024 (arXiv 2405.18392).
+        decay_steps: length of the decay, after steps at ``base_lr``; 0: all steps after the warm-up.
     """
 
     base_lr: float
@@ -36,14 +40,13 @@ class Schedule:
     decay: str = "constant"
     min_lr: float = 0.0
     total_steps: int = 0
+    decay_steps: int = 0
 
     def __str__(self) -> str:
-        end = {
-            "constant": "then constant",
-            "linear": f"then linear to 0 at step {self.total_steps:,}",
-            "cosine": f"then a cosine to {self.min_lr:g} at step {self.total_steps:,}",
-        }
-        return f"{self.base_lr:g} after {self.warmup_steps:,} warm-up steps, {end[self.decay]}"
+        form = {"linear": "linear to 0", "1-sqrt": "1-sqrt to 0", "cosine": f"a cosine to {self.min_lr:g}"}
+        decay = f"then {form[self.decay]} at step {self.total_steps:,}" if self.decay in form else "then constant"
+        until = f"until step {self.total_steps - self.decay_steps:,}, " if self.decay_steps else ""
+        return f"{self.base_lr:g} after {self.warmup_steps:,} warm-up steps, {until}{decay}"
 
     def lr(self, step: int) -> float:
         """The learning rate of optimizer step ``step`` (from 1)."""
@@ -53,9 +56,12 @@ class Schedule:
             return self.start_lr + (self.base_lr - self.start_lr) * done
         if self.decay == "constant":
             return self.base_lr
-        progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        start = self.total_steps - self.decay_steps if self.decay_steps else self.warmup_steps
+        progress = min(1.0, max(0, step - start) / max(1, self.total_steps - start))
         if self.decay == "linear":
             return self.base_lr * (1 - progress)
+        if self.decay == "1-sqrt":
+            return self.base_lr * (1 - math.sqrt(progress))
         return self.min_lr + (self.base_lr - self.min_lr) * (1 + math.cos(math.pi * progress)) / 2
 
 
@@ -84,15 +90,30 @@ def schedule_from_block(block: dict[str, Any] | None, base_lr: float, total_step
         raise UserError(f"scheduler.params.warmup_min_lr {start_lr} is above optimizer.params.lr {base_lr}; lower it.")
     if kind == "WarmupCosineLR":
         start_lr = base_lr * params.get("warmup_min_ratio", 0.0)
-    return Schedule(
+    schedule = Schedule(
         base_lr=base_lr,
         start_lr=start_lr,
         warmup_steps=int(params.get("warmup_num_steps", 1000)),
         warmup_type=params.get("warmup_type", "log"),
-        decay=_DECAY[kind],
+        decay=_DECAY.get(kind) or params.get("decay_type", "linear"),
         min_lr=base_lr * params.get("cos_min_ratio", 0.0001),
         total_steps=0 if kind == "WarmupLR" else _total_steps(kind, params, total_steps),
+        decay_steps=params.get("decay_num_steps", 0),
     )
+    if kind == "WarmupStableDecay":
+        _check_decay(schedule)
+    return schedule
+
+
+def _check_decay(schedule: Schedule) -> None:
+    """Refuse a constant rate without a decay, or with one that would begin during the warm-up."""
+    if not schedule.decay_steps:
+        raise UserError("scheduler WarmupStableDecay lacks decay_num_steps; set it, or give --decay_steps.")
+    if schedule.warmup_steps + schedule.decay_steps > schedule.total_steps:
+        raise UserError(
+            f"scheduler WarmupStableDecay: {schedule.warmup_steps} warm-up steps and {schedule.decay_steps} of decay "
+            f"are more than the run's {schedule.total_steps}; set fewer, or train longer."
+        )
 
 
 def _checked_block(block: Any) -> tuple[str, dict[str, Any]]:
@@ -120,6 +141,8 @@ _KINDS = {
     "warmup_min_ratio": "number in [0, 1]",
     "cos_min_ratio": "number in [0, 1]",
     "total_num_steps": "auto | whole number in [1, 1e9]",
+    "decay_num_steps": "whole number in [1, 1e9]",
+    "decay_type": "linear | 1-sqrt",
 }
 
 

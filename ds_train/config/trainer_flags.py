@@ -22,6 +22,9 @@ class RunFlags:
     save_every: int | None = flag(
         None, "steps between checkpoints (default: 200 for pptrain, 500 for pretrain)", "record", within="[1, 1e9]"
     )
+    eval_at: list[int] | None = flag(
+        None, "steps after which to evaluate, besides --eval_every's: 1 2 4 8 16", "record", within="[1, 1e9]"
+    )
     sync_save: bool = flag(False, "write each checkpoint before training continues, not in the background", "speed")
     keep_last: int = flag(3, "number of newest checkpoints to keep; 0 keeps all", "record", within="[0, 1e9]")
     keep_every: int = flag(0, "keep checkpoints at multiples of this forever; 0: none", "record", within="[0, 1e9]")
@@ -162,6 +165,13 @@ class OverrideFlags:
         "trajectory",
         json_key="scheduler.params.warmup_num_steps",
         within="[0, 1e9]",
+    )
+    decay_steps: int | None = flag(
+        None,
+        "last steps, in which a constant rate decays to 0 (scheduler.params.decay_num_steps)",
+        "trajectory",
+        json_key="scheduler.params.decay_num_steps",
+        within="[1, 1e9]",
     )
     weight_decay: float | None = flag(
         None,

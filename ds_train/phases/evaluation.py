@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,12 @@ class HeldOut:
     samples: list[list[Document]]
     lookahead: np.ndarray
     num_too_long: int
+
+    @property
+    def groups(self) -> list[tuple[int, np.ndarray]]:
+        """Each known lookahead, and which examples have it: (num_examples,) bool."""
+        known = np.unique(self.lookahead[self.lookahead >= 0]).tolist()
+        return [(lookahead, self.lookahead == lookahead) for lookahead in known]
 
 
 def heldout_examples(
@@ -94,6 +101,19 @@ def evaluate_heldout(
         sum_over_ranks(part.to(torch.uint8)).cpu().numpy().astype(bool) for part in (flags.by_any, flags.by_first)
     )
     return HeldOutResult(loss, by_any, by_first)
+
+
+def heldout_columns(result: HeldOutResult, heldout: HeldOut) -> dict[str, Any]:
+    """The columns of an evaluation row that both phases have."""
+    return {
+        "heldout_acc": result.accuracy,
+        "heldout_loss": result.loss,
+        "num_examples": len(result.by_any),
+        "by_lookahead": [
+            {"lookahead": n, "num_examples": int(has_it.sum()), "accuracy_any": float(result.by_any[has_it].mean())}
+            for n, has_it in heldout.groups
+        ],
+    }
 
 
 def evaluate_c4(

@@ -19,7 +19,8 @@ from ds_train.config.flags import parse_flags
 from ds_train.config.phase_flags import PPTrainFlags
 from ds_train.config.trainer_flags import GROUPS, DataFlags
 from ds_train.phases.curriculum import Curriculum
-from ds_train.phases.evaluation import BeforeBatch, HeldOut, evaluate_heldout, heldout_examples
+from ds_train.phases.evaluation import BeforeBatch, HeldOut, evaluate_heldout, heldout_columns, heldout_examples
+from ds_train.phases.stage_examples import StageExamples
 from ds_train.ranks.collectives import on_main
 from ds_train.ranks.entry import set_up_logging
 from ds_train.ranks.world import World, world_from_env
@@ -40,6 +41,7 @@ class PPTrain:
 
     curriculum: Curriculum
     heldout: HeldOut
+    stage_examples: Callable[[int], HeldOut]
     world: World
     micro_batch: int
     accuracy: str
@@ -75,15 +77,14 @@ class PPTrain:
         return promoted or (self.eval_every is not None and state.step % self.eval_every == 0)
 
     def evaluate(self, engine: Engine, state: TrainState, before_batch: BeforeBatch) -> dict[str, Any]:
-        result = evaluate_heldout(
-            engine, self.heldout, micro_batch=self.micro_batch, world=self.world, before_batch=before_batch
-        )
+        how: Any = {"micro_batch": self.micro_batch, "world": self.world, "before_batch": before_batch}
+        result = evaluate_heldout(engine, self.heldout, **how)
+        at_stage = evaluate_heldout(engine, self.stage_examples(state.stage), **how)
         return {
             **self._stage_columns(state),
             "mastered": state.step > 0 and not state.window,  # a promotion has just emptied the window
-            "heldout_acc": result.accuracy,
-            "heldout_loss": result.loss,
-            "num_examples": len(result.by_any),
+            "stage_acc": at_stage.accuracy,
+            **heldout_columns(result, self.heldout),
         }
 
     def _stage_columns(self, state: TrainState) -> dict[str, Any]:
@@ -225,6 +226,7 @@ def _setup(
         phase=PPTrain(
             curriculum,
             heldout,
+            StageExamples(reader, data.eval_subset_size, inputs.world),
             inputs.world,
             layout.micro_batch,
             flags.accuracy,

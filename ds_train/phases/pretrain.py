@@ -19,7 +19,14 @@ from ds_train.checkpoints.weights import Weights, find_weights
 from ds_train.config.flags import parse_flags
 from ds_train.config.phase_flags import PretrainFlags
 from ds_train.config.trainer_flags import GROUPS, DataFlags, RunFlags
-from ds_train.phases.evaluation import BeforeBatch, HeldOut, evaluate_c4, evaluate_heldout, heldout_examples
+from ds_train.phases.evaluation import (
+    BeforeBatch,
+    HeldOut,
+    evaluate_c4,
+    evaluate_heldout,
+    heldout_columns,
+    heldout_examples,
+)
 from ds_train.phases.pack_check import PackCheck
 from ds_train.ranks.collectives import on_main
 from ds_train.ranks.entry import set_up_logging
@@ -87,12 +94,7 @@ class Pretrain:
         how: Any = {"micro_batch": self.micro_batch, "world": self.world, "before_batch": before_batch}
         result = evaluate_heldout(engine, self.heldout, **how)
         c4_loss = evaluate_c4(engine, self.blocks, **how)
-        return {
-            "heldout_acc": result.accuracy,
-            "heldout_loss": result.loss,
-            "heldout_c4_loss": c4_loss,
-            "num_examples": len(result.by_any),
-        }
+        return heldout_columns(result, self.heldout) | {"heldout_c4_loss": c4_loss}
 
 
 def _initial_weights(run: RunFlags, flags: PretrainFlags) -> Weights | None:

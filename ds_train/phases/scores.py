@@ -125,15 +125,13 @@ def _load(weights: Weights, world: World, seq_len: int, vocab_size: int, dtype: 
 
 def summarize(result: HeldOutResult, heldout: HeldOut) -> dict[str, Any]:
     """Loss and accuracies over all examples and by lookahead, in the form that ``--output`` writes."""
-    known = np.unique(heldout.lookahead[heldout.lookahead >= 0]).tolist()
-    groups = [(lookahead, heldout.lookahead == lookahead) for lookahead in known]
     return {
         "num_too_long": heldout.num_too_long,
         "loss": result.loss,
         **_accuracies(result.by_any, result.by_first),
         "by_lookahead": [
             {"lookahead": lookahead, **_accuracies(result.by_any[chosen], result.by_first[chosen])}
-            for lookahead, chosen in groups
+            for lookahead, chosen in heldout.groups
         ],
     }
 

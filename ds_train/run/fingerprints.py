@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 import ds_train
 from data_tools.corpus.tokenizer import TextTokenizer
 from ds_train.config.deepspeed_json import EngineConfig
+from ds_train.config.schedule import Schedule
 
 
 def common_fingerprints(
@@ -24,7 +25,7 @@ def common_fingerprints(
     config = engine.effective
     return {
         "optimizer": _hyper_parameters(config["optimizer"]),
-        "schedule": json.dumps(asdict(engine.schedule), sort_keys=True),
+        "schedule": schedule_as_text(engine.schedule),
         "gradient_clipping": str(float(config.get("gradient_clipping", 0.0))),
         "gradient_sums": config["communication_data_type"],
         "seq_len": str(seq_len),
@@ -32,6 +33,13 @@ def common_fingerprints(
         **({"answer_spaces": "1"} if tokenizer.prepends_space else {}),
         "model": hashlib.sha256(model.encode()).hexdigest(),
     }
+
+
+def schedule_as_text(schedule: Schedule) -> str:
+    values = asdict(schedule)
+    if not schedule.decay_steps:  # as it was before there were any
+        del values["decay_steps"]
+    return json.dumps(values, sort_keys=True)
 
 
 def _hyper_parameters(optimizer: dict[str, Any]) -> str:

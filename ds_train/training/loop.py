@@ -118,7 +118,7 @@ def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") 
     state.finished |= phase.is_finished(state)
     if state.step % cadence.log_every == 0 or _is_over(run):
         logs.write_train_row(run, result, lr, columns)
-    if phase.wants_evaluation(state, promoted) or _is_over(run):
+    if phase.wants_evaluation(state, promoted) or state.step in cadence.eval_at or _is_over(run):
         _evaluate(run, logs)
     if state.step % cadence.save_every == 0:
         _save(run)

@@ -1,6 +1,6 @@
 """What a phase provides to the one training loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,7 +36,7 @@ class Phase(Protocol):
     def is_finished(self, state: TrainState) -> bool: ...
 
     def wants_evaluation(self, state: TrainState, promoted: bool) -> bool:
-        """Whether to evaluate after this step; after the last one the loop does so in any case."""
+        """Whether to evaluate after this step; at those of ``--eval_at`` and the last the loop does so in any case."""
         ...
 
     def evaluate(self, engine: Engine, state: TrainState, before_batch: Callable[[], None]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class Phase(Protocol):
 
 @dataclass(frozen=True)
 class Cadence:
-    """When a run logs and saves, in optimizer steps, and what limits it."""
+    """When a run logs, saves and is evaluated besides what its phase wants, in optimizer steps, and what limits it."""
 
     log_every: int
     save_every: int
@@ -54,6 +54,7 @@ class Cadence:
     stop_step: int | None
     max_tokens: int | None = None
     max_pflops: float | None = None
+    eval_at: Collection[int] = ()
 
     @classmethod
     def of(cls, run: RunFlags, save_every: int, max_steps: int | None) -> "Cadence":
@@ -63,7 +64,7 @@ class Cadence:
             save_every: where no flag sets it.
         """
         limits = max_steps, run.stop_step, run.max_tokens, run.max_pflops
-        return cls(run.log_every, run.save_every or save_every, *limits)
+        return cls(run.log_every, run.save_every or save_every, *limits, run.eval_at or ())
 
     def limit_reached(self, state: TrainState) -> str | None:
         """The limit that the run has reached, by name; None while it is within all."""

@@ -83,7 +83,7 @@ class Progress:
             values = "  ".join(
                 f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
                 for key, value in row.items()
-                if key not in ("step", "timestamp")
+                if key not in ("step", "timestamp") and not isinstance(value, list)
             )
             logger.info("evaluation at step %s  %s", row["step"], values)
 

@@ -103,7 +103,11 @@ def pretended_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
             if next(polls) == signal_at:
                 raise StopTraining(ExitCode.PREEMPTED, "a signal")
 
-        def evaluate(*args, before_batch, **kwargs):
+        heldout, at_stage = (HeldOut([], np.empty(0, np.int64), 0) for _ in range(2))
+
+        def evaluate(engine, examples, *, before_batch, **kwargs):
+            if examples is at_stage:
+                return result
             for _ in range(3):  # batches
                 before_batch()
             events.append(("evaluate",))
@@ -122,8 +126,8 @@ def pretended_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
             monkeypatch.setattr(module, "evaluate_heldout", evaluate)
         monkeypatch.setattr(pretrain, "evaluate_c4", lambda *a, **k: None)
 
-        world, heldout = World(0, 0, 1), HeldOut([], np.empty(0, np.int64), 0)
-        phase = PPTrain(CURRICULUM, heldout, world, GLOBAL_BATCH, "any", eval_every)
+        world = World(0, 0, 1)
+        phase = PPTrain(CURRICULUM, heldout, lambda stage: at_stage, world, GLOBAL_BATCH, "any", eval_every)
         sampler = CurriculumSampler(GLOBAL_BATCH)
         if phase_name == "pretrain":
             blocks = SimpleNamespace(num_blocks=MIXTURE.num_c4_blocks)

@@ -25,9 +25,10 @@ TRAIN_FIELDS = {
     }
     | THROUGHPUT,
 }
+_HELDOUT = {"step", "heldout_acc", "heldout_loss", "num_examples", "by_lookahead", "timestamp"}
 EVAL_FIELDS = {
-    "pptrain": {"step", "stage", "alpha", "mastered", "heldout_acc", "heldout_loss", "num_examples", "timestamp"},
-    "pretrain": {"step", "heldout_acc", "heldout_loss", "heldout_c4_loss", "num_examples", "timestamp"},
+    "pptrain": {"stage", "alpha", "mastered", "stage_acc"} | _HELDOUT,
+    "pretrain": {"heldout_c4_loss"} | _HELDOUT,
 }
 
 

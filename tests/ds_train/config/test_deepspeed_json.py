@@ -9,6 +9,7 @@ import pytest
 
 from data_tools.base.errors import UserError
 from ds_train.config.json_checks import KNOWN_KEYS
+from ds_train.run.fingerprints import schedule_as_text
 from tests.support.engine_configs import BASE, GONE, batch, changed, resolve, resolve_file
 
 
@@ -164,6 +165,21 @@ def test_min_lr_ratio_overrides_the_floor():
             resolve(cosine, total_steps=50, min_lr_ratio=bad)
     with pytest.raises(UserError, match=r"min_lr_ratio.*WarmupLR"):
         resolve(BASE, total_steps=50, min_lr_ratio=0.2)
+
+
+def test_decay_steps_end_a_constant_rate():
+    """The former text of a schedule without a decay of its own stays: checkpoints are compared with it."""
+    resolved = resolve(BASE, total_steps=50, decay_steps=20)
+    assert [resolved.schedule.lr(step) for step in (30, 40, 50)] == pytest.approx([5e-4, 2.5e-4, 0])
+    assert resolved.effective["scheduler"]["type"] == "WarmupStableDecay"
+    assert "--decay_steps 20 overrides scheduler.type 'WarmupLR'" in resolved.overrides
+    params = {"warmup_num_steps": 10, "warmup_type": "linear", "decay_num_steps": 5, "decay_type": "1-sqrt"}
+    stable = changed(("scheduler", {"type": "WarmupStableDecay", "params": params}))
+    assert resolve(stable, total_steps=50, decay_steps=40).schedule.lr(20) == pytest.approx(5e-4 * 0.5)
+    with pytest.raises(UserError, match=r"--decay_steps ends the constant rate .* 'WarmupCosineLR'"):
+        resolve(changed(("scheduler.type", "WarmupCosineLR")), total_steps=50, decay_steps=20)
+    assert "decay_steps" in schedule_as_text(resolved.schedule)
+    assert "decay_steps" not in schedule_as_text(resolve(BASE, total_steps=50).schedule)
 
 
 def test_the_lr_flag_moves_the_peak_of_the_schedule():

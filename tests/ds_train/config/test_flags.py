@@ -117,6 +117,17 @@ def test_values_are_of_the_fields_kinds() -> None:
     assert sources["seed"] == "command line"
 
 
+def test_a_list_of_numbers_is_read_from_the_command_line_and_a_run_file(tmp_path: Path) -> None:
+    groups = GROUPS["pptrain"]
+    all_flags, sources = parse_flags(*groups, description="", argv="--scratch_dir /d --eval_at 1 2 40".split())
+    (tmp_path / "run.yaml").write_text(as_run_file(all_flags, {}, sources, remarks=[]))
+    (again, *_), _ = parse_flags(*groups, description="", argv=["--config", str(tmp_path / "run.yaml")])
+    assert all_flags[0].eval_at == again.eval_at == [1, 2, 40]
+    for values, message in (("1 x", "invalid int value: 'x'"), ("1 0", r"--eval_at is 0, expected a number in \[1")):
+        with pytest.raises(UserError, match=message):
+            parse_flags(*groups, description="", argv=f"--scratch_dir /d --eval_at {values}".split())
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

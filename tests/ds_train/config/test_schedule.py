@@ -49,6 +49,23 @@ def test_linear_warm_up_then_linear_decay(warmup):
     assert_rates(schedule, lambda k: BASE * k / warmup if k <= warmup else BASE * (50 - k) / (50 - warmup), 50)
 
 
+@pytest.mark.parametrize("kind", ["linear", "1-sqrt"])
+@pytest.mark.parametrize(("warmup", "decay"), [(7, 10), (0, 1), (20, 30), (0, 50)])
+def test_linear_warm_up_then_constant_then_decay(kind, warmup, decay):
+    given = block("WarmupStableDecay", warmup_num_steps=warmup, warmup_type="linear", decay_num_steps=decay,
+                  decay_type=kind)  # fmt: skip
+    schedule = schedule_from_block(given, BASE, 50)
+
+    def formula(k: int) -> float:
+        done = max(0, k - (50 - decay)) / decay
+        left = 1 - (done if kind == "linear" else math.sqrt(done))
+        return BASE * (k / warmup if k < warmup else left)
+
+    assert_rates(schedule, formula, 50)
+    assert (schedule.lr(50), schedule.lr(60)) == (0, 0)
+    assert f"until step {50 - decay}, then {kind} to 0 at step 50" in str(schedule)
+
+
 def test_the_users_pretrain_schedule_at_its_corners():
     given = block(
         "WarmupCosineLR", total_num_steps="auto", warmup_min_ratio=0, warmup_num_steps=1000, warmup_type="linear",
@@ -128,6 +145,12 @@ def test_total_num_steps_auto_is_the_runs_length(kind):
         (block("WarmupCosineLR", warmup_min_ratio=[0]), 9, "warmup_min_ratio"),
         (block("WarmupCosineLR", total_num_steps="ten"), 9, "total_num_steps.*ten"),
         (block("WarmupCosineLR", total_num_steps=0), None, "total_num_steps.*0"),
+        (block("WarmupStableDecay"), 50, "decay_num_steps"),
+        (block("WarmupStableDecay", decay_num_steps=0), 50, "decay_num_steps.*0"),
+        (block("WarmupStableDecay", decay_num_steps=5), None, "total_num_steps"),
+        (block("WarmupStableDecay", decay_num_steps=5, decay_type="sqrt"), 9, "decay_type.*sqrt"),
+        (block("WarmupStableDecay", decay_num_steps=5, warmup_num_steps=46), 50, "46.*5.*50"),
+        (block("WarmupLR", decay_num_steps=5), 50, "decay_num_steps"),
         ({"type": "WarmupLR", "params": None}, None, "params"),
         ({"type": "WarmupLR", "params": [1]}, None, "params"),
         ({"type": ["WarmupLR"]}, None, "type"),

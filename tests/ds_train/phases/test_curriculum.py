@@ -86,7 +86,9 @@ def test_a_first_stage_beyond_the_last_is_refused():
 def phase_and_state(curriculum: Curriculum) -> tuple[PPTrain, TrainState]:
     state = TrainState(1, 1, 1, 1, 1, zero_stage=1, precision="bf16", stage=curriculum.start_stage)
     nothing_held_out = HeldOut([], np.empty(0, np.int64), 0)
-    return PPTrain(curriculum, nothing_held_out, World(0, 0, 1), micro_batch=1, accuracy="any"), state
+    return PPTrain(
+        curriculum, nothing_held_out, lambda stage: nothing_held_out, World(0, 0, 1), micro_batch=1, accuracy="any"
+    ), state
 
 
 def test_phase_follows_a_plain_reimplementation():
@@ -104,7 +106,7 @@ def test_phase_follows_a_plain_reimplementation():
         state.step = step
         phase.record(state, SimpleNamespace(flags=new))
         columns = phase.train_columns(state, SimpleNamespace())
-        assert columns == {"curr_acc": sum(last) / len(last), "stage": stage, "alpha": stage / 7}
+        assert columns == {"curr_acc": sum(last) / len(last), "stage": stage, "alpha": stage / 7, "lookahead": None}
         promote = step % 3 == 0 and len(last) == 50 and 10 * sum(last) >= 8 * 50
         assert phase.promote(state) == promote
         if promote:

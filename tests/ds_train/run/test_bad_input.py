@@ -104,7 +104,7 @@ BOTH_PHASES = {
     "unknown model": (_given("--model_name", "/nowhere/model"), r"--model_name /nowhere/model.*pythia-160m"),
     "model smaller than tokenizer": (_small_model, r"tokenizer has \d+ ids but the model only 8"),
     "unwritable scratch": (_file_in_place_of_run, r"--scratch_dir: cannot write to .*run_dir"),
-    "run name with a path": (_given("--run_name", "a/b"), r"--run_name a/b"),
+    "run name with a path": (_given("--run_name", "../b"), r"--run_name ../b"),
     "missing checkpoint": (_given("--resume", "/nowhere/step_00000001"), r"--resume /nowhere/step_00000001"),
 }
 PPTRAIN = {

@@ -93,9 +93,7 @@ def test_columns_of_pretrain(launch, tmp_path):
     evaluations = rows(tmp_path, "pretrain", "eval")
     assert [row["step"] for row in evaluations] == [0, 5, 10, 12]
     for row in evaluations:
-        assert set(row) == {
-            "step", "heldout_acc", "heldout_loss", "heldout_c4_loss", "num_examples", "timestamp"
-        }  # fmt: skip
+        assert set(row) == EVAL_FIELDS["pretrain"]
 
 
 def test_mfu_counts_what_the_steps_trained_on(launch, tmp_path, monkeypatch):
@@ -218,3 +216,11 @@ def test_pptrain_evaluates_at_its_cadence_and_at_its_end_without_changing_what_i
     found = [(row["step"], row["mastered"]) for row in rows(tmp_path, "pptrain", "eval")]
     assert found == [(0, False), (2, False), (3, True), (4, False), (6, True), (8, False)]
     assert evaluated == plain and events.count(("evaluate",)) == 4, "at both ends and after both promotions"
+
+
+def test_both_phases_evaluate_at_chosen_steps_besides_their_cadence(launch, tmp_path):
+    launch("pretrain", eval_at=[1, 2, 4, 5, 40])
+    assert [row["step"] for row in rows(tmp_path, "pretrain", "eval")] == [0, 1, 2, 4, 5, 10, 12]
+    _, plain, _ = launch()
+    _, evaluated, _ = launch(eval_at=[1, 3])
+    assert [row["step"] for row in rows(tmp_path, "pptrain", "eval")] == [0, 1, 3, 6, 9] and evaluated == plain
