@@ -40,7 +40,6 @@ TESTED_IN = {
     "data_tools.search.flags": "data_tools/test_build_data_splits",
     "ds_train.checkpoints.exporting": "ds_train/test_export",
     "ds_train.checkpoints.rank_rng": "ds_train/checkpoints/test_state",
-    "ds_train.checkpoints.weights": "ds_train/test_exported_use",
     "ds_train.config.json_checks": "ds_train/config/test_deepspeed_json",
     "ds_train.config.phase_flags": "ds_train/config/test_flags",
     "ds_train.config.trainer_flags": "ds_train/config/test_flags",
@@ -61,7 +60,6 @@ TESTED_IN = {
     "ds_train.run.assembly": "ds_train/ranks/test_signals",
     "ds_train.run.fingerprints": "ds_train/config/test_flags",
     "ds_train.run.inputs": "ds_train/run/test_bad_input",
-    "ds_train.run.record": "ds_train/config/test_run_file",
     "ds_train.training.phase": "ds_train/training/test_loop",
 }
 TESTS = {path: path.read_text() for path in sorted((REPOSITORY / "tests").rglob("*.py"))}

@@ -31,6 +31,11 @@ def positions_on(logs: RunLogs, axis: str, steps: np.ndarray) -> np.ndarray:
     if axis == "c4_tokens":
         amounts = amounts * (1 - logs.train["mixin_fraction"])
     known = np.isfinite(amounts)
+    if axis in ("pflops", "gpu_hours") and not known[0]:  # a run of version 0.1 that was resumed
+        raise UserError(
+            f"--axis {axis}: {logs.directory} began before it was counted, and counts from a later step; choose another "
+            f"of {' '.join(AXES)}."
+        )
     rows, amounts = np.append(0, logs.train["step"][known]), np.append(0, amounts[known])
     # A run may be evaluated after its last row of the log: its pace until then continues.
     pace = amounts[-1] / max(rows[-1], 1)
@@ -51,7 +56,8 @@ def pptrain_cost(logs: RunLogs, flags: dict[str, Any], axis: str) -> float:
     if given == "latest":
         places = [Path(str(flags.get("scratch_dir") or "")) / first_phase, logs.directory.parent / first_phase]
     else:
-        places = [weights.parents[1] if weights.name.startswith("step_") and len(weights.parents) > 1 else weights]
+        of_run = weights.parents[1] if weights.name.startswith("step_") and len(weights.parents) > 1 else weights
+        places = [of_run, logs.directory.parent / of_run.name]  # the second where both runs were moved
     found = next((place for place in places if (place / "logs" / "train.jsonl").exists()), None)
     if found is None:
         raise UserError(

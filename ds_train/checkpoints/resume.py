@@ -17,7 +17,7 @@ from typing import Any
 from data_tools.base.errors import UserError
 from ds_train.checkpoints.full_state import engine_with_full_state
 from ds_train.checkpoints.save import load
-from ds_train.checkpoints.state import TrainState
+from ds_train.checkpoints.state import INITIAL_WEIGHTS, TrainState
 from ds_train.ranks.collectives import gather_objects, on_main
 from ds_train.ranks.world import World
 from ds_train.step.engine import Engine, build_engine
@@ -108,7 +108,7 @@ def _refuse_other_trajectory(
         logger.warning(
             "documents of a micro-batch influenced one another until step %d, and now have a row each", saved.step
         )
-    if unknown := sorted(set(accepted) - set(pairs)):
+    if unknown := sorted(set(accepted) - set(pairs) - {INITIAL_WEIGHTS}):  # which concerns fresh starts
         raise UserError(f"--accept_change {' '.join(unknown)}: no such setting; it takes {', '.join(sorted(pairs))}.")
     differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     for name in sorted(set(differing) & set(accepted)):

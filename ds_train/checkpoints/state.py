@@ -12,14 +12,44 @@ from data_tools.samples.samplers import Cursor
 
 CLIENT_STATE_KEY = "ds_train"  # one key of our own: DeepSpeed drops client keys that collide with its own
 PFLOP = 10**15
+INITIAL_WEIGHTS = "initial_weights"  # field of the state, key of a launch, name for --accept_change
 STATE_FILE = "state.json"  # the same for people and tools, in each step directory
 _TENSORS = ("rng",)  # fields that are no plain JSON
-_ADDED = {"flops", "gpu_hours"}  # fields that checkpoints of version 0.1 lack; the default is their former value
+_ADDED = {
+    "flops",
+    "gpu_hours",
+    "initial_weights",
+}  # fields that checkpoints of version 0.1 lack; the default is their former value
 
 
 Flag = Annotated[int, Interval(ge=0, le=1)]
 Flops = Annotated[int, Interval(ge=0, le=10**30)]
 Hours = Annotated[float, Interval(ge=0)]
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """What the weights of a run started from, as it was when the run began.
+
+    Attributes:
+        path: a step directory, a Hugging Face directory or a hub id; empty for random weights.
+        run: directory of the run that a step directory belongs to.
+        step, stage: of that checkpoint; the stage is 0 without a curriculum.
+        hash: of the content of all its files; of a hub id the commit.
+    """
+
+    path: str = ""
+    run: str = ""
+    step: Natural | None = None
+    stage: Natural | None = None
+    hash: str = ""
+
+    def is_same(self, other: "InitialWeights") -> bool:
+        """Whether the content is the same, wherever it is."""
+        return self.hash == other.hash and bool(self.hash or self.path == other.path)
+
+    def __str__(self) -> str:
+        return f"{self.path}, at stage {self.stage}" if self.stage else self.path or "random weights"
 
 
 @dataclass
@@ -47,6 +77,7 @@ class TrainState:
     skipped_steps: Natural = 0  # steps whose loss or gradient was not finite: samples consumed, nothing updated
     flops: Flops = 0  # of forward and backward, as model/footprint.py counts them
     gpu_hours: Hours = field(default=0.0, compare=False)  # wall-clock hours of training × devices
+    initial_weights: InitialWeights | None = None  # None: of a version that did not record them
     ledger: str = ""  # rolling hash over (source, index, stage) of every consumed sample
     rng: list[dict[str, Any]] = field(default_factory=list)  # per rank, gathered before each save
     fingerprints: dict[str, str] = field(default_factory=dict)
@@ -64,8 +95,8 @@ class TrainState:
     def to_json(self) -> str:
         """The state without the random states, a line for each field."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _TENSORS}
-        lines = [f"  {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
-        return "{\n" + ",\n".join(lines) + "\n}\n"
+        texts = {name: json.dumps(value, ensure_ascii=False, default=vars) for name, value in values.items()}
+        return "{\n" + ",\n".join(f"  {json.dumps(name)}: {text}" for name, text in texts.items()) + "\n}\n"
 
     def to_client_state(self) -> dict[str, Any]:
         return {CLIENT_STATE_KEY: asdict(self)}

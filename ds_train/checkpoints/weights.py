@@ -8,12 +8,21 @@ from io import StringIO
 from pathlib import Path
 
 import torch
+import xxhash
 from transformers import PretrainedConfig, PreTrainedModel
 
 from data_tools.base.command_line import did_you_mean
 from data_tools.base.errors import UserError
-from ds_train.checkpoints.manifest import HUGGING_FACE_CONFIG, MANIFEST, defect_of, newest_usable
+from ds_train.checkpoints.manifest import (
+    HUGGING_FACE_CONFIG,
+    MANIFEST,
+    defect_of,
+    file_entry,
+    newest_usable,
+    step_directories,
+)
 from ds_train.checkpoints.save import DESCRIPTION, mapped_file, read_state
+from ds_train.checkpoints.state import InitialWeights
 from ds_train.model.causal_lm import build_model, load_model
 
 logger = logging.getLogger(__name__)
@@ -67,6 +76,26 @@ def find_weights(spec: str, run_directory: Path | None = None) -> Weights:
         raise UserError(f"{path} is not a checkpoint; give {kinds}.")
     words = ("latest", "none") if run_directory else ()
     raise UserError(f"checkpoint {path} is missing{did_you_mean(spec, words, f'; give {kinds}.')}")
+
+
+def record_of(weights: Weights) -> InitialWeights:
+    """What a run that starts from weights records about them. Reads a Hugging Face model whole, for its hash."""
+    path = weights.path.absolute()
+    if weights.is_checkpoint:
+        state = read_state(path)
+        run = "" if path.parent.name != "checkpoints" else str(path.parents[1])
+        return InitialWeights(str(path), run, state.step, state.stage, file_entry(path / MANIFEST).xxh3_128)
+    files = [*sorted(path.glob("*.safetensors")), *sorted(path.glob("*.bin"))]
+    hashes = "".join(file_entry(file).xxh3_128 for file in files)
+    return InitialWeights(str(path), hash=xxhash.xxh3_128_hexdigest(hashes.encode()))
+
+
+def place_of(spec: str, run_directory: Path) -> str:
+    """The path that ``--pptrain_checkpoint`` means today, which need not be usable; "" for none."""
+    if spec == "none":
+        return ""
+    path = run_directory if spec == "latest" else Path(spec).absolute()
+    return str(next(iter(step_directories(path / "checkpoints")), path))
 
 
 def _newest(run_directory: Path, fix: str) -> Path:

@@ -15,7 +15,7 @@ from data_tools.search.splits import Splits, find_data_dir, split_file_name
 from ds_train.checkpoints.manifest import NEWEST, step_directories
 from ds_train.checkpoints.save import DESCRIPTION
 from ds_train.checkpoints.state import TrainState
-from ds_train.checkpoints.weights import Weights, find_weights
+from ds_train.checkpoints.weights import Weights, find_weights, place_of
 from ds_train.config.flags import parse_flags
 from ds_train.config.phase_flags import PretrainFlags
 from ds_train.config.trainer_flags import GROUPS, DataFlags, RunFlags
@@ -98,14 +98,13 @@ class Pretrain:
 
 
 def _initial_weights(run: RunFlags, flags: PretrainFlags) -> Weights | None:
-    """The weights and model to start from. A run that has checkpoints takes its model from the newest."""
+    """The weights and model to start from. A run that resumes takes its model from its own checkpoint."""
     if flags.pptrain_checkpoint == "none":
         return None
-    directory = Path(run.scratch_dir) / (run.run_name or "pretrain")
-    if (run.resume_from or run.resume) in NEWEST:
-        for own in step_directories(directory / "checkpoints"):
-            if (own / DESCRIPTION / "config.json").exists():
-                return Weights(own, True)
+    directory, resume = Path(run.scratch_dir) / (run.run_name or "pretrain"), run.resume_from or run.resume
+    for own in step_directories(directory / "checkpoints") if resume in NEWEST else [Path(resume)]:
+        if (own / DESCRIPTION / "config.json").exists():
+            return Weights(own, True)
     return find_weights(flags.pptrain_checkpoint, Path(run.scratch_dir) / flags.pptrain_run)
 
 
@@ -205,6 +204,7 @@ def _setup(
             SampleKind.MIXIN: MixinReader(splits.rows("mixin"), table, inputs.tokenizer, flags.mixin_loss),
         },
         first_stage=0,
+        weights_place=place_of(flags.pptrain_checkpoint, Path(run.scratch_dir) / flags.pptrain_run),
         fingerprints={"splits": splits.fingerprint, "pack": blocks.meta.fingerprint},
         summary={
             "length": f"{flags.total_steps:,} steps, {needed:,} of {blocks.num_blocks:,} blocks",

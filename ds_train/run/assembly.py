@@ -17,18 +17,24 @@ from ds_train.checkpoints.manifest import choose_checkpoint, set_aside
 from ds_train.checkpoints.rank_rng import seed_rng
 from ds_train.checkpoints.resume import ONE_A_ROW, adapted_state, restored_engine
 from ds_train.checkpoints.save import Checkpoints, read_state
-from ds_train.checkpoints.state import TrainState
-from ds_train.checkpoints.weights import model_with_weights
+from ds_train.checkpoints.state import InitialWeights, TrainState
+from ds_train.checkpoints.weights import Weights, model_with_weights, record_of
 from ds_train.config.deepspeed_json import default_json
 from ds_train.config.flags import compared_values
 from ds_train.model.causal_lm import build_model, load_model, save_description
-from ds_train.model.footprint import training_flops
+from ds_train.model.footprint import model_shape, training_flops
 from ds_train.ranks.collectives import check_num_nodes, device_of, init_distributed, is_emulated, on_main, take_device
 from ds_train.ranks.signals import ExitCode, StopRequests, StopTraining
 from ds_train.ranks.watchdog import LONG_S, Watchdog, exit_rank_lost, supervision
 from ds_train.run.fingerprints import common_fingerprints, versions
 from ds_train.run.inputs import DEFAULT_MODEL, CommonInputs
-from ds_train.run.record import LaunchRecord, record_exit, set_foreign_logs_aside
+from ds_train.run.record import (
+    LaunchRecord,
+    note_other_weights,
+    record_exit,
+    refuse_other_weights,
+    set_foreign_logs_aside,
+)
 from ds_train.run.summary import startup_summary
 from ds_train.step.engine import Engine
 from ds_train.step.losses import PackedLM
@@ -141,16 +147,14 @@ def _build_run(
     if chosen:
         engine, state = _restored(inputs, chosen, state)
         logger.info("resumed from %s at step %d", chosen, state.step)
+        note_other_weights(state.initial_weights, setup.weights_place)
     else:
+        state.initial_weights = on_main(world, lambda: _checked_origin(inputs))
         engine = fresh_engine(_wrapped(inputs, _initial_model(inputs)), inputs.engine.deepspeed)
     check_isolation(engine, engine.module, engine.device)
 
     # Every check has passed: from here on the run directory changes.
-    if chosen or flags.resume == "none":
-        on_main(world, lambda: set_aside(inputs.run_directory, state.step if chosen else -1))
-    else:
-        on_main(world, lambda: set_foreign_logs_aside(inputs.run_directory))
-    on_main(world, lambda: settings.record(inputs.run_directory, world, state.step))
+    on_main(world, lambda: _enter_directory(inputs, settings, state, chosen))
     logger.info("%s", startup_summary(inputs, setup, engine, state, chosen))
     stream.supply(setup.sampler, RankBatchBuilder(setup.readers, layout, world.rank))
 
@@ -178,6 +182,15 @@ def _build_run(
         watchdog=watchdog,
         skip_nonfinite=flags.skip_nonfinite,
     )
+
+
+def _enter_directory(inputs: CommonInputs, settings: LaunchRecord, state: TrainState, chosen: Path | None) -> None:
+    """Move aside what the run directory holds of another course of the run, and record this launch."""
+    if chosen or inputs.run_flags.resume == "none":
+        set_aside(inputs.run_directory, state.step if chosen else -1)
+    else:
+        set_foreign_logs_aside(inputs.run_directory)
+    settings.record(inputs.run_directory, inputs.world, state, model_shape(inputs.model_config).num_parameters)
 
 
 def _restored(inputs: CommonInputs, chosen: Path, current: TrainState) -> tuple[Engine, TrainState]:
@@ -216,6 +229,22 @@ def fresh_state(inputs: CommonInputs, setup: PhaseParts, all_flags: Iterable[Any
 
 def _run_lock(run_directory: Path) -> AbstractContextManager[None]:
     return exclusive(run_directory, "wait for it to end, stop it, or start another run with --run_name")
+
+
+def _checked_origin(inputs: CommonInputs) -> InitialWeights:
+    """What a fresh start starts from, unless its directory records a run that started from other weights."""
+    model, weights = inputs.model_flags, inputs.weights
+    name = model.model_name or f"EleutherAI/{DEFAULT_MODEL}"
+    if weights is None and model.init == "pretrained" and Path(name).is_dir():
+        weights = Weights(Path(name), False)
+    if weights:
+        origin = record_of(weights)
+    elif model.init == "pretrained":
+        origin = InitialWeights(name, hash=getattr(inputs.model_config, "_commit_hash", None) or "")
+    else:
+        origin = InitialWeights()
+    refuse_other_weights(inputs.run_directory, origin, inputs.run_flags.accept_change or ())
+    return origin
 
 
 def _initial_model(inputs: CommonInputs) -> PreTrainedModel:

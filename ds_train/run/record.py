@@ -5,14 +5,17 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from data_tools.base.errors import file_problem
+from data_tools.base.errors import UserError, file_problem
 from data_tools.base.files import append, whole_file, write_json
+from data_tools.base.records import read_record
 from ds_train.checkpoints.manifest import set_aside
+from ds_train.checkpoints.state import INITIAL_WEIGHTS, InitialWeights, TrainState
 from ds_train.config.deepspeed_json import EngineConfig
 from ds_train.config.run_file import RUN_FILE, as_run_file
 from ds_train.model.causal_lm import is_preset
@@ -25,6 +28,13 @@ logger = logging.getLogger(__name__)
 LAUNCHES = "launches.jsonl"
 EXITS = "exits.jsonl"
 _WORDS = ("latest", "none")  # values of pptrain_checkpoint that are no paths
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """What is read of a line of `LAUNCHES`."""
+
+    initial_weights: InitialWeights | None = None
 
 
 @dataclass(frozen=True)
@@ -49,12 +59,14 @@ class LaunchRecord:
         parts = [*self.engine.overrides, "The DeepSpeed JSON in effect:", *effective]
         return self._run_file([], in_full=True).lstrip() + "\n" + "\n".join(f"# {part}" for part in parts)
 
-    def record(self, run_directory: Path, world: World, step: int) -> None:
-        """Write the run file, the JSON in effect, and a line for this launch, which starts after ``step``."""
+    def record(self, run_directory: Path, world: World, state: TrainState, num_parameters: int) -> None:
+        """Write the run file, the JSON in effect, and a line for this launch, which starts with this state."""
+        weights = state.initial_weights
         launch: dict[str, Any] = {
-            "timestamp": time.time(), "step": step, "ranks": world.size, "launcher": world.launcher,
+            "timestamp": time.time(), "step": state.step, "ranks": world.size, "launcher": world.launcher,
             "command": shlex.join(sys.argv), "versions": versions(), "git": git_state(),
-            "defaults": {name: str(value) for name, value in self.defaults.items()},
+            "defaults": {name: str(value) for name, value in self.defaults.items()}, "parameters": num_parameters,
+            **({INITIAL_WEIGHTS: asdict(weights)} if weights else {}),
         }  # fmt: skip
         run_file = (run_directory / RUN_FILE).absolute()
         remarks = [
@@ -62,15 +74,23 @@ class LaunchRecord:
             f"Last started as: {launch['command']}",
             "with " + ", ".join(f"{name} {version}" for name, version in launch["versions"].items()),
             f"git: {launch['git'] or 'unknown'}",
+            f"Started from {weights or 'weights that were not recorded'}",
         ]
         with whole_file(run_file) as file:
-            file.write(self._run_file(remarks).encode())
+            file.write(self._run_file(remarks, weights=weights).encode())
         write_json(run_directory / "deepspeed.json", self.engine.effective)
         append(run_directory / LAUNCHES, f"{json.dumps(launch)}\n".encode())
 
-    def _run_file(self, remarks: Sequence[str], in_full: bool = False) -> str:
-        """The run file; ``in_full`` with a value for each flag that has one, although it is not given."""
+    def _run_file(self, remarks: Sequence[str], in_full: bool = False, weights: InitialWeights | None = None) -> str:
+        """The run file.
+
+        Args:
+            in_full: with a value for each flag that has one, although it is not given.
+            weights: those that the run started from, in place of what the flag would find today.
+        """
         flags, sources = [_with_absolute_paths(group) for group in self.all_flags], self.sources
+        if weights:
+            flags = [_with_weights(group, weights) for group in flags]
         if in_full:
             json_name = sources.get("deepspeed_config", "default JSON")
             effective = self.engine.flag_values()
@@ -85,6 +105,12 @@ def _filled(flags: Any, values: Mapping[str, Any]) -> Any:
     return replace(flags, **{name: values[name] for name in empty})
 
 
+def _with_weights(flags: Any, weights: InitialWeights) -> Any:
+    """The flags with the path of these weights in the flag that names them, where there is one."""
+    has_flag = any(item.name == "pptrain_checkpoint" for item in fields(flags))
+    return replace(flags, pptrain_checkpoint=weights.path or "none") if has_flag else flags
+
+
 def record_exit(run_directory: Path, step: int, code: ExitCode) -> None:
     """Add a line for the end of a launch, after ``step``. A launch that is killed leaves none."""
     row = {"timestamp": time.time(), "step": step, "exit_code": int(code), "meaning": code.name.lower()}
@@ -92,6 +118,42 @@ def record_exit(run_directory: Path, step: int, code: ExitCode) -> None:
         append(run_directory / EXITS, f"{json.dumps(row)}\n".encode())
     except OSError as error:  # the launch ends all the same
         logger.warning("the exit code is not recorded: %s", file_problem(error, run_directory / EXITS))
+
+
+def note_other_weights(recorded: InitialWeights | None, place: str | None) -> None:
+    """Note on a resume that a fresh start would have other weights today, at ``place``; None: no flag names them."""
+    if recorded and place is not None and place != recorded.path:
+        logger.info(
+            "this run started from %s and keeps that; --pptrain_checkpoint is %s today",
+            recorded, place or "none",
+        )  # fmt: skip
+
+
+def refuse_other_weights(run_directory: Path, weights: InitialWeights, accepted: Collection[str]) -> None:
+    """Refuse a fresh start in the directory of a run that started from weights of another content.
+
+    Raises:
+        UserError: it did, and the change is not accepted.
+    """
+    recorded = _recorded_weights(run_directory)
+    if recorded is None or recorded.is_same(weights):
+        return
+    if INITIAL_WEIGHTS not in accepted:
+        raise UserError(
+            f"{run_directory} is the directory of a run that started from {recorded}, and this start is from "
+            f"{weights}. Start another run with --run_name, or give --accept_change {INITIAL_WEIGHTS}."
+        )
+    logger.warning("--accept_change %s: %s, formerly %s", INITIAL_WEIGHTS, weights, recorded)
+
+
+def _recorded_weights(run_directory: Path) -> InitialWeights | None:
+    """Those of the newest launch that recorded them; None if none did."""
+    path = run_directory / LAUNCHES
+    for line in reversed(path.read_bytes().splitlines() if path.exists() else []):
+        with suppress(ValueError):  # torn by a kill
+            if weights := read_record(_Launch, line).initial_weights:
+                return weights
+    return None
 
 
 def set_foreign_logs_aside(run_directory: Path) -> None:

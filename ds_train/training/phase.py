@@ -87,6 +87,7 @@ class PhaseParts:
         first_stage: curriculum stage of a fresh start; 0 without a curriculum.
         fingerprints: what a resumed checkpoint must match, in addition to flags and what all phases share.
         summary: rows for the summary at the start, name → description.
+        weights_place: the path of the weights that a fresh start would have today; None: the model's own or random.
     """
 
     phase: Phase
@@ -96,3 +97,4 @@ class PhaseParts:
     first_stage: int
     fingerprints: dict[str, str]
     summary: dict[str, str]
+    weights_place: str | None = None

@@ -148,6 +148,18 @@ def test_a_run_that_was_moved_finds_the_first_phase_beside_it(started_from):
     assert cost(started_from("latest", scratch="/gone")) == 4000
 
 
+def test_a_step_of_a_run_that_was_moved_is_found_beside_it(started_from):
+    assert cost(started_from("/gone/pptrain/checkpoints/step_00000025", scratch="/gone")) == 2500
+
+
+def test_what_is_counted_from_a_later_step_is_no_axis(tmp_path):
+    rows = train_rows()
+    for row in rows[1:]:
+        row["pflops"] = row["step"] / 10
+    with pytest.raises(UserError, match="--axis pflops: .*A began before it was counted"):
+        only_run(write_run(tmp_path / "A", rows, evaluations([9, 5, 4])), axis="pflops")
+
+
 def test_a_first_phase_that_is_not_there(tmp_path, started_from):
     directory = started_from(tmp_path / "elsewhere")
     assert math.isnan(only_run(directory).pptrain_tokens), "nothing was to be charged"

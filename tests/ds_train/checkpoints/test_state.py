@@ -46,7 +46,8 @@ def test_the_names_that_tools_read():
 def test_the_state_as_json_lacks_only_the_random_states():
     state = full_state()
     values = json.loads(state.to_json())
-    assert TrainState(**values) == dataclasses.replace(state, rng=[])
+    restored = TrainState.from_client_state({"ds_train": values | {"rng": []}}, "state.json")
+    assert restored == dataclasses.replace(state, rng=[]) and "rng" not in values
     assert state.to_json().count("\n") == len(values) + 2, "a line for each field"
 
 
