@@ -33,8 +33,8 @@ def positions_on(logs: RunLogs, axis: str, steps: np.ndarray) -> np.ndarray:
     known = np.isfinite(amounts)
     if axis in ("pflops", "gpu_hours") and not known[0]:  # a run of version 0.1 that was resumed
         raise UserError(
-            f"--axis {axis}: {logs.directory} began before it was counted, and counts from a later step; choose another "
-            f"of {' '.join(AXES)}."
+            f"--axis {axis}: {logs.directory} began before it was counted, and counts from a later step; choose "
+            f"another of {' '.join(AXES)}."
         )
     rows, amounts = np.append(0, logs.train["step"][known]), np.append(0, amounts[known])
     # A run may be evaluated after its last row of the log: its pace until then continues.

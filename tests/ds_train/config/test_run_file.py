@@ -10,6 +10,7 @@ import pytest
 
 import ds_train
 from data_tools.base.errors import UserError
+from ds_train.checkpoints.state import TrainState
 from ds_train.config.deepspeed_json import default_json
 from ds_train.config.flags import parse_flags
 from ds_train.config.run_file import as_run_file
@@ -20,6 +21,7 @@ from ds_train.ranks.world import World
 from ds_train.run.fingerprints import git_state, versions
 from ds_train.run.record import LaunchRecord, record_exit
 from tests.support import tiny
+from tests.support.checkpoints import LAYOUT
 from tests.support.launching import REPOSITORY
 
 GROUPS = (RunFlags, ModelFlags, OverrideFlags)
@@ -150,7 +152,7 @@ def test_a_run_directory_keeps_what_repeats_the_run(tiny_scratch: Path, tmp_path
     first = pptrain.prepare(argv, World(0, 0, 1))
     settings = LaunchRecord(first.all_flags, first.sources, first.inputs.engine)
     for step in (0, 5):
-        settings.record(tmp_path, World(0, 0, 1), step)
+        settings.record(tmp_path, World(0, 0, 1), TrainState(**LAYOUT, step=step), 21_248)
     again = pptrain.prepare(["--config", str(tmp_path / "run.yaml")], World(0, 0, 1))
     assert again.inputs.engine == first.inputs.engine
     for group, other in zip(first.all_flags, again.all_flags, strict=True):
@@ -190,7 +192,8 @@ def test_a_run_file_means_the_same_from_any_directory(
         "none",
     ]
     first = pptrain.prepare([*argv, "--model_name", "pythia-160m", "--seq_len", "64"], World(0, 0, 1))
-    LaunchRecord(first.all_flags, first.sources, first.inputs.engine).record(tmp_path, World(0, 0, 1), 0)
+    settings = LaunchRecord(first.all_flags, first.sources, first.inputs.engine)
+    settings.record(tmp_path, World(0, 0, 1), TrainState(**LAYOUT), 0)
     monkeypatch.chdir(tmp_path)
     again = pptrain.prepare(["--config", "run.yaml"], World(0, 0, 1))
     assert again.inputs.run_flags.scratch_dir == str(tiny_scratch)
