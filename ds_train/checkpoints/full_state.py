@@ -17,8 +17,7 @@ from deepspeed.utils import (
 )
 
 from ds_train.checkpoints.rank_rng import restore_rng
-from ds_train.checkpoints.save import mapped_file
-from ds_train.checkpoints.state import TrainState
+from ds_train.checkpoints.state import TrainState, mapped_file
 from ds_train.ranks.world import World
 from ds_train.step.engine import Engine, build_engine, is_plain
 from ds_train.step.losses import PackedLM

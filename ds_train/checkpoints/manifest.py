@@ -7,12 +7,13 @@ one, and a step directory that does not match its manifest was damaged later.
 
 import errno
 import hashlib
+import json
 import logging
 import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,7 @@ MANIFEST = "manifest.json"
 LATEST = "latest"
 HUGGING_FACE_CONFIG = "config.json"  # a directory of transformers has one at its top, a checkpoint of ours has not
 SAVING, DELETING = ".saving_", ".deleting_"
+_LOADED = ("*.pt", "huggingface/[!.]*")  # files that loading looks for, whatever the manifest lists
 _STEP_NAME = re.compile(r"step_(\d{8,})")
 _SUPERSEDED_NAME = re.compile(r"superseded_(\d+)")
 
@@ -49,10 +51,19 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of `MANIFEST`: the step, and every file of the checkpoint by its path in the step directory."""
+    """The content of `MANIFEST`: the step, and every file of the checkpoint by its path in the step directory.
+
+    Attributes:
+        xxh3_128: hash of the other two, so that a lost entry is noticed; version 0.1 wrote none.
+    """
 
     step: Natural
     files: Annotated[dict[str, FileEntry], MinLen(1)]
+    xxh3_128: str | None = None
+
+    def own_hash(self) -> str:
+        content = json.dumps(asdict(replace(self, xxh3_128=None)), sort_keys=True)
+        return xxhash.xxh3_128_hexdigest(content.encode())
 
 
 def file_entry(path: Path) -> FileEntry:
@@ -92,8 +103,8 @@ def commit(directory: Path, step: int, entries: dict[str, FileEntry]) -> Path:
         OSError: there is no such checkpoint.
     """
     saving, target = directory / saving_name(step), directory / step_name(step)
-    files = {name: asdict(entry) for name, entry in sorted(entries.items())}
-    write_json(saving / MANIFEST, {"step": step, "files": files})
+    manifest = Manifest(step, dict(sorted(entries.items())))
+    write_json(saving / MANIFEST, asdict(replace(manifest, xxh3_128=manifest.own_hash())))
     if os.path.lexists(target):  # damaged, else resume would have started from it
         retire(target)
     saving.rename(target)
@@ -139,6 +150,11 @@ def defect_of(checkpoint: Path) -> str | None:
         return f"its {MANIFEST} cannot be read ({error})"
     if _STEP_NAME.fullmatch(checkpoint.name) and manifest.step != step_of(checkpoint):
         return f"its {MANIFEST} is that of step {manifest.step}"
+    if manifest.xxh3_128 not in (None, manifest.own_hash()):
+        return f"its {MANIFEST} is damaged: its entries are not those that were written"
+    loaded = (path.relative_to(checkpoint).as_posix() for pattern in _LOADED for path in checkpoint.glob(pattern))
+    if unlisted := sorted(set(loaded) - set(manifest.files)):
+        return f"{unlisted[0]} is not in its {MANIFEST}"
     for name, entry in manifest.files.items():
         path = checkpoint / name
         if not path.is_file():

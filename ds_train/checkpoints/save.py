@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
@@ -20,7 +19,7 @@ from ds_train.checkpoints.hashing_file import write_file
 from ds_train.checkpoints.manifest import FileEntry, commit, file_entry, saving_name, step_directories
 from ds_train.checkpoints.rank_rng import restore_rng, rng_state
 from ds_train.checkpoints.retention import Retention
-from ds_train.checkpoints.state import STATE_FILE, TrainState
+from ds_train.checkpoints.state import STATE_FILE, TrainState, mapped_file
 from ds_train.ranks.collectives import gather_objects, on_main
 from ds_train.ranks.watchdog import NEVER
 from ds_train.ranks.world import World
@@ -252,9 +251,10 @@ class Checkpoints:
         self.describe(saving / DESCRIPTION)
         (saving / STATE_FILE).write_text(state, encoding="utf-8")
         entries = {path: entry for written in ranks for path, entry in written.files.items()}
-        for path in (saving / STATE_FILE, *(saving / DESCRIPTION).iterdir()):
-            sync(path)
-            entries[path] = file_entry(path)
+        for path in saving.rglob("*"):
+            if path.is_file() and path not in entries:  # these, and what DeepSpeed itself copies of tensors on NVMe
+                sync(path)
+                entries[path] = file_entry(path)
         return {path.relative_to(saving).as_posix(): entry for path, entry in entries.items()}
 
 
@@ -274,17 +274,17 @@ def _leave_out(save_path: str) -> None:
 
 
 def read_state(checkpoint: Path) -> TrainState:
-    """The training state that a complete checkpoint carries."""
+    """The training state that a complete checkpoint carries.
+
+    Raises:
+        UserError: it cannot be read, or files of a rank are missing: DeepSpeed would load the others without them.
+    """
     files = sorted(checkpoint.glob("*_model_states.pt"))
     if not files:
         raise UserError(f"{checkpoint} holds no model states; it is not a checkpoint of this program.")
-    return TrainState.from_client_state(mapped_file(files[0]), str(checkpoint))
-
-
-def mapped_file(path: Path) -> Any:
-    """The content of a file that DeepSpeed saved; tensors stay on disk until they are read."""
-    # DeepSpeed reads its own files without the weights_only restriction; they are as trusted as the program.
-    return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    state = TrainState.from_client_state(mapped_file(files[0]), str(checkpoint))
+    state.check_num_files(len(files), len(list(checkpoint.glob("*_optim_states.pt"))), str(checkpoint))
+    return state
 
 
 def load(engine: Engine, directory: Path, saved: TrainState, world: World) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Interval
@@ -101,6 +102,16 @@ class TrainState:
     def to_client_state(self) -> dict[str, Any]:
         return {CLIENT_STATE_KEY: asdict(self)}
 
+    def check_num_files(self, num_model: int, num_optimizer: int, origin: str) -> None:
+        """Refuse a checkpoint that has another number of files of a kind than its ranks wrote."""
+        expected = self.world_size if self.zero_stage == 3 else 1, self.world_size if self.zero_stage else 0
+        if (num_model, num_optimizer) != expected:
+            raise UserError(
+                f"{origin} has {num_model} files of model states and {num_optimizer} of optimizer states; ZeRO "
+                f"{self.zero_stage} on {self.world_size} ranks wrote {expected[0]} and {expected[1]}. Restore the "
+                "missing files, or use another checkpoint."
+            )
+
     @classmethod
     def from_client_state(cls, client_state: dict[str, Any], origin: str) -> "TrainState":
         """Rebuild the state of a checkpoint.
@@ -122,3 +133,11 @@ class TrainState:
             f"{origin}: its training state cannot be read ({problem}). "
             "Resume with the version of ds-train that wrote it, or start anew with --resume none."
         )
+
+
+def mapped_file(path: Path) -> Any:
+    """The content of a file that DeepSpeed saved; tensors stay on disk until they are read."""
+    import torch  # takes seconds
+
+    # DeepSpeed reads its own files without the weights_only restriction; they are as trusted as the program.
+    return torch.load(path, map_location="cpu", weights_only=False, mmap=True)

@@ -21,8 +21,8 @@ from ds_train.checkpoints.manifest import (
     newest_usable,
     step_directories,
 )
-from ds_train.checkpoints.save import DESCRIPTION, mapped_file, read_state
-from ds_train.checkpoints.state import InitialWeights
+from ds_train.checkpoints.save import DESCRIPTION, read_state
+from ds_train.checkpoints.state import InitialWeights, mapped_file
 from ds_train.model.causal_lm import build_model, load_model
 
 logger = logging.getLogger(__name__)

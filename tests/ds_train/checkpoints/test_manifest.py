@@ -49,6 +49,14 @@ def _edit_manifest(checkpoint: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def _drop_entries(checkpoint: Path, *, is_old: bool) -> None:
+    """Leave one entry; a manifest of version 0.1 has no hash of its own."""
+    path = checkpoint / MANIFEST
+    manifest = json.loads(path.read_text())
+    (kept, entry), *_ = manifest["files"].items()
+    _edit_manifest(checkpoint, files={kept: entry}, **{"xxh3_128": None} if is_old else {})
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (lambda c: os.truncate(_first_file(c), 20), "has 20 bytes"),
     "empty": (lambda c: os.truncate(_first_file(c), 0), "has 0 bytes"),
@@ -59,6 +67,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty manifest": (lambda c: (c / MANIFEST).write_text(""), "cannot be read"),
     "torn manifest": (lambda c: os.truncate(c / MANIFEST, 40), "cannot be read"),
     "strange manifest": (lambda c: (c / MANIFEST).write_text("[1]"), "cannot be read"),
+    "entries lost": (lambda c: _drop_entries(c, is_old=False), "its entries are not those that were written"),
+    "old one's entries lost": (lambda c: _drop_entries(c, is_old=True), "mp_rank_00_model_states.pt is not in its"),
     "renamed": (lambda c: _edit_manifest(c, step=200), "is that of step 200"),
 }
 

@@ -27,6 +27,8 @@ class _Engine:
     def save_checkpoint(self, directory: str, tag: str, client_state: dict, save_latest: bool) -> None:
         self.checkpoint_engine.makedirs(f"{directory}/{tag}", exist_ok=True)
         self.checkpoint_engine.save({"weights": bytes(10_000)}, f"{directory}/{tag}/model.pt")
+        (Path(directory) / tag / "offloaded_tensors").mkdir()  # as with an optimizer on NVMe
+        (Path(directory) / tag / "offloaded_tensors" / "0.swp").write_bytes(bytes(100))
 
 
 def _describe(directory: Path) -> None:
@@ -112,6 +114,13 @@ def test_the_state_can_be_read_without_torch_and_is_hashed_with_the_rest(checkpo
     )
     (checkpoint / STATE_FILE).write_text("{}")
     assert "state.json" in (defect_of(checkpoint) or "")
+
+
+def test_what_deepspeed_writes_by_itself_is_hashed_with_the_rest(checkpoints: Checkpoints) -> None:
+    assert _save(checkpoints, 2)
+    checkpoint = checkpoints.directory / step_name(2)
+    (checkpoint / "offloaded_tensors" / "0.swp").write_bytes(bytes(99))
+    assert "offloaded_tensors/0.swp has 99 bytes" in (defect_of(checkpoint) or "")
 
 
 def test_what_cannot_be_tidied_costs_no_checkpoint(

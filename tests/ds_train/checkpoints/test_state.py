@@ -10,6 +10,7 @@ import torch
 from data_tools.base.errors import UserError
 from data_tools.samples.samplers import Cursor
 from ds_train.checkpoints.rank_rng import rng_state, set_rng_state
+from ds_train.checkpoints.save import read_state
 from ds_train.checkpoints.state import TrainState
 from tests.support.checkpoints import full_state
 
@@ -97,3 +98,19 @@ def test_cursor_and_state_agree():
     state.move_to(cursor)
     assert state.cursor == cursor
     assert (state.step, state.window) == (200, [1, 0, 1, 1])
+
+
+@pytest.mark.parametrize(("stage", "num_model", "num_optimizer"), [(0, 1, 0), (1, 1, 2), (2, 1, 2), (3, 2, 2)])
+def test_files_of_every_rank_must_be_there(tmp_path, stage, num_model, num_optimizer):
+    """DeepSpeed would load the others, and leave the optimizer as new."""
+    saved = dataclasses.replace(full_state(), zero_stage=stage, world_size=2)
+    names = [f"{kind}_{rank}_{kind}_states.pt" for kind, ranks in (("model", num_model), ("optim", num_optimizer))
+             for rank in range(ranks)]  # fmt: skip
+    for name in names:
+        torch.save(saved.to_client_state(), tmp_path / name)
+    assert read_state(tmp_path).step == saved.step
+    for name in names[1:]:
+        (tmp_path / name).rename(tmp_path / "elsewhere")
+        with pytest.raises(UserError, match=f"{num_model} .*and {num_optimizer}. Restore the missing files"):
+            read_state(tmp_path)
+        (tmp_path / "elsewhere").rename(tmp_path / name)
