@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.runs.intervals import wilson_interval
+from data_tools.runs.intervals import accuracy_intervals
 from data_tools.runs.logs import LONGEST_S, Row, RunLogs
 
 ABSENT = "–"
@@ -113,7 +113,7 @@ def _accuracy_interval(run: RunLogs) -> str:
     accuracies, sizes = (run.column(name, "step")[1] for name in ("heldout_acc", "num_examples"))
     if not len(accuracies) or len(accuracies) != len(sizes):
         return ABSENT
-    low, high = wilson_interval(round(accuracies[-1] * sizes[-1]), int(sizes[-1]))
+    low, high = accuracy_intervals(accuracies, sizes)[:, -1]
     return f"{low:.3f} – {high:.3f}"
 
 

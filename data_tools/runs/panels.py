@@ -14,6 +14,7 @@ class Panel:
         columns: columns of train rows or evaluations → their names in the legend; a run without any is left out.
         is_noisy: whether values are of single steps; then drawn as a running mean over pale single values.
         scale: scale of the vertical axis: "log", "from zero", "unit" (0 to 1) or "whole" (numbers from 0).
+        interval_of: values are shares of numbers of examples that this column has; their 95 % intervals are drawn.
         threshold: a flag of the run file whose value is drawn as a line.
     """
 
@@ -24,6 +25,7 @@ class Panel:
     columns: dict[str, str] = field(default_factory=dict)
     is_noisy: bool = False
     scale: str = "from zero"
+    interval_of: str = ""
     threshold: str = ""
 
 
@@ -45,8 +47,9 @@ PANELS = (
     ),
     Panel(
         "heldout_accuracy", "Held-out accuracy", "accuracy (any valid answer)",
-        "On held-out problems of full difficulty, and in pptrain on fresh ones of the stage's difficulty.",
-        {"heldout_acc": "", "stage_acc": "at the stage"},
+        "On held-out problems of full difficulty, and in pptrain on fresh ones of the stage's difficulty. Bars are 95 % "
+        "intervals (Wilson).",
+        {"heldout_acc": "", "stage_acc": "at the stage"}, interval_of="num_examples",
     ),
     Panel(
         "heldout_loss", "Held-out loss on problems", _NATS,

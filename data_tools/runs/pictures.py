@@ -19,6 +19,7 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image  # comes with Matplotlib
 
+from data_tools.runs.intervals import accuracy_intervals
 from data_tools.runs.logs import Row, RunLogs
 from data_tools.runs.panels import LOOKAHEAD, Panel
 
@@ -27,16 +28,16 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _LINE_STYLES: tuple[Any, ...] = ("-", (0, (4, 1.5)))  # of a panel's columns
 _LINE_POINTS = 1.4
 STYLE: Any = {
-    "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.titlepad": 8, "axes.labelcolor": "0.15",
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "0.4", "axes.axisbelow": True,
-    "axes.grid": True, "grid.color": "0.9", "xtick.color": "0.3", "ytick.color": "0.3",
-    "legend.frameon": False, "legend.fontsize": 8.5, "legend.columnspacing": 1.4, "legend.handlelength": 1.8,
+    "font.size": 10.5, "axes.titlesize": 11.5, "axes.titlelocation": "left", "axes.titlepad": 8,
+    "axes.labelcolor": "0.15", "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "0.4",
+    "axes.axisbelow": True, "axes.grid": True, "grid.color": "0.9", "xtick.color": "0.3", "ytick.color": "0.3",
+    "legend.frameon": False, "legend.fontsize": 9.5, "legend.columnspacing": 1, "legend.handlelength": 1.3,
     "lines.linewidth": _LINE_POINTS, "lines.markersize": 3.5, "lines.solid_joinstyle": "round",
 }  # fmt: skip
 # Inches: small, so that a picture stays legible in a narrow window; many dots, for wide ones.
-_WIDTH, _LEFT, _RIGHT, _TOP, _PLOT, _LANE, _X_LABELS, _LEGEND_LINE = 4.8, 0.84, 0.16, 0.34, 2.2, 0.12, 0.5, 0.18
+_WIDTH, _LEFT, _RIGHT, _TOP, _PLOT, _LANE, _X_LABELS, _LEGEND_LINE = 4.8, 0.92, 0.16, 0.36, 2.4, 0.13, 0.54, 0.2
 _DOTS_PER_INCH = 200
-_NAME_CHARACTERS = 36  # that always fit into a legend
+_NAME_CHARACTERS = 32  # that always fit into a legend
 _MASTERED: Any = {"marker": "|", "markersize": 7, "markeredgewidth": 1.3, "gid": "stage mastered"}
 _RESUMED: Any = {"marker": "^", "markersize": 4.5, "markerfacecolor": "white", "gid": "resumed"}
 _MAX_POINTS = 2000  # of a line; a picture has fewer columns of dots
@@ -84,9 +85,12 @@ def draw(panel: Panel, runs: Sequence[RunLogs], axis: str, thresholds: Sequence[
             num_hiding = sum(_agree((positions, values), line[-2:]) for line in lines[number + 1 :])
             look["linewidth"] = _LINE_POINTS * (1 + num_hiding)
             _draw_line(axes, panel, positions / unit, values, **look)
+            if panel.interval_of:
+                sizes = run.column(panel.interval_of, axis)[1]
+                axes.vlines(positions / unit, *accuracy_intervals(values, sizes), color=colour, linewidth=0.9)
         # Thresholds, marks and axes.
         for threshold in thresholds:
-            axes.axhline(threshold, color="0.4", linewidth=0.8, linestyle=":")
+            axes.axhline(threshold, color="0.3", linewidth=1.1, linestyle=":")
         for lane, (colour, run) in enumerate(marked):
             _draw_marks(strip, lane, run, axis, unit, colour)
         strip.set_xlabel(x_label)
@@ -169,7 +173,7 @@ def canvas(panel: Panel, handles: Sequence[Line2D], num_lanes: int) -> tuple[Fig
     axes = figure.add_axes((place, (bottom + strip_height) / height, width, _PLOT / height))
     axes.set_title(panel.title)
     axes.set_ylabel(f"{panel.label}, log scale" if panel.scale == "log" else panel.label)
-    axes.yaxis.set_label_coords(-0.165, 0.5)
+    axes.yaxis.set_label_coords(-0.19, 0.5)
     in_rows = [handle for column in range(columns) for handle in handles[column::columns]]  # a legend fills columns
     figure.legend(handles=in_rows, loc="lower left", bbox_to_anchor=(0.01, 0), ncols=columns)
     if not num_lanes:
@@ -200,7 +204,7 @@ def _legend_columns(handles: Sequence[Line2D]) -> int:
 
 def _draw_line(axes: Axes, panel: Panel, positions: np.ndarray, values: np.ndarray, **style: Any) -> None:
     if _is_smoothed(panel, values):
-        pale = {"color": style["color"], "linewidth": 0.6, "alpha": 0.25, "zorder": 1}
+        pale = {"color": style["color"], "linewidth": 0.7, "alpha": 0.45, "zorder": 1}
         axes.plot(*thinned(positions, values, _MAX_POINTS), gid="single steps", **pale)
         values = running_mean(values, min(len(values) // 50, _MAX_HALF))
     # Stairs: a row is about the steps since the row before.
@@ -220,7 +224,7 @@ def _is_smoothed(panel: Panel, values: np.ndarray) -> bool:
 
 def _draw_marks(strip: Axes, lane: int, run: RunLogs, axis: str, unit: float, colour: str) -> None:
     end = run.last_position(axis) / unit
-    strip.plot([0, end], [lane, lane], color=colour, linewidth=0.8, alpha=0.35)
+    strip.plot([0, end], [lane, lane], color=colour, linewidth=0.8, alpha=0.5)
     for steps, look in ((run.mastered_at, _MASTERED), (run.resumed_at, _RESUMED)):
         positions = run.positions(steps, axis) / unit
         strip.plot(positions, np.full(len(positions), lane), color=colour, linestyle="", clip_on=False, **look)
@@ -259,12 +263,12 @@ def _run_handles(panel: Panel, shown: Sequence[tuple[str, RunLogs]]) -> list[Lin
         styles = zip(_LINE_STYLES, panel.columns.values(), strict=False)
         handles += [legend_entry(words, color="0.4", linestyle=style) for style, words in styles]
     if any(_is_smoothed(panel, run.column(column, "step")[1]) for _, run in shown for column in panel.columns):
-        handles.append(legend_entry("single steps", color="0.4", linewidth=0.6, alpha=0.5))
+        handles.append(legend_entry("single steps", color="0.4", linewidth=0.7, alpha=0.6))
     return handles
 
 
 def _mark_handles(marked: Sequence[tuple[str, RunLogs]], thresholds: Sequence[float]) -> list[Line2D]:
-    handles = [legend_entry(f"threshold {level:g}", color="0.4", linewidth=0.8, linestyle=":") for level in thresholds]
+    handles = [legend_entry(f"threshold {level:g}", color="0.3", linewidth=1.1, linestyle=":") for level in thresholds]
     for steps, look in (("mastered_at", _MASTERED), ("resumed_at", _RESUMED)):
         if any(len(getattr(run, steps)) for _, run in marked):
             handles.append(legend_entry(str(look["gid"]), color="0.4", linestyle="", **look))

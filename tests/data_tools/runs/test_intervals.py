@@ -2,9 +2,10 @@
 
 from math import sqrt
 
+import numpy as np
 import pytest
 
-from data_tools.runs.intervals import wilson_interval
+from data_tools.runs.intervals import accuracy_intervals, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,9 @@ def test_all_none_and_nothing() -> None:
     low, high = wilson_interval(10, 10)
     assert (1 - high, 1 - low) == pytest.approx(wilson_interval(0, 10)) and high == 1.0
     assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_intervals_of_measured_accuracies() -> None:
+    low, high = accuracy_intervals(np.array([0.0, 15 / 148]), np.array([20.0, 148.0]))
+    assert low == pytest.approx([0, 0.0624], abs=5e-5) and high == pytest.approx([0.1611, 0.1605], abs=5e-5)
+    assert np.isnan(accuracy_intervals(np.array([0.5, 0.6]), np.array([]))).all()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from data_tools.runs.intervals import wilson_interval
 from data_tools.runs.panels import PANELS
 from data_tools.runs.pictures import COLOURS, as_png, draw, draw_lookahead, running_mean, thinned
 from tests.support.runs import pptrain_rows, pretrain_rows, read_run, report, stage_rows
@@ -79,7 +80,7 @@ def test_marks_stand_under_the_curves_in_a_lane_of_their_run(climbing, mixing):
     assert marks(figure, "stage mastered") == {0: [2, 3]} and marks(figure, "resumed") == {0: [1]}
     assert {line.get_color() for line in figure.axes[1].lines} == {COLOURS[1]}
     above, below = (axes.get_position() for axes in figure.axes)
-    assert below.y1 <= above.y0 and below.x0 == above.x0 and below.x1 == above.x1
+    assert below.y1 <= above.y0 + 1e-9 and below.x0 == above.x0 and below.x1 == above.x1
 
 
 def test_a_run_without_marks_needs_no_strip(mixing):
@@ -130,6 +131,19 @@ def test_the_window_is_drawn_below_its_threshold(climbing):
 def test_evaluations_are_points(climbing):
     line = lines(draw(PANEL["heldout_accuracy"], [climbing], "tokens").axes[0])["climbing"]
     assert points(line) == [(0, 0), (2, 0.1), (3, 0.2)] and line.get_marker() == "o"
+
+
+def test_accuracies_have_their_intervals(tmp_path, climbing):
+    evaluations = [{"step": step, "heldout_acc": 0.5, "num_examples": size} for step, size in ((0, 10), (10, 1000))]
+    run = read_run(tmp_path / "sizes", train=pptrain_rows([4.0]), evaluations=evaluations)
+    (bars,) = draw(PANEL["heldout_accuracy"], [run], "step").axes[0].collections
+    ends = [wilson_interval(size // 2, size) for size in (10, 1000)]
+    assert np.allclose(
+        bars.get_segments(), [[(x, low), (x, high)] for x, (low, high) in zip((0, 10), ends, strict=True)]
+    )
+    climbing.evaluations.pop("num_examples")
+    (none,) = draw(PANEL["heldout_accuracy"], [climbing], "step").axes[0].collections
+    assert not np.isfinite([segment for segment in none.get_segments() if len(segment)]).any()  # sizes unknown
 
 
 def test_one_row_is_a_point(tmp_path):
