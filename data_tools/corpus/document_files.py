@@ -10,8 +10,8 @@ import gzip
 import json
 import os
 import zlib
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import zstandard
 
 from data_tools.base.errors import UserError
+from data_tools.base.files import sha256_of_file
 
 _COMPRESSED = ("", ".gz", ".zst")
 _TEXT = tuple(f".txt{ending}" for ending in _COMPRESSED)
@@ -74,6 +75,23 @@ def find_files(argument: str, text_field: str) -> list[tuple[str, Path]]:
         problem = "holds" if root.is_dir() else "matches"
         raise UserError(f"{argument}: {problem} no file of documents. Expected names ending in {', '.join(SUFFIXES)}.")
     return files
+
+
+def refuse_copies(paths: Sequence[Path]) -> None:
+    """Refuse equal files: documents that are held out from one would be trained on from the other.
+
+    Files of one document are passed over: a corpus may have equal documents, in one file as in several.
+    """
+    sizes = {path: path.stat().st_size for path in paths if not path.name.endswith(_TEXT)}
+    num_of_size = Counter(sizes.values())
+    by_content: dict[str, Path] = {}
+    for path, size in sizes.items():
+        if size and num_of_size[size] > 1:
+            other = by_content.setdefault(sha256_of_file(path), path)
+            if other != path:
+                raise UserError(
+                    f"{other} and {path} are equal, so documents that are held out would be trained on. Leave one out."
+                )
 
 
 def _walk(root: Path) -> Iterator[Path]:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from data_tools.base.command_line import natural
 from data_tools.base.errors import UserError
 from data_tools.base.rng import CounterStream, permutation
-from data_tools.corpus.document_files import Unusable, find_files, read_records
+from data_tools.corpus.document_files import Unusable, find_files, read_records, refuse_copies
 
 HUB_DATASET = ("allenai/c4", "en", "train")
 TEXT_FIELD = "text"  # of C4
@@ -168,8 +168,8 @@ class FileSource:
         skip_bad: bad records (no JSON, no text, no UTF-8) to pass over; one more is an error.
 
     Raises:
-        UserError: an argument matches nothing, or a named file is of another form; from `read_part`, a file is
-            damaged, or has too many bad records.
+        UserError: an argument matches nothing, a named file is of another form, or two files are equal; from
+            `read_part`, a file is damaged, or has too many bad records.
     """
 
     def __init__(self, arguments: Sequence[str], text_field: str = TEXT_FIELD, skip_bad: int = 0) -> None:
@@ -177,6 +177,7 @@ class FileSource:
         # A file named twice is read once; names are relative, so a moved directory is still the same source.
         by_path = {path.resolve(): name for name, path in reversed(named)}
         self._paths = sorted(by_path, key=lambda path: (by_path[path], str(path)))
+        refuse_copies(self._paths)
         self._text_field = text_field
         self._skip_bad = skip_bad
         self._num_read = 0  # documents that are not empty

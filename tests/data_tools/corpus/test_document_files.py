@@ -44,6 +44,19 @@ def test_links_are_followed_once_and_keep_real_names(tmp_path: Path) -> None:
         assert sorted(read_all(*arguments)) == ["file", "inside", "outside"]
 
 
+def test_copies_of_one_file_are_refused_and_equal_texts_are_not(tmp_path: Path) -> None:
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "note.txt").write_text("a text")
+        (tmp_path / folder / "empty.jsonl").touch()
+    (tmp_path / "a" / "x.jsonl").write_bytes(lines("one"))
+    (tmp_path / "b" / "y.jsonl").write_bytes(lines("two"))  # of the same size
+    assert sorted(read_all(tmp_path / "a", tmp_path / "b")) == ["a text", "a text", "one", "two"]
+    (tmp_path / "b" / "y.jsonl").write_bytes(lines("one"))
+    with pytest.raises(UserError, match=r"a/x\.jsonl and .*b/y\.jsonl are equal.*Leave one out"):
+        read_all(tmp_path / "a", tmp_path / "b")
+
+
 def test_what_cannot_be_followed_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(lines("a"))
     (tmp_path / "y.jsonl").symlink_to(tmp_path / "gone.jsonl")
