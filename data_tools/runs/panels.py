@@ -47,8 +47,8 @@ PANELS = (
     ),
     Panel(
         "heldout_accuracy", "Held-out accuracy", "accuracy (any valid answer)",
-        "On held-out problems of full difficulty, and in pptrain on fresh ones of the stage's difficulty. Bars are 95 % "
-        "intervals (Wilson).",
+        "On held-out problems of full difficulty, and in pptrain on fresh ones of the stage's difficulty. Bars are "
+        "95 % intervals (Wilson).",
         {"heldout_acc": "", "stage_acc": "at the stage"}, interval_of="num_examples",
     ),
     Panel(

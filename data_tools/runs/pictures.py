@@ -85,7 +85,7 @@ def draw(panel: Panel, runs: Sequence[RunLogs], axis: str, thresholds: Sequence[
             num_hiding = sum(_agree((positions, values), line[-2:]) for line in lines[number + 1 :])
             look["linewidth"] = _LINE_POINTS * (1 + num_hiding)
             _draw_line(axes, panel, positions / unit, values, **look)
-            if panel.interval_of:
+            if panel.interval_of and len(values):
                 sizes = run.column(panel.interval_of, axis)[1]
                 axes.vlines(positions / unit, *accuracy_intervals(values, sizes), color=colour, linewidth=0.9)
         # Thresholds, marks and axes.
@@ -261,7 +261,7 @@ def _run_handles(panel: Panel, shown: Sequence[tuple[str, RunLogs]]) -> list[Lin
     handles = [legend_entry(run.name, color=colour) for colour, run in shown]
     if len(panel.columns) > 1:
         styles = zip(_LINE_STYLES, panel.columns.values(), strict=False)
-        handles += [legend_entry(words, color="0.4", linestyle=style) for style, words in styles]
+        handles += [legend_entry(words, color="0.4", linestyle=style) for style, words in styles if words]
     if any(_is_smoothed(panel, run.column(column, "step")[1]) for _, run in shown for column in panel.columns):
         handles.append(legend_entry("single steps", color="0.4", linewidth=0.7, alpha=0.6))
     return handles
