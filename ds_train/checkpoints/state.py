@@ -20,6 +20,7 @@ _ADDED = {
     "flops",
     "gpu_hours",
     "initial_weights",
+    "branched_from",
 }  # fields that checkpoints of version 0.1 lack; the default is their former value
 
 
@@ -79,6 +80,7 @@ class TrainState:
     flops: Flops = 0  # of forward and backward, as model/footprint.py counts them
     gpu_hours: Hours = field(default=0.0, compare=False)  # wall-clock hours of training × devices
     initial_weights: InitialWeights | None = None  # None: of a version that did not record them
+    branched_from: InitialWeights | None = None  # checkpoint of another run whose state this one continues
     ledger: str = ""  # rolling hash over (source, index, stage) of every consumed sample
     rng: list[dict[str, Any]] = field(default_factory=list)  # per rank, gathered before each save
     fingerprints: dict[str, str] = field(default_factory=dict)

@@ -73,7 +73,9 @@ class PretrainFlags:
 
     _argument_group_name = "pretraining"
 
-    total_steps: int = flag(10_000, "optimizer steps of the run", "trajectory", within="[1, 1e9]")
+    total_steps: int = flag(
+        10_000, "optimizer steps of the run; of a branch: up to its end", "trajectory", within="[1, 1e9]"
+    )
     eval_every: int = flag(
         500, "optimizer steps between held-out evaluations, besides those at both ends", "record", within="[1, 1e9]"
     )
@@ -93,6 +95,13 @@ class PretrainFlags:
     )
     pptrain_run: str = flag(
         "pptrain", "run whose newest checkpoint --pptrain_checkpoint latest takes", "trajectory", through=AT_START
+    )
+    branch_from: str | None = flag(
+        None,
+        "step directory of a run at a constant rate: continue its state in a new run that decays over --decay_steps",
+        "trajectory",
+        through=AT_START,
+        is_path=True,
     )
     pack_dir: str | None = flag(
         None, "packed blocks (default: scratch_dir/data/c4_packed)", "trajectory", through="pack", is_path=True

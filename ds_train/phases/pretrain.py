@@ -32,6 +32,7 @@ from ds_train.ranks.collectives import on_main
 from ds_train.ranks.entry import set_up_logging
 from ds_train.ranks.world import World, world_from_env
 from ds_train.run.assembly import CheckedRun, launch
+from ds_train.run.branch import branch_point, check_branch, with_length_of_branch
 from ds_train.run.inputs import CommonInputs, check_inputs
 from ds_train.step.engine import Engine, StepResult
 from ds_train.training.metrics import Row
@@ -99,12 +100,15 @@ class Pretrain:
 
 def _initial_weights(run: RunFlags, flags: PretrainFlags) -> Weights | None:
     """The weights and model to start from. A run that resumes takes its model from its own checkpoint."""
+    directory, resume = Path(run.scratch_dir) / (run.run_name or "pretrain"), run.resume_from or run.resume
+    check_branch(run, flags, directory)
     if flags.pptrain_checkpoint == "none":
         return None
-    directory, resume = Path(run.scratch_dir) / (run.run_name or "pretrain"), run.resume_from or run.resume
     for own in step_directories(directory / "checkpoints") if resume in NEWEST else [Path(resume)]:
         if (own / DESCRIPTION / "config.json").exists():
             return Weights(own, True)
+    if origin := branch_point(flags):
+        return Weights(origin, True)
     return find_weights(flags.pptrain_checkpoint, Path(run.scratch_dir) / flags.pptrain_run)
 
 
@@ -132,6 +136,8 @@ def prepare(argv: list[str] | None, world: World) -> CheckedRun:
     """
     all_flags, sources = parse_flags(*GROUPS["pretrain"], description="", argv=argv)
     run, flags, model, data, overrides = all_flags
+    flags = with_length_of_branch(flags, overrides.decay_steps)
+    all_flags = (run, flags, *all_flags[2:])
     problems = Problems()
     splits = blocks = share = inputs = None
     with problems.collect():
@@ -205,6 +211,7 @@ def _setup(
         },
         first_stage=0,
         weights_place=place_of(flags.pptrain_checkpoint, Path(run.scratch_dir) / flags.pptrain_run),
+        branch_from=branch_point(flags),
         fingerprints={"splits": splits.fingerprint, "pack": blocks.meta.fingerprint},
         summary={
             "length": f"{flags.total_steps:,} steps, {needed:,} of {blocks.num_blocks:,} blocks",

@@ -26,6 +26,7 @@ from ds_train.model.footprint import model_shape, training_flops
 from ds_train.ranks.collectives import check_num_nodes, device_of, init_distributed, is_emulated, on_main, take_device
 from ds_train.ranks.signals import ExitCode, StopRequests, StopTraining
 from ds_train.ranks.watchdog import LONG_S, Watchdog, exit_rank_lost, supervision
+from ds_train.run.branch import branched
 from ds_train.run.fingerprints import common_fingerprints, versions
 from ds_train.run.inputs import DEFAULT_MODEL, CommonInputs
 from ds_train.run.record import (
@@ -133,20 +134,21 @@ def _build_run(
     stop: StopRequests,
     watchdog: Watchdog,
 ) -> Run:
-    # Rank 0 chooses a checkpoint, or none.
+    # Rank 0 chooses a checkpoint of this run, or that of the run that it branches from, or none.
     world, layout, flags = inputs.world, inputs.engine.layout, inputs.run_flags
     directory = inputs.run_directory / "checkpoints"
-    chosen = on_main(world, lambda: choose_checkpoint(directory, flags.resume, flags.resume_from))
+    own = on_main(world, lambda: choose_checkpoint(directory, flags.resume, flags.resume_from))
+    chosen = own or setup.branch_from
     state = fresh_state(inputs, setup, settings.all_flags)
     stop.check()
     if world.is_main and inputs.engine.deepspeed.get("wandb", {}).get("enabled"):
-        join_wandb(inputs.run_directory, inputs.run_name, is_resumed=chosen is not None)
+        join_wandb(inputs.run_directory, inputs.run_name, is_resumed=own is not None)
 
     # Build the engine, with the checkpoint's state or with initial weights.
     seed_rng(flags.seed, world.rank)
     if chosen:
-        engine, state = _restored(inputs, chosen, state)
-        logger.info("resumed from %s at step %d", chosen, state.step)
+        engine, state = _restored(inputs, chosen, state, is_branch=not own)
+        logger.info("%s %s at step %d", "resumed from" if own else "branched from", chosen, state.step)
         note_other_weights(state.initial_weights, setup.weights_place)
     else:
         state.initial_weights = on_main(world, lambda: _checked_origin(inputs))
@@ -154,7 +156,7 @@ def _build_run(
     check_isolation(engine, engine.module, engine.device)
 
     # Every check has passed: from here on the run directory changes.
-    on_main(world, lambda: _enter_directory(inputs, settings, state, chosen))
+    on_main(world, lambda: _enter_directory(inputs, settings, state, own))
     logger.info("%s", startup_summary(inputs, setup, engine, state, chosen))
     stream.supply(setup.sampler, RankBatchBuilder(setup.readers, layout, world.rank))
 
@@ -175,7 +177,7 @@ def _build_run(
             keep_last=flags.keep_last,
             keep_every=flags.keep_every,
             sync=flags.sync_save,
-            last_saved_step=state.step,
+            last_saved_step=state.step if own else 0,
         ),
         directory=inputs.run_directory,
         stop=stop,
@@ -184,19 +186,25 @@ def _build_run(
     )
 
 
-def _enter_directory(inputs: CommonInputs, settings: LaunchRecord, state: TrainState, chosen: Path | None) -> None:
-    """Move aside what the run directory holds of another course of the run, and record this launch."""
-    if chosen or inputs.run_flags.resume == "none":
-        set_aside(inputs.run_directory, state.step if chosen else -1)
+def _enter_directory(inputs: CommonInputs, settings: LaunchRecord, state: TrainState, own: Path | None) -> None:
+    """Move aside what the run directory holds of another course of the run, and record this launch.
+
+    Args:
+        own: the checkpoint of this run that it continues, if there is one.
+    """
+    if own or inputs.run_flags.resume == "none":
+        set_aside(inputs.run_directory, state.step if own else -1)
     else:
         set_foreign_logs_aside(inputs.run_directory)
     settings.record(inputs.run_directory, inputs.world, state, model_shape(inputs.model_config).num_parameters)
 
 
-def _restored(inputs: CommonInputs, chosen: Path, current: TrainState) -> tuple[Engine, TrainState]:
+def _restored(inputs: CommonInputs, chosen: Path, current: TrainState, is_branch: bool) -> tuple[Engine, TrainState]:
     """Restore engine and state from a checkpoint of any layout. Refuses before it changes anything."""
     world, flags = inputs.world, inputs.run_flags
     saved = read_state(chosen)
+    if is_branch:
+        saved = branched(saved, current, chosen)
     state = adapted_state(saved, current, chosen, strict_layout=flags.strict_layout, accepted=flags.accept_change or ())
     model = _wrapped(inputs, build_model(inputs.model_config, flags.seed))  # its weights are about to be replaced
     engine = restored_engine(model, inputs.engine.deepspeed, chosen, saved, current, world, inputs.run_directory)

@@ -67,6 +67,7 @@ class LaunchRecord:
             "command": shlex.join(sys.argv), "versions": versions(), "git": git_state(),
             "defaults": {name: str(value) for name, value in self.defaults.items()}, "parameters": num_parameters,
             **({INITIAL_WEIGHTS: asdict(weights)} if weights else {}),
+            **({"branched_from": asdict(state.branched_from)} if state.branched_from else {}),
         }  # fmt: skip
         run_file = (run_directory / RUN_FILE).absolute()
         remarks = [

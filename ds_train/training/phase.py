@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from data_tools.samples.readers import Reader
@@ -88,6 +89,7 @@ class PhaseParts:
         fingerprints: what a resumed checkpoint must match, in addition to flags and what all phases share.
         summary: rows for the summary at the start, name → description.
         weights_place: the path of the weights that a fresh start would have today; None: the model's own or random.
+        branch_from: checkpoint of another run that a fresh start continues (run/branch.py).
     """
 
     phase: Phase
@@ -98,3 +100,4 @@ class PhaseParts:
     fingerprints: dict[str, str]
     summary: dict[str, str]
     weights_place: str | None = None
+    branch_from: Path | None = None
