@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -101,16 +101,14 @@ class Checkpoints:
     Attributes:
         directory: ``RUN/checkpoints``.
         describe: writes config.json and the tokenizer into a directory, so that a checkpoint needs no run to be used.
-        keep_last: number of newest checkpoints to keep; 0 keeps all.
-        keep_every: keep checkpoints at steps divisible by this forever; 0: none.
+        retention: deletes older ones.
         sync: write before training continues.
     """
 
     directory: Path
     world: World
     describe: Callable[[Path], None]
-    keep_last: int = 3
-    keep_every: int = 0
+    retention: Retention
     sync: bool = False
     last_saved_step: int = 0  # step that needs no saving: resumed from or saved last; a fresh start is at 0
     _snapshots: Snapshots = field(default_factory=Snapshots)
@@ -120,22 +118,23 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         self._asked_step = self.last_saved_step
-        self._retention = Retention(self.directory, self.keep_last, self.keep_every)
         self._lacked_room = False  # at the last save; known on rank 0
         self._group = None
         if self.world.size > 1:  # its ranks wait for the slowest writer, and the watchdog for them
             self._group = dist.new_group(backend="gloo", timeout=NEVER)
 
-    def save(self, engine: Engine, state: TrainState) -> None:
+    def save(self, engine: Engine, state: TrainState, milestones: Sequence[str] = ()) -> None:
         """Begin a checkpoint of this step, after waiting for one that is still being written. Collective.
 
-        A save that fails (disk full, directory read-only) is reported and undone; the previous checkpoints stay.
+        One with milestones is kept forever. A save that fails (disk full, directory read-only) is reported and undone;
+        the previous checkpoints stay, and the next one has its milestones.
         """
         # Nothing to do if this step is already saved, and nothing to start without room on the disk.
         self.wait()
         self._asked_step = state.step
         if state.step == self.last_saved_step:
             return
+        self.retention.keep_next(milestones)
         started = time.perf_counter()
         if problem := on_main(self.world, lambda: self._prepare(engine)):
             self._report(state.step, problem)
@@ -215,9 +214,9 @@ class Checkpoints:
         """Make room for a checkpoint; returns an error message if there is none."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._retention.tidy()
+            self.retention.tidy()
             needed = self._expected_bytes(engine)
-            free = self._retention.make_room(needed, at_least_one=self._lacked_room)
+            free = self.retention.make_room(needed, at_least_one=self._lacked_room)
         except OSError as error:
             return file_problem(error, self.directory)
         if free < needed:
@@ -237,7 +236,7 @@ class Checkpoints:
         try:
             if not errors:
                 commit(self.directory, asked.step, self._described(saving, asked.state, ranks))
-                self._retention.tidy()
+                self.retention.committed()
                 return None
         except OSError as error:
             errors = [file_problem(error, saving)]
@@ -249,6 +248,7 @@ class Checkpoints:
     def _described(self, saving: Path, state: str, ranks: list[_Written]) -> dict[str, FileEntry]:
         """Add the training state, configuration and tokenizer; returns the manifest's entries of all files."""
         self.describe(saving / DESCRIPTION)
+        self.retention.mark(saving)
         (saving / STATE_FILE).write_text(state, encoding="utf-8")
         entries = {path: entry for written in ranks for path, entry in written.files.items()}
         for path in saving.rglob("*"):

@@ -65,6 +65,9 @@ class PPTrainFlags:
         1, "first stage; alpha = stage / max_lookahead", "trajectory", through=AT_START, within="[1, 1e6]"
     )
     stage_step: int = flag(1, "stages gained by a promotion", "trajectory", within="[1, 1e6]")
+    keep_stages: list[str] | None = flag(
+        None, "save where these stages are mastered, and keep that forever; all: each", "record"
+    )
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,10 @@ class RunFlags:
     sync_save: bool = flag(False, "write each checkpoint before training continues, not in the background", "speed")
     keep_last: int = flag(3, "number of newest checkpoints to keep; 0 keeps all", "record", within="[0, 1e9]")
     keep_every: int = flag(0, "keep checkpoints at multiples of this forever; 0: none", "record", within="[0, 1e9]")
+    keep_steps: list[int] | None = flag(None, "save at these steps, and keep that forever", "record", within="[1, 1e9]")
+    keep_pflops: list[float] | None = flag(
+        None, "save where the run has computed these PFLOPs, and keep that forever", "record", within="(0, 1e15]"
+    )
     stop_step: int | None = flag(
         None, "end this launch cleanly at this step with a checkpoint, exit code 86", "launch", within="[1, 1e9]"
     )

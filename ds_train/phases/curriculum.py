@@ -51,6 +51,20 @@ class Curriculum:
         """Whether the promotion rule holds at this optimizer step (from 1)."""
         return step % self.check_every == 0 and len(flags) == self.window and sum(flags) >= self.required
 
+    @property
+    def stages(self) -> list[int]:
+        """All that are trained, in order."""
+        return [*range(self.start_stage, self.max_stage, self.stage_step), self.max_stage]
+
+    def named_stages(self, names: Sequence[str]) -> list[int]:
+        """The stages of ``--keep_stages``: all, or by number."""
+        stages = {str(stage): stage for stage in self.stages}
+        if unknown := [name for name in names if name not in (*stages, "all")]:
+            raise UserError(
+                f"--keep_stages {unknown[0]}: no stage of this curriculum; give all, or {' '.join(stages)}."
+            )
+        return self.stages if "all" in names else [stages[name] for name in names]
+
     def next_stage(self, stage: int) -> int | None:
         """The stage after a promotion, or None when the last one was mastered."""
         return None if stage >= self.max_stage else min(stage + self.stage_step, self.max_stage)

@@ -155,6 +155,7 @@ def _disk_rows(prepared: CheckedRun, shape: ModelShape, cadence: Cadence, proble
     )
     free = shutil.disk_usage(existing_parent(inputs.run_directory)).free
     rows = {"checkpoint": _gib(size), "free for checkpoints": _gib(free + own)}
+    kept = kept and kept + len(cadence.milestones)
     if kept is None:
         return rows | {"needed for checkpoints": "grows without limit"}
     needed = (kept + 1) * size

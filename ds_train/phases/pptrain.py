@@ -170,6 +170,7 @@ def prepare(argv: list[str] | None, world: World) -> CheckedRun:
             )
         with problems.collect():
             curriculum = make_curriculum(flags, splits.meta.max_lookahead)
+            curriculum.named_stages(flags.keep_stages or ())
             if source:
                 source.budget(curriculum.alpha(curriculum.start_stage))  # refuses a stage that allows no edge
     inputs = check_inputs("pptrain", run, model, overrides, problems, world=world, total_steps=flags.max_steps)
@@ -233,7 +234,7 @@ def _setup(
             flags.eval_every,
             source.longest_lookahead,
         ),
-        cadence=Cadence.of(run, _SAVE_EVERY, flags.max_steps),
+        cadence=Cadence.of(run, _SAVE_EVERY, flags.max_steps, curriculum.named_stages(flags.keep_stages or ())),
         sampler=CurriculumSampler(layout.global_batch),
         readers={SampleKind.STREAM: reader},
         first_stage=flags.start_stage,

@@ -16,6 +16,7 @@ from ds_train.checkpoints.full_state import fresh_engine
 from ds_train.checkpoints.manifest import choose_checkpoint, set_aside
 from ds_train.checkpoints.rank_rng import seed_rng
 from ds_train.checkpoints.resume import ONE_A_ROW, adapted_state, restored_engine
+from ds_train.checkpoints.retention import Retention
 from ds_train.checkpoints.save import Checkpoints, read_state
 from ds_train.checkpoints.state import InitialWeights, TrainState
 from ds_train.checkpoints.weights import Weights, model_with_weights, record_of
@@ -174,8 +175,7 @@ def _build_run(
             directory,
             world,
             describe=lambda target: save_description(target, inputs.model_config, inputs.tokenizer),
-            keep_last=flags.keep_last,
-            keep_every=flags.keep_every,
+            retention=Retention(directory, flags.keep_last, flags.keep_every),
             sync=flags.sync_save,
             last_saved_step=state.step if own else 0,
         ),

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +91,7 @@ def train(run: Run) -> None:
 def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") -> None:
     """Do one optimizer step and what follows it, in this order: update, flags, promotion, evaluation, save."""
     state, phase, cadence = run.state, run.phase, run.cadence
+    stage, flops = state.stage, state.flops
     # Wait for the batch that the loader workers have prefetched.
     run.watchdog.progress(f"step {state.step + 1}")
     started = time.perf_counter()
@@ -120,8 +122,9 @@ def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") 
         logs.write_train_row(run, result, lr, columns)
     if phase.wants_evaluation(state, promoted) or state.step in cadence.eval_at or _is_over(run):
         _evaluate(run, logs)
-    if state.step % cadence.save_every == 0:
-        _save(run)
+    milestones = cadence.milestones.reached(state.step, flops, state.flops, stage if promoted else None)
+    if state.step % cadence.save_every == 0 or milestones:
+        _save(run, milestones)
     # Discard batches that were prefetched at the old stage.
     if promoted and not _is_over(run):
         run.stream.restart(state.cursor, state.step)
@@ -147,9 +150,9 @@ def _check_stop(run: Run) -> None:
         raise StopTraining(ExitCode.STOPPED, f"--stop_step {stop_step}", repeat)
 
 
-def _save(run: Run) -> None:
+def _save(run: Run, milestones: Sequence[str] = ()) -> None:
     run.watchdog.progress(f"saving step {run.state.step}", is_long=True)
-    run.checkpoints.save(run.engine, run.state)
+    run.checkpoints.save(run.engine, run.state, milestones)
 
 
 def _save_last(run: Run) -> None:

@@ -1,12 +1,13 @@
 """What a phase provides to the one training loop."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from data_tools.samples.readers import Reader
 from data_tools.samples.samplers import SampleKind, Sampler
+from ds_train.checkpoints.retention import Milestones
 from ds_train.checkpoints.state import PFLOP, TrainState
 from ds_train.config.trainer_flags import RunFlags
 from ds_train.step.engine import Engine, StepResult
@@ -56,16 +57,19 @@ class Cadence:
     max_tokens: int | None = None
     max_pflops: float | None = None
     eval_at: Collection[int] = ()
+    milestones: Milestones = field(default_factory=Milestones)
 
     @classmethod
-    def of(cls, run: RunFlags, save_every: int, max_steps: int | None) -> "Cadence":
+    def of(cls, run: RunFlags, save_every: int, max_steps: int | None, keep_stages: Collection[int] = ()) -> "Cadence":
         """What the flags ask for.
 
         Args:
             save_every: where no flag sets it.
+            keep_stages: where these are mastered, a checkpoint is kept.
         """
         limits = max_steps, run.stop_step, run.max_tokens, run.max_pflops
-        return cls(run.log_every, run.save_every or save_every, *limits, run.eval_at or ())
+        milestones = Milestones(run.keep_steps or (), run.keep_pflops or (), keep_stages)
+        return cls(run.log_every, run.save_every or save_every, *limits, run.eval_at or (), milestones)
 
     def limit_reached(self, state: TrainState) -> str | None:
         """The limit that the run has reached, by name; None while it is within all."""

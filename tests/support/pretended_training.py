@@ -57,11 +57,13 @@ class KeptStates:
         self.saved: dict[int, TrainState] = {}
         self.events, self.committed = events, committed
 
-    def save(self, engine, state) -> None:
+    def save(self, engine, state, milestones) -> None:
         if state.step != self.committed:
             self.committed = state.step
             self.saved[state.step] = copy.deepcopy(state)
             self.events.append(("save", state.step))
+            if milestones:
+                self.events.append(("kept", state.step, *milestones))
 
     def wait(self) -> bool:
         self.events.append(("wait",))

@@ -11,6 +11,7 @@ import torch
 
 from ds_train.checkpoints import background, hashing_file, save
 from ds_train.checkpoints.manifest import FileEntry, defect_of, step_directories, step_name
+from ds_train.checkpoints.retention import KEPT, Retention
 from ds_train.checkpoints.save import Checkpoints
 from ds_train.checkpoints.state import STATE_FILE
 from ds_train.ranks.world import World
@@ -40,13 +41,14 @@ def _describe(directory: Path) -> None:
 def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoints:
     monkeypatch.setattr(save, "gather_objects", lambda value, group=None: [value])
     monkeypatch.setattr(background, "gather_objects", lambda value: [value])
-    return Checkpoints(tmp_path / "checkpoints", World(0, 0, 1), _describe)
+    directory = tmp_path / "checkpoints"
+    return Checkpoints(directory, World(0, 0, 1), _describe, Retention(directory, keep_last=3, keep_every=0))
 
 
-def _save(checkpoints: Checkpoints, step: int) -> bool:
+def _save(checkpoints: Checkpoints, step: int, *milestones: str) -> bool:
     state = full_state()
     state.step = step
-    checkpoints.save(_Engine(), state)  # type: ignore[arg-type]
+    checkpoints.save(_Engine(), state, milestones)  # type: ignore[arg-type]
     return checkpoints.wait()
 
 
@@ -54,6 +56,28 @@ def _steps(checkpoints: Checkpoints) -> list[int]:
     assert [path for path in step_directories(checkpoints.directory) if defect_of(path)] == []
     assert not list(checkpoints.directory.glob(".*"))
     return [int(path.name.removeprefix("step_")) for path in step_directories(checkpoints.directory)]
+
+
+def test_those_of_milestones_stay_whatever_the_flags(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The milestone of a save that failed passes on to the next one."""
+    assert _save(checkpoints, 1, "step 1") and _save(checkpoints, 2)
+    with monkeypatch.context() as full:
+        full.setattr(save, "write_file", _refuse)
+        assert not _save(checkpoints, 3, "5 PFLOPs")
+    for step in range(4, 10):
+        assert _save(checkpoints, step)
+    assert _steps(checkpoints) == [9, 8, 7, 4, 1]
+    assert (checkpoints.directory / "step_00000004" / KEPT).read_text() == "5 PFLOPs\n"
+    checkpoints.retention.make_room(2**62, at_least_one=True)
+    Retention(checkpoints.directory, keep_last=1, keep_every=0).tidy()
+    assert _steps(checkpoints) == [9, 4, 1]
+    (checkpoints.directory / "step_00000004" / KEPT).unlink()
+    Retention(checkpoints.directory, keep_last=1, keep_every=0).tidy()
+    assert _steps(checkpoints) == [9, 1]
+
+
+def _refuse(path: Path, value: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def test_the_last_save_finds_room_below_a_quota(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,8 +151,7 @@ def test_what_cannot_be_tidied_costs_no_checkpoint(
     checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     """A link to an archive, and a file that is held."""
-    checkpoints.keep_last = 1
-    checkpoints.__post_init__()
+    checkpoints.retention = Retention(checkpoints.directory, keep_last=1, keep_every=0)
     assert _save(checkpoints, 2)
     (checkpoints.directory / step_name(2)).rename(tmp_path / "archive")
     (checkpoints.directory / step_name(2)).symlink_to(tmp_path / "archive")

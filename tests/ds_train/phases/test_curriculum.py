@@ -126,3 +126,12 @@ def test_finishing_keeps_the_last_stage_in_the_state():
 def test_curr_acc_is_null_while_the_window_is_empty():
     phase, state = phase_and_state(Curriculum(max_stage=2))
     assert phase.train_columns(state, SimpleNamespace())["curr_acc"] is None
+
+
+def test_stages_to_keep_are_those_that_are_trained() -> None:
+    curriculum = Curriculum(max_stage=8, start_stage=2, stage_step=4)
+    assert curriculum.stages == curriculum.named_stages(["all"]) == [2, 6, 8]
+    assert curriculum.named_stages(["8", "2"]) == [8, 2] and curriculum.named_stages([]) == []
+    for wrong in ("3", "none", "10"):
+        with pytest.raises(UserError, match=f"--keep_stages {wrong}: .*give all, or 2 6 8"):
+            curriculum.named_stages(["2", wrong])

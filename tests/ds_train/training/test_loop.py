@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ds_train.checkpoints.retention import Milestones
 from ds_train.ranks.signals import ExitCode
 from ds_train.training import loop
 from tests.support.comparing import comparable
@@ -192,6 +193,17 @@ def test_a_limit_ends_a_run_as_max_steps_do(launch, tmp_path, limit, last):
     assert rows(tmp_path, "pptrain", "train")[-1]["step"] == rows(tmp_path, "pptrain", "eval")[-1]["step"] == last
     code, again, events = launch(state=saved[last], **limit)
     assert code == ExitCode.FINISHED and not again and ("update", last + 1) not in events
+
+
+def test_checkpoints_are_saved_and_kept_at_milestones(launch):
+    """2 PFLOPs a step; stage 1 is mastered at step 3, stage 3 at step 6, stage 4 at the end."""
+    marks = Milestones(steps=[2, 4], pflops=[7.5, 14.0, 500], stages=[1, 4])
+    _, saved, events = launch(milestones=marks)
+    kept = [event[1:] for event in events if event[0] == "kept"]
+    assert kept == [
+        (2, "step 2"), (3, "stage 1 mastered"), (4, "step 4", "7.5 PFLOPs"), (7, "14 PFLOPs"), (9, "stage 4 mastered")
+    ]  # fmt: skip
+    assert sorted(saved) == [2, 3, 4, 7, 8, 9], "the cadence stays"
 
 
 def test_a_limit_that_is_raised_lets_a_run_continue(launch):
