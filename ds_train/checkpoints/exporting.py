@@ -5,14 +5,14 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from data_tools.base.errors import UserError, reason_of
 from data_tools.base.files import whole_directory
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from ds_train.checkpoints.weights import checkpoint_weights, find_weights, saved_seq_len
-from ds_train.model.causal_lm import load_model_config
+from ds_train.model.causal_lm import load_model_config, model_without_weights
 from ds_train.ranks.entry import set_up_logging
 from ds_train.ranks.world import world_from_env
 
@@ -67,8 +67,7 @@ def _model_and_state(
     checkpoint: Path, config: PretrainedConfig, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
     """A model without storage, whose class knows how to save it, and the weights to save."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = model_without_weights(config, dtype)
     state = checkpoint_weights(checkpoint)
     if differing := sorted(set(state) ^ set(model.state_dict())):
         raise UserError(f"{checkpoint}: its weights do not fit its own config.json (differing: {differing[:4]} …).")

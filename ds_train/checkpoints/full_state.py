@@ -37,16 +37,37 @@ def fresh_engine(model: PackedLM, config: dict[str, Any]) -> Engine:
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     engine = build_engine(model, config)
     if not is_plain(engine):
-        for name, parameter in engine.module.named_parameters():
+        for name, parameter in _trained(engine.module).items():
             _set(engine, parameter, weights[name])
     return engine
+
+
+def load_frozen(model: PackedLM, checkpoint: Path, saved: TrainState) -> None:
+    """Give a model's frozen parameters the weights of a checkpoint, whose optimizer states lack them."""
+    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    if not frozen:
+        return
+    if saved.zero_stage < 3:
+        whole = mapped_file(checkpoint / "mp_rank_00_model_states.pt")["module"]
+        weights = {name: whole[name] for name in frozen}
+    else:
+        files = [checkpoint / f"zero_pp_rank_{n}_mp_rank_00_model_states.pt" for n in range(saved.world_size)]
+        pieces = [mapped_file(path)["frozen_param_fragments"] for path in files]
+        joined = {name: torch.cat([of_rank[name] for of_rank in pieces]) for name in frozen}
+        weights = {name: joined[name][: parameter.numel()].view_as(parameter) for name, parameter in frozen.items()}
+    model.load_state_dict(weights, strict=False)
+
+
+def _trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that an optimizer holds, in its order; tied ones once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def engine_with_full_state(
     model: PackedLM, config: dict[str, Any], directory: Path, saved: TrainState, world: World
 ) -> Engine:
     """Build an engine that continues from the full state in ``directory``, at the ZeRO stage of ``config``."""
-    like = dict(model.named_parameters())
+    like = _trained(model)
     full = {
         name: {kind: value.flatten()[: like[name].numel()].view_as(like[name]) for kind, value in tensors.items()}
         for name, tensors in read_full_state(directory, list(like)).items()  # of ZeRO 3 they are flat
@@ -62,7 +83,7 @@ def read_full_state(directory: Path, names: list[str]) -> FullState:
     """Read a checkpoint of ZeRO 0 in fp32, or the universal copy of another stage's; tensors stay on disk.
 
     Args:
-        names: the model's parameters in the model's order, by which ZeRO 0 numbers them; tied ones once.
+        names: the trained parameters in the model's order, by which ZeRO 0 numbers them; tied ones once.
     """
     if (directory / "zero").is_dir():
         paths = {name: directory / "zero" / name for name in names}  # there is one for each name of a tied one, too
@@ -91,7 +112,7 @@ def load_full_state(engine: Engine, full: FullState, *, num_updates: int) -> Non
         num_updates: Adam's step count.
     """
     _make_optimizer_state(engine, num_updates)
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in _trained(engine.module).items():
         _set(engine, parameter, full[name][_WEIGHTS])
         for moment in _MOMENTS:
             _set(engine, parameter, full[name][moment], moment)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.base.errors import UserError
-from ds_train.checkpoints.full_state import engine_with_full_state
+from ds_train.checkpoints.full_state import engine_with_full_state, load_frozen
 from ds_train.checkpoints.save import load
 from ds_train.checkpoints.state import INITIAL_WEIGHTS, TrainState
 from ds_train.ranks.collectives import gather_objects, on_main
@@ -32,7 +32,9 @@ ONE_A_ROW = "one a row"  # a fingerprint: documents that end to end would influe
 _FORMERLY = {  # before there was this fingerprint
     "answer_spaces": "2",  # of tokenizers like Llama 2's
     "c4_order": "pack",
+    "transfer": "all",
 }
+FREEZE = "freeze"  # a fingerprint: the parts of the model that are never trained
 _HASH, _HASH_DIGITS = re.compile("[0-9a-f]{64}"), 12
 _WHAT_WORKS = "any ZeRO stage at any number of ranks into any other in fp32 and bf16; in fp16 not from or to ZeRO 0"
 
@@ -111,6 +113,12 @@ def _refuse_other_trajectory(
     if unknown := sorted(set(accepted) - set(pairs) - {INITIAL_WEIGHTS}):  # which concerns fresh starts
         raise UserError(f"--accept_change {' '.join(unknown)}: no such setting; it takes {', '.join(sorted(pairs))}.")
     differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    if FREEZE in differing:  # which cannot be accepted
+        raise UserError(
+            f"{checkpoint} has optimizer states for what its run trained, and --freeze changed: "
+            f"{_change(*differing[FREEZE])}. Use the saved setting, or start another run from its weights "
+            f"(--pptrain_checkpoint {checkpoint} --run_name NEW)."
+        )
     for name in sorted(set(differing) & set(accepted)):
         logger.warning("--accept_change %s: %s; the trajectory is another one", name, _change(*differing[name]))
     refused = {name: pair for name, pair in differing.items() if name not in accepted}
@@ -207,13 +215,14 @@ def restored_engine(
     """Build an engine for the current layout and load the checkpoint into it. Collective.
 
     Args:
-        model: its weights are replaced.
+        model: its weights are replaced; what is frozen in it was frozen when the checkpoint was saved.
         config: DeepSpeed's JSON.
         checkpoint: of this run or another; only read.
         saved, current: states of the checkpoint and of a fresh start, for which `load_method` is not None.
         run_directory: holds a converted copy during the load.
     """
     method = load_method(saved, current)
+    load_frozen(model, checkpoint, saved)
     if method is LoadMethod.DIRECT:
         engine = build_engine(model, config)
         load(engine, checkpoint, saved, world)

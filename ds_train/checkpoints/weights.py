@@ -122,7 +122,8 @@ def model_with_weights(weights: Weights, config: PretrainedConfig) -> PreTrained
 def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The trained weights of a checkpoint of any ZeRO stage, by the model's names: the fp32 ones of the optimizer.
 
-    ZeRO 0 keeps only the module's, which are fp32 (in fp16 they are half precision).
+    ZeRO 0 keeps only the module's, which are fp32 (in fp16 they are half precision). Frozen weights are in the
+    precision of the training.
     """
     shards = list(checkpoint.glob("*_optim_states.pt"))
     if not shards:
@@ -132,6 +133,8 @@ def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it prints its progress
             state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+        if (whole := checkpoint / "mp_rank_00_model_states.pt").exists():  # with ZeRO 1, frozen ones are only there
+            state = mapped_file(whole)["module"] | state
     else:
         state = _weights_of_bf16_optimizer(checkpoint, len(shards))
     return {name.removeprefix(_WRAPPER): tensor for name, tensor in state.items()}

@@ -171,7 +171,7 @@ def _argument_kind(hint: Any) -> dict[str, Any]:
     if get_origin(kind) is Literal:
         return {"choices": get_args(kind)}
     if get_origin(kind) is list:
-        return {"nargs": "+", "type": get_args(kind)[0]}
+        return {"nargs": "+", **_argument_kind(get_args(kind)[0])}
     return {"type": kind}
 
 

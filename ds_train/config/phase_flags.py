@@ -1,9 +1,11 @@
-"""Flags of one phase: curriculum and stream of pptrain; length, initial weights and mixture of pretrain."""
+"""Flags of one phase: curriculum and stream of pptrain; length, initial weights, mixture and transfer of pretrain."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from ds_train.config.flags import AT_START, flag
+
+Part = Literal["all", "blocks", "attention", "mlp", "norms", "embeddings", "head"]
 
 
 @dataclass(frozen=True)
@@ -129,3 +131,26 @@ class PretrainFlags:
         "packed", "whole examples packed to seq_len, or one per block", "trajectory"
     )
     mixin_loss: Literal["lm", "answer", "weighted"] = flag("lm", "loss weights of synthetic targets", "trajectory")
+
+
+@dataclass(frozen=True)
+class TransferFlags:
+    """What moves over from the weights that a run starts from."""
+
+    _argument_group_name = "transfer"
+
+    transfer: list[Part] | None = flag(
+        None,
+        "parts of the model that get the initial weights (default: all); the others stay random",
+        "trajectory",
+        through="transfer",
+    )
+    embeddings: Literal["rows", "mean"] = flag(
+        "rows",
+        "token embeddings are transferred row by row, or each row becomes their mean",
+        "trajectory",
+        through="transfer",
+    )
+    freeze: list[Part] | None = flag(
+        None, "parts of the model that are never trained (default: none)", "trajectory", through="freeze"
+    )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ds_train.config.flags import AT_START, flag, required
-from ds_train.config.phase_flags import PPTrainFlags, PretrainFlags
+from ds_train.config.phase_flags import PPTrainFlags, PretrainFlags, TransferFlags
 
 
 @dataclass(frozen=True)
@@ -201,5 +201,5 @@ class OverrideFlags:
 
 GROUPS: dict[str, tuple[type, ...]] = {
     "pptrain": (RunFlags, PPTrainFlags, ModelFlags, DataFlags, OverrideFlags),
-    "pretrain": (RunFlags, PretrainFlags, ModelFlags, DataFlags, OverrideFlags),
+    "pretrain": (RunFlags, PretrainFlags, ModelFlags, DataFlags, OverrideFlags, TransferFlags),
 }

@@ -141,6 +141,12 @@ def build_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
     return _finish(model)
 
 
+def model_without_weights(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A model on the meta device: modules, names and shapes."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
 def load_model(directory_or_hub_id: str, config: PretrainedConfig) -> PreTrainedModel:
     """A Hugging Face model with its pretrained weights in fp32.
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from data_tools.base.errors import UserError
+from ds_train.model.causal_lm import model_without_weights
 from ds_train.model.small_config import size_of
 
 GIB = 2**30
@@ -75,9 +76,7 @@ def model_shape(config: PretrainedConfig) -> ModelShape:
     Raises:
         UserError: its configuration has no width, layers or vocabulary.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    parameters = dict(model.named_parameters())  # lists a shared parameter once
+    parameters = dict(model_without_weights(config).named_parameters())  # lists a shared parameter once
     sizes = {name: size_of(config, name) for name in ("hidden_size", "num_hidden_layers", "vocab_size")}
     if unknown := [name for name, size in sizes.items() if not size]:
         raise UserError(f"a model of type {config.model_type}: its config.json has no {', '.join(unknown)}.")

@@ -4,7 +4,8 @@ from data_tools.base.errors import Problems, UserError
 from data_tools.samples.samplers import mixin_share
 from ds_train.config.flags import parse_flags
 from ds_train.config.trainer_flags import GROUPS
-from ds_train.model.causal_lm import load_model_config
+from ds_train.model.causal_lm import load_model_config, model_without_weights
+from ds_train.model.transfer import Transfer
 from ds_train.phases.pptrain import make_curriculum
 from ds_train.ranks.world import World
 from ds_train.run.inputs import DEFAULT_MODEL, check_run
@@ -20,7 +21,7 @@ def check_early(phase: str, argv: list[str], max_lookahead: int, has_weights: bo
     Raises:
         UserError: with all problems in one message.
     """
-    run, own, model, _, overrides = parse_flags(*GROUPS[phase], description="", argv=argv)[0]
+    run, own, model, _, overrides, *moved = parse_flags(*GROUPS[phase], description="", argv=argv)[0]
     problems = Problems()
     is_pptrain = phase == "pptrain"
     steps = own.max_steps if is_pptrain else own.total_steps
@@ -37,5 +38,8 @@ def check_early(phase: str, argv: list[str], max_lookahead: int, has_weights: bo
             mixin_share(own.mixin_percent, own.mixin_schedule, own.mixin_end, own.total_steps)
     if not has_weights:
         with problems.collect():
-            load_model_config(model.model_name or DEFAULT_MODEL)
+            config = load_model_config(model.model_name or DEFAULT_MODEL)
+            for flags in moved:
+                transfer = Transfer.of_flags(flags.transfer, flags.embeddings, flags.freeze)
+                transfer.check(model_without_weights(config), problems, has_weights=model.init == "pretrained")
     problems.raise_if_any()

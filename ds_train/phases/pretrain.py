@@ -19,6 +19,7 @@ from ds_train.checkpoints.weights import Weights, find_weights, place_of
 from ds_train.config.flags import parse_flags
 from ds_train.config.phase_flags import PretrainFlags
 from ds_train.config.trainer_flags import GROUPS, DataFlags, RunFlags
+from ds_train.model.transfer import Transfer
 from ds_train.phases.evaluation import (
     BeforeBatch,
     HeldOut,
@@ -135,7 +136,7 @@ def prepare(argv: list[str] | None, world: World) -> CheckedRun:
         UserError: with all problems in one message.
     """
     all_flags, sources = parse_flags(*GROUPS["pretrain"], description="", argv=argv)
-    run, flags, model, data, overrides = all_flags
+    run, flags, model, data, overrides, moved = all_flags
     flags = with_length_of_branch(flags, overrides.decay_steps)
     all_flags = (run, flags, *all_flags[2:])
     problems = Problems()
@@ -150,6 +151,7 @@ def prepare(argv: list[str] | None, world: World) -> CheckedRun:
         inputs = check_inputs(
             "pretrain", run, model, overrides, problems, world=world,
             total_steps=flags.total_steps, min_lr_ratio=flags.min_lr_ratio, weights=_initial_weights(run, flags),
+            transfer=Transfer.of_flags(moved.transfer, moved.embeddings, moved.freeze),
         )  # fmt: skip
     if inputs and blocks:
         _check_pack(blocks, inputs, problems)
@@ -212,7 +214,7 @@ def _setup(
         first_stage=0,
         weights_place=place_of(flags.pptrain_checkpoint, Path(run.scratch_dir) / flags.pptrain_run),
         branch_from=branch_point(flags),
-        fingerprints={"splits": splits.fingerprint, "pack": blocks.meta.fingerprint},
+        fingerprints={"splits": splits.fingerprint, "pack": blocks.meta.fingerprint, **inputs.transfer.fingerprints},
         summary={
             "length": f"{flags.total_steps:,} steps, {needed:,} of {blocks.num_blocks:,} blocks",
             "mixin": f"{' → '.join(f'{end:.1%}' for end in dict.fromkeys((share.start, share.end)))} of the tokens, "

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,7 @@ def _restored(inputs: CommonInputs, chosen: Path, current: TrainState, is_branch
 
 
 def _wrapped(inputs: CommonInputs, causal_lm: PreTrainedModel) -> PackedLM:
+    inputs.transfer.freeze(causal_lm)
     return PackedLM(causal_lm, one_document_a_row=inputs.one_document_a_row)
 
 
@@ -256,8 +258,11 @@ def _checked_origin(inputs: CommonInputs) -> InitialWeights:
 
 
 def _initial_model(inputs: CommonInputs) -> PreTrainedModel:
+    fresh = partial(build_model, inputs.model_config, inputs.run_flags.seed)
+    if not inputs.has_weights:
+        return fresh()
     if inputs.weights:
-        return model_with_weights(inputs.weights, inputs.model_config)
-    if inputs.model_flags.init == "pretrained":
-        return load_model(inputs.model_flags.model_name or f"EleutherAI/{DEFAULT_MODEL}", inputs.model_config)
-    return build_model(inputs.model_config, inputs.run_flags.seed)
+        source = model_with_weights(inputs.weights, inputs.model_config)
+    else:
+        source = load_model(inputs.model_flags.model_name or f"EleutherAI/{DEFAULT_MODEL}", inputs.model_config)
+    return inputs.transfer.initial_model(source, fresh)

@@ -12,8 +12,9 @@ from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from ds_train.checkpoints.weights import Weights
 from ds_train.config.deepspeed_json import EngineConfig, default_json, resolve_engine_config
 from ds_train.config.trainer_flags import ModelFlags, OverrideFlags, RunFlags
-from ds_train.model.causal_lm import is_preset, load_model_config, prepare_config
+from ds_train.model.causal_lm import is_preset, load_model_config, model_without_weights, prepare_config
 from ds_train.model.isolation import settle_rows
+from ds_train.model.transfer import AS_IT_IS, Transfer
 from ds_train.ranks.world import World, check_num_ranks
 from ds_train.training.monitors import check_monitors, place_monitors
 
@@ -34,6 +35,12 @@ class CommonInputs:
     model_config: PretrainedConfig
     one_document_a_row: bool  # those of one row would influence one another
     weights: Weights | None  # None: random, or the pretrained ones of model_flags
+    transfer: Transfer
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether a fresh start has other weights than random ones."""
+        return self.weights is not None or self.model_flags.init == "pretrained"
 
     @property
     def defaults(self) -> dict[str, str]:
@@ -64,6 +71,7 @@ def check_inputs(
     total_steps: int | None,
     min_lr_ratio: float | None = None,
     weights: Weights | None = None,
+    transfer: Transfer = AS_IT_IS,
 ) -> CommonInputs | None:
     """Check and load what both phases share; None after a fault, which is added to ``problems``."""
     before = len(problems)
@@ -93,7 +101,12 @@ def check_inputs(
             one_document_a_row = settle_rows(config, model.attn_implementation, keep_dropout=model.keep_dropout)
     if len(problems) > before or engine is None or tokenizer is None or config is None or one_document_a_row is None:
         return None
-    return CommonInputs(phase, world, run, model, directory, engine, tokenizer, config, one_document_a_row, weights)
+    inputs = CommonInputs(
+        phase, world, run, model, directory, engine, tokenizer, config, one_document_a_row, weights, transfer
+    )
+    if transfer != AS_IT_IS:
+        transfer.check(model_without_weights(config), problems, has_weights=inputs.has_weights)
+    return None if len(problems) > before else inputs
 
 
 def check_run(

@@ -9,6 +9,7 @@ from transformers import PretrainedConfig
 from data_tools.base.text_table import pluralize
 from ds_train.checkpoints.state import TrainState
 from ds_train.model.attention import describe_attention
+from ds_train.model.causal_lm import model_without_weights
 from ds_train.model.footprint import BUCKET, GIB, HOST_RUNTIME, ModelShape, RankMemory, model_shape, predict
 from ds_train.run.inputs import CommonInputs
 from ds_train.step.engine import Engine
@@ -29,6 +30,7 @@ def startup_summary(
     rows = {
         "run": f"{inputs.run_directory}, seed {inputs.run_flags.seed}",
         "starts": starting_point(inputs, state.step, chosen),
+        **_parts(inputs, chosen),
         "model": f"{inputs.model_name}, {shape.num_parameters:,} parameters",
         "layout": f"{pluralize(layout.world_size, 'rank')} × {layout.grad_accum} accumulation × "
         f"micro batch {layout.micro_batch} = global batch {layout.global_batch:,}; ZeRO {inputs.engine.zero_stage}, "
@@ -86,6 +88,16 @@ def starting_point(inputs: CommonInputs, step: int, chosen: Path | None) -> str:
     if inputs.model_flags.init == "pretrained":
         return f"at step 0, from the pretrained weights of {inputs.model_name}"
     return "fresh, from random weights"
+
+
+def _parts(inputs: CommonInputs, chosen: Path | None) -> dict[str, str]:
+    """What a fresh start takes over from its initial weights and what not, and what any start freezes."""
+    names = [
+        *(["copied", "fresh"] if inputs.has_weights and not chosen else []),
+        *(["frozen"] if inputs.transfer.frozen else []),
+    ]
+    described = inputs.transfer.describe(model_without_weights(inputs.model_config)) if names else {}
+    return {name: described[name] for name in names}
 
 
 def _kernels(inputs: CommonInputs, engine: Engine) -> str:

@@ -34,8 +34,9 @@ def build_engine(model: PackedLM, config: dict[str, Any]) -> Engine:
     wants_memory = config.get("memory_breakdown", False)
     try:
         with nullcontext() if wants_memory else redirect_stdout(StringIO()):  # the bf16 optimizer always prints memory
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
             engine, *_ = deepspeed.initialize(
-                model=model, model_parameters=list(model.parameters()), config=config, dist_init_required=False
+                model=model, model_parameters=trained, config=config, dist_init_required=False
             )
     except torch.OutOfMemoryError:
         raise

@@ -4,8 +4,9 @@
 
 RUNS.json holds a list of {"phase": "pptrain" | "pretrain", "argv": […]}; each is one call of the phase's ``main``.
 Optional: "code", its expected result; "error", words of the UserError it must end with; "file_bytes", the largest file
-that the last rank may write, as on a full disk; "import_from", a directory for the import path. DeepSpeed's conversions
-are made in this process.
+that the last rank may write, as on a full disk; "import_from", a directory for the import path; "tensors", a file for
+the model's tensors before the first step, and "starts_only" where no step is to follow. DeepSpeed's conversions are
+made in this process.
 """
 
 import gc
@@ -20,12 +21,18 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
 from deepspeed.checkpoint import ds_to_universal
+from deepspeed.runtime.zero import GatheredParameters
+from deepspeed.utils import safe_get_full_fp32_param
 
 from data_tools.base.errors import UserError
 from ds_train.phases import pptrain, pretrain
 from ds_train.ranks.entry import run_entry
 from ds_train.ranks.world import world_from_env
+from ds_train.run import assembly
+from ds_train.step.engine import Engine, is_plain
+from ds_train.training.loop import Run
 
 MAINS = {"pptrain": pptrain.main, "pretrain": pretrain.main}
 
@@ -46,13 +53,33 @@ def main() -> int:
 
 
 def call(run: dict[str, Any]) -> int | str:
+    def train(assembled: Run) -> None:
+        if "tensors" in run:
+            tensors = whole_tensors(assembled.engine)
+            if assembled.world.is_main:
+                torch.save(tensors, run["tensors"])
+        if not run.get("starts_only"):
+            TRAIN(assembled)
+
     try:
-        return MAINS[run["phase"]](run["argv"])
+        with mock.patch.object(assembly, "train", train):
+            return MAINS[run["phase"]](run["argv"])
     except UserError as error:
         return str(error)
 
 
-RUN = subprocess.run
+def whole_tensors(engine: Engine) -> dict[str, torch.Tensor]:
+    """The model's parameters in fp32, as its optimizer holds those that are trained, by name. Collective."""
+    parameters = dict(engine.module.causal_lm.named_parameters())
+    with GatheredParameters(list(parameters.values())):
+        tensors = {name: parameter.detach().float().clone() for name, parameter in parameters.items()}
+    if not is_plain(engine):
+        trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+        tensors |= {name: safe_get_full_fp32_param(parameter) for name, parameter in trained.items()}
+    return tensors
+
+
+TRAIN, RUN = assembly.train, subprocess.run
 
 
 def run_here(command: list[str], **how: Any) -> subprocess.CompletedProcess:

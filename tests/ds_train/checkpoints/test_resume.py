@@ -1,4 +1,4 @@
-"""Which checkpoints may be continued: the examples of an external generator."""
+"""Which checkpoints may be continued: the examples of an external generator, what is transferred and frozen."""
 
 import logging
 from dataclasses import replace
@@ -43,3 +43,21 @@ def test_checkpoints_that_know_no_examples_learn_them() -> None:
     assert continued.step == 7 and continued.fingerprints["generator_examples"] == EDITED
     with pytest.raises(UserError, match="generator_examples"):
         adapted(continued, state(generator_examples=FIRST))
+
+
+def test_what_was_transferred_stays_and_checkpoints_of_before_transferred_all() -> None:
+    everything = state(transfer="all", freeze="nothing")
+    assert adapted(state(), everything).fingerprints["transfer"] == "all"
+    with pytest.raises(UserError, match=r"transfer: saved all, now mlp\)"):
+        adapted(state(), state(transfer="mlp", freeze="nothing"))
+    assert adapted(everything, state(transfer="mlp", freeze="nothing"), "transfer").fingerprints["transfer"] == "mlp"
+
+
+@pytest.mark.parametrize("saved", [state(), state(transfer="all", freeze="mlp")])
+def test_what_is_frozen_cannot_change_even_if_accepted(saved: TrainState) -> None:
+    frozen = saved.fingerprints.get("freeze", "nothing")
+    for accepted in ([], ["freeze"]):
+        with pytest.raises(
+            UserError, match=rf"--freeze changed: saved {frozen}, now head\. .*--pptrain_checkpoint {STEP}"
+        ):
+            adapted(saved, state(transfer="all", freeze="head"), *accepted)

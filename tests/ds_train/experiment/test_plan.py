@@ -164,6 +164,7 @@ def test_mistakes_are_named(tmp_path: Path, changed: dict[str, Any], message: st
         ({"pptrain": {"start_stage": 5}}, r"pptrain: --start_stage 5 is beyond the last stage 4"),
         ({"pptrain": {"max_lookahead": 5}}, r"pptrain: --max_lookahead 5 contradicts"),
         ({"pretrain": CONFIG["pretrain"] | {"mixin_end": None}}, r"pretrain: .*linear needs --mixin_end"),
+        ({"pretrain": CONFIG["pretrain"] | {"transfer": ["blocks"]}}, r"pretrain: .*need weights to start from"),
     ],
 )
 def test_a_dry_run_checks_what_every_command_will(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
