@@ -45,6 +45,7 @@ from data_tools.corpus.shards import (
     PackMeta,
     PackParameters,
     little_endian,
+    pack_directory,
     token_dtype,
 )
 from data_tools.corpus.text_source import (
@@ -283,7 +284,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.pack_dir is None:
         if args.scratch_dir is None:
             raise UserError("no output directory: give --scratch_dir (for its data/c4_packed) or --pack_dir.")
-        args.pack_dir = args.scratch_dir / "data" / "c4_packed"
+        args.pack_dir = pack_directory(args.scratch_dir)
     if not args.source and (args.text_field != TEXT_FIELD or args.skip_bad):
         raise UserError("--text_field and --skip_bad are about local files: give --source.")
     if args.num_blocks is None:

@@ -3,6 +3,7 @@
 import argparse
 import copy
 import difflib
+import math
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -97,7 +98,7 @@ def refuse_unknown_flags(given: Iterable[str], known: Sequence[str]) -> None:
     name = "an argument"
     for argument in given:
         if argument == "" or argument.endswith("="):
-            raise UserError(f"{argument.rstrip('=') or name} is empty; was a variable not set? Leave the flag out.")
+            raise UserError(f"{argument.rstrip('=') or name} is empty; was a variable not set? Give a value.")
         name = argument.split("=")[0] if argument.startswith("-") else "an argument"
         if name.startswith("--") and name not in known:
             raise UserError(f"unknown flag {name}{did_you_mean(name, known)} See --help.")
@@ -107,12 +108,14 @@ def of_kind(kind: str) -> Callable[[str], int | float]:
     """A number of a kind (see `kinds`), for argparse."""
 
     def read(text: str) -> int | float:
-        number = int(text) if kind.startswith("whole") else float(text)
+        try:
+            number = int(text) if kind.startswith("whole") else float(text)
+        except ValueError:
+            number = math.nan
         if not is_of_kind(number, kind):
             raise argparse.ArgumentTypeError(f"expected {described(kind)}, got {text!r}")
         return number
 
-    read.__name__ = "number"  # in argparse's complaint about text
     return read
 
 

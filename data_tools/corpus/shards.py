@@ -24,6 +24,11 @@ VALIDATION_NAME = "validation.bin"
 MAX_UINT16_IDS = 65_535  # tokenizers with more ids than this are packed as uint32
 
 
+def pack_directory(scratch_dir: str | Path) -> Path:
+    """Where packed blocks are if nothing else is given."""
+    return Path(scratch_dir) / "data" / "c4_packed"
+
+
 def shard_name(number: int) -> str:
     """File name of shard ``number``."""
     return f"shard_{number:05d}.bin"

@@ -26,7 +26,7 @@ from data_tools.search.flags import add_generator_flags
 from data_tools.search.splits import SPLIT_NAMES
 
 _PHASES = {"stream": "pptrain", "mixture": "pretrain"}  # whose samples they show
-_OF_RUNS = "that of the runs in scratch_dir, without any "
+_OF_RUNS = "that of the runs in scratch_dir or of its pack, without any "
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 from data_tools.base.errors import UserError
 from data_tools.base.text_table import pluralize
-from data_tools.corpus.shards import VALIDATION_NAME, PackedBlocks
+from data_tools.corpus.shards import VALIDATION_NAME, PackedBlocks, pack_directory
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from data_tools.inspect.terminal import Terminal
 from data_tools.inspect.token_view import View
-from data_tools.runs.settings import tokenizer_of_runs
+from data_tools.runs.settings import DEFAULT_TOKENIZER, tokenizer_of_runs
 from data_tools.samples.documents import Document, encode_examples, example_documents
 from data_tools.samples.mixin_table import MixinTable, load_mixin_table
 from data_tools.samples.readers import MixinReader, StreamReader, c4_document, training_source
@@ -190,13 +190,18 @@ def _stream_reader(args: Namespace, splits: Splits | None) -> StreamReader:
 
 
 def _tokenizer(args: Namespace) -> TextTokenizer:
-    return load_tokenizer(args.tokenizer or tokenizer_of_runs(args.scratch_dir))
+    """The tokenizer that is given, or of the directory's runs, or of its pack."""
+    if name := args.tokenizer or tokenizer_of_runs(args.scratch_dir):
+        return load_tokenizer(name)
+    if args.scratch_dir and (pack := pack_directory(args.scratch_dir)).exists():
+        return load_tokenizer(PackedBlocks(pack).meta.tokenizer)
+    return load_tokenizer(DEFAULT_TOKENIZER)
 
 
 def _pack(args: Namespace) -> PackedBlocks:
     if args.pack_dir is None and args.scratch_dir is None:
         raise UserError("which packed blocks? Give --scratch_dir, or --pack_dir.")
-    return PackedBlocks(args.pack_dir or args.scratch_dir / "data" / "c4_packed")
+    return PackedBlocks(args.pack_dir or pack_directory(args.scratch_dir))
 
 
 def _pack_tokenizer(args: Namespace, blocks: PackedBlocks) -> TextTokenizer:

@@ -49,8 +49,8 @@ def read_settings(directory: Path, launches: Sequence[Row]) -> Settings:
     }
 
 
-def tokenizer_of_runs(scratch_dir: Path | None) -> str:
-    """The tokenizer of the runs below a scratch directory; Pythia's if none of them names one.
+def tokenizer_of_runs(scratch_dir: Path | None) -> str | None:
+    """The tokenizer of the runs below a scratch directory; None if none of them names one.
 
     Raises:
         UserError: they name several.
@@ -62,7 +62,7 @@ def tokenizer_of_runs(scratch_dir: Path | None) -> str:
     if len(set(named.values())) > 1:
         listed = ", ".join(f"{run} {name}" for run, name in named.items())
         raise UserError(f"the runs in {scratch_dir} have different tokenizers ({listed}); choose with --tokenizer.")
-    return next(iter(named.values()), DEFAULT_TOKENIZER)
+    return next(iter(named.values()), None)
 
 
 def flags_of_run(directory: Path, phase: str | None) -> dict[str, str | list[str]]:

@@ -80,8 +80,8 @@ def search_budget(max_input_size: int, alpha: float, max_lookahead: int, max_edg
     if edges_allowed < 1:
         raise UserError(
             f"alpha {alpha:g} allows no edge: floor(alpha · {edge_budget}) < 1 at max_input_size {max_input_size}; "
-            f"start at alpha >= 1/{edge_budget} (stage {math.ceil(max_lookahead / edge_budget)} of {max_lookahead}) "
-            "or raise max_input_size (6 × max_lookahead fits every stage)"
+            f"give --start_stage {math.ceil(max_lookahead / edge_budget)} of {max_lookahead}, or build splits with a "
+            "larger max_input_size (6 × max_lookahead fits every stage)"
         )
     return SearchBudget(
         edge_budget=edge_budget,

@@ -121,7 +121,7 @@ def test_help_names_each_flag_once(capsys, monkeypatch):
     assert {f"--{name}" for name in names} <= set(flags) and len(flags) == len(set(flags))
     assert not any("-" in flag[2:] for flag in flags)
     assert "  --sync_save                       write each checkpoint before training" in "\n".join(lines)
-    assert lines[0].startswith("usage: deepspeed ds_train/") and len(lines) < 135
+    assert lines[0].startswith("usage: deepspeed ds_train/") and len(lines) < 3 * len(flags)
 
 
 @pytest.fixture

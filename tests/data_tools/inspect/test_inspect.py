@@ -18,11 +18,13 @@ from data_tools.samples.documents import Document, encode_examples, example_docu
 from data_tools.samples.readers import c4_document, training_source
 from data_tools.samples.samplers import Cursor, SampleKind
 from data_tools.search.splits import Splits, find_data_dir, row_line
+from ds_train.checkpoints.state import TrainState
 from ds_train.phases import pptrain, pretrain
 from ds_train.phases.evaluation import heldout_examples
 from ds_train.ranks.world import World
 from ds_train.run.record import LaunchRecord
 from tests.support import tiny
+from tests.support.checkpoints import LAYOUT
 
 TOKEN_LINE = re.compile(r"^ *(no target|weight \S+)? │(.*)│$")
 Token = tuple[str, float | None]  # its text, and its weight as a target
@@ -181,7 +183,8 @@ def test_a_run_is_shown_with_its_own_settings(tiny_scratch, tmp_path, shown, pha
     command, flags = OF_PHASE[phase]
     module = {"pptrain": pptrain, "pretrain": pretrain}[phase]
     prepared = module.prepare([*tiny.flags(tiny_scratch), *RUN, *flags], World(0, 0, 1))
-    LaunchRecord(prepared.all_flags, prepared.sources, prepared.inputs.engine).record(tmp_path, World(0, 0, 1), 0)
+    record = LaunchRecord(prepared.all_flags, prepared.sources, prepared.inputs.engine)
+    record.record(tmp_path, World(0, 0, 1), TrainState(**LAYOUT), 0)
     given = ["--scratch_dir", tiny_scratch, *(flags if phase == "pptrain" else flags[2:]), "--seed", 5]
     given += ["--tokenizer", tiny_scratch / "tokenizer"]
     given += ["--seq_len", tiny.SEQ_LEN] if phase == "pptrain" else ["--global_batch", 4]
@@ -218,6 +221,12 @@ def test_splits_are_as_they_are_evaluated(tiny_scratch, tokenizer, shown, name):
         is_left_out = max(len(document.tokens) for document in documents) > 100
         assert ("longer than seq_len 100" in part) == is_left_out
     assert 0 < sum("longer than seq_len" in part for part in parts) < len(parts)
+
+
+def test_the_packs_tokenizer_is_the_default_where_no_run_names_one(tiny_scratch, tmp_path, shown):
+    (tmp_path / "data").symlink_to(tiny_scratch / "data")
+    pick = ["split", "--scratch_dir", tmp_path, "--show", "tokens"]
+    assert shown(*pick) == shown(*pick, "--tokenizer", tiny_scratch / "tokenizer")
 
 
 @pytest.mark.parametrize("loss", ["lm", "answer", "weighted"])
