@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.base.command_line import CommandParser, of_kind
-from data_tools.base.errors import UserError, run_command
+from data_tools.base.errors import UserError, is_number, run_command
 from data_tools.base.text_table import pluralize
 from data_tools.runs.logs import Row, read_logs
 from data_tools.runs.settings import flat, load_settings
@@ -108,11 +108,11 @@ def compare(
 
 
 def _distance(value: Any, other: Any) -> float:
-    """The distance of two logged values. Ledgers, and nulls for numbers that were not finite, give 0 or inf."""
-    if value == other:
+    """The distance of two logged values. Ledgers, and nulls or NaN for numbers that were not finite, give 0 or inf."""
+    both_nan = value != value and other != other
+    if value == other or both_nan:
         return 0.0
-    is_number = all(isinstance(v, int | float) for v in (value, other))
-    return abs(value - other) if is_number else math.inf
+    return abs(value - other) if is_number(value) and is_number(other) else math.inf
 
 
 def _described(column: str, result: Comparison, loss_tolerance: float) -> str:

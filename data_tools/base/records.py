@@ -46,6 +46,7 @@ def _adapter(kind: Any) -> Any:
 
 
 def _described(error: Any) -> str:
-    name = ".".join(map(str, error["loc"])) or "it"
+    name = ".".join(map(str, error["loc"]))
     is_missing = error["type"] in ("missing", "json_invalid")
-    return f"{name}: {error['msg']}" + ("" if is_missing else f", got {error['input']!r:.60}")
+    message = f"{name}: {error['msg']}" if name else error["msg"]
+    return message if is_missing else f"{message}, got {error['input']!r:.60}"

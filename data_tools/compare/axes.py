@@ -13,7 +13,8 @@ CHARGEABLE = ("tokens", "pflops", "gpu_hours")  # pre-pretraining has no C4 toke
 
 
 def positions_on(logs: RunLogs, axis: str, steps: np.ndarray) -> np.ndarray:
-    """Positions of steps on one of `AXES`, (steps,); between rows of the log they are interpolated.
+    """Positions of steps on one of `AXES`, (steps,); between rows of the log they are interpolated, and NaN
+    where the log ends too early.
 
     Raises:
         UserError: the log lacks the column.
@@ -37,9 +38,10 @@ def positions_on(logs: RunLogs, axis: str, steps: np.ndarray) -> np.ndarray:
             f"another of {' '.join(AXES)}."
         )
     rows, amounts = np.append(0, logs.train["step"][known]), np.append(0, amounts[known])
-    # A run may be evaluated after its last row of the log: its pace until then continues.
+    # A run may be evaluated between two rows of the log: its pace continues up to where the next one would be.
     pace = amounts[-1] / max(rows[-1], 1)
-    return np.where(steps > rows[-1], amounts[-1] + pace * (steps - rows[-1]), np.interp(steps, rows, amounts))
+    later = np.where(steps <= 2 * rows[-1] - rows[-2:-1], amounts[-1] + pace * (steps - rows[-1]), np.nan)
+    return np.where(steps > rows[-1], later, np.interp(steps, rows, amounts))
 
 
 def pptrain_cost(logs: RunLogs, flags: dict[str, Any], axis: str) -> float:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from glob import has_magic
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -72,9 +73,16 @@ def find_files(argument: str, text_field: str) -> list[tuple[str, Path]]:
         raise UserError(f"{broken[0]} is a link to nothing. Restore what it leads to, or remove it.")
     files = [(name, path) for name, path in files if path.is_file() and _is_of_documents(path, text_field)]
     if not files:
-        problem = "holds" if root.is_dir() else "matches"
-        raise UserError(f"{argument}: {problem} no file of documents. Expected names ending in {', '.join(SUFFIXES)}.")
+        raise UserError(f"{argument} {_nothing_in(root)}. Expected files with names ending in {', '.join(SUFFIXES)}.")
     return files
+
+
+def _nothing_in(root: Path) -> str:
+    if root.is_dir():
+        return "holds no file of documents"
+    if root.exists():
+        return "is no regular file"
+    return "matches no file of documents" if has_magic(str(root)) else "does not exist"
 
 
 def refuse_copies(paths: Sequence[Path]) -> None:

@@ -277,11 +277,8 @@ class PackedBlocks:
         # Counted first: a wrong number of blocks could plan shards without an end.
         is_counted = not per_shard or -(-self.num_blocks // per_shard) == len(self.meta.shards)
         planned = self.meta.file_blocks() if per_shard and is_counted else recorded
-        if (
-            not is_counted
-            or planned != recorded
-            or sum(recorded.values()) != self.num_blocks + self.num_validation_blocks
-        ):
+        total = self.num_blocks + self.num_validation_blocks
+        if not is_counted or planned != recorded or sum(recorded.values()) != total:
             raise UserError(
                 f"{self.directory / META_NAME} contradicts itself: {self.num_blocks} blocks in shards of "
                 f"{self.meta.blocks_per_shard} and {self.meta.val_blocks} validation blocks are not what its files "

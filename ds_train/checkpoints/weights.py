@@ -105,8 +105,8 @@ def _newest(run_directory: Path, fix: str) -> Path:
     state = read_state(newest)
     if not state.finished:
         stages = state.fingerprints.get("max_stage")
-        reached = f"step {state.step:,}" + (f", at stage {state.stage} of {stages}" if stages else "")
-        logger.warning("%s: its run is not finished; these are the weights of %s", newest, reached)
+        reached = f"before the last, at stage {state.stage} of {stages}" if stages else "before the last"
+        logger.warning("%s: these are the weights of step %s, %s", newest, f"{state.step:,}", reached)
     return newest
 
 

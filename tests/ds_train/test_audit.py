@@ -1,6 +1,7 @@
 """The audit finds where two runs part, in what, and which settings they do not share."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -107,11 +108,13 @@ def test_tolerance_is_for_losses_alone(audited) -> None:
     assert code == 1 and output.endswith("The runs first differ in step 1: learning rate.\n")
 
 
-def test_null_losses(audited) -> None:
+@pytest.mark.parametrize("value", [None, math.nan])
+def test_losses_that_are_no_numbers(audited, value: float | None) -> None:
     rows, others = _rows(), _rows()
-    rows[3]["loss"] = others[3]["loss"] = others[5]["loss"] = None
+    rows[3]["loss"] = others[3]["loss"] = others[5]["loss"] = value
     code, output = audited(others, "--loss_tolerance", "100", rows=rows)
-    assert code == 1 and "first differs at step 6 (3.4 | null); largest difference inf, at step 6" in output
+    expected = f"first differs at step 6 (3.4 | {json.dumps(value)}); largest difference inf, at step 6"
+    assert code == 1 and expected in output
 
 
 def test_other_settings_are_reported(audited) -> None:

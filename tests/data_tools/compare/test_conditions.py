@@ -58,6 +58,7 @@ def test_axes(tmp_path, axis, positions):
 def test_positions_between_and_after_rows(tmp_path):
     logs = RunLogs.read(write_run(tmp_path / "A", train_rows(), []), "A")
     assert positions_on(logs, "tokens", np.array([0, 5, 25, 44])).tolist() == [0, 500, 2500, 4400]
+    assert np.isnan(positions_on(logs, "tokens", np.array([51]))).all()  # a row of the log would be there
 
 
 @pytest.mark.parametrize("axis", ["c4_tokens", "pflops", "gpu_hours"])

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,8 +119,9 @@ def test_parquet_without_text(tmp_path: Path, column: str, message: str) -> None
 
 def test_sources_that_match_nothing_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("x")
-    for argument, message in (("", "holds no file"), ("/*.jsonl", "matches no file"), ("/notes.md", "unknown kind"),
-                           ("/absent.jsonl", "matches no file")):  # fmt: skip
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for argument, message in (("", "holds no file"), ("/*.txt", "matches no file"), ("/notes.md", "unknown kind"),
+                           ("/absent.jsonl", "does not exist"), ("/pipe.jsonl", "is no regular file")):  # fmt: skip
         with pytest.raises(UserError, match=message):
             FileSource([f"{tmp_path}{argument}"])
 

@@ -245,7 +245,7 @@ def test_graphs_are_distributed_as_the_definition_says(max_input_size, stage):
         ((384, 1.5, 64), "alpha is 1.5"),
         ((384, 1.0, 0), "max_lookahead is 0"),
         ((7, 1.0, 4), "max_input_size is 7: expected at least 8"),
-        ((96, 1 / 64, 64), r"floor\(alpha · 30\) < 1 .* start at alpha >= 1/30 \(stage 3 of 64\)"),
+        ((96, 1 / 64, 64), r"floor\(alpha · 30\) < 1 .* --start_stage 3 of 64"),
     ],
 )
 def test_impossible_budgets_are_refused(arguments, message):

@@ -130,8 +130,8 @@ def edit_meta(directory, change):
     "spoil, message",
     [
         (lambda d: (d / "meta.json").unlink(), "has no meta.json: .* half copied"),
-        (lambda d: (d / "meta.json").write_text("{"), "meta.json does not describe data splits .it: Invalid JSON"),
-        (lambda d: (d / "meta.json").write_text("[]"), "it: Input should be an object"),
+        (lambda d: (d / "meta.json").write_text("{"), "meta.json does not describe data splits .Invalid JSON"),
+        (lambda d: (d / "meta.json").write_text("[]"), "Input should be an object"),
         (lambda d: edit_meta(d, lambda m: m.pop("seed")), "seed: Field required"),
         (lambda d: edit_meta(d, lambda m: m.update(lookahead=3)), "lookahead: Unexpected keyword argument"),
         (lambda d: edit_meta(d, lambda m: m["files"].pop("test.jsonl")), "'files' names .*expected those of"),
