@@ -13,19 +13,18 @@ from data_tools.base.errors import UserError
 from data_tools.base.files import sha256_of_file
 from data_tools.corpus.shards import PackedBlocks
 from data_tools.corpus.tokenizer import load_tokenizer
-from data_tools.inspect import __main__ as inspect_command
 from data_tools.samples.documents import Document, encode_examples, example_documents
 from data_tools.samples.readers import c4_document, training_source
 from data_tools.samples.samplers import Cursor, SampleKind
 from data_tools.search.splits import Splits, find_data_dir, row_line
-from ds_train.checkpoints.state import TrainState
 from ds_train.phases import pptrain, pretrain
 from ds_train.phases.evaluation import heldout_examples
 from ds_train.ranks.world import World
 from ds_train.run.record import LaunchRecord
 from tests.support import tiny
-from tests.support.checkpoints import LAYOUT
+from tests.support.checkpoints import full_state
 
+WORLD = World(0, 0, 1)
 TOKEN_LINE = re.compile(r"^ *(no target|weight \S+)? │(.*)│$")
 Token = tuple[str, float | None]  # its text, and its weight as a target
 
@@ -33,18 +32,6 @@ Token = tuple[str, float | None]  # its text, and its weight as a target
 @pytest.fixture(scope="module")
 def tokenizer(tiny_scratch: Path):
     return load_tokenizer(str(tiny_scratch / "tokenizer"))
-
-
-@pytest.fixture
-def shown(capsys, monkeypatch):
-    """Runs the command and gives its output."""
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*arguments: object) -> str:
-        inspect_command.main([str(argument) for argument in arguments])
-        return capsys.readouterr().out
-
-    return run
 
 
 def tokens_in(output: str) -> list[Token]:
@@ -78,7 +65,7 @@ def assert_shows(output: str, tokenizer, documents: Sequence[Document]) -> None:
 def trained_by(phase, scratch: Path, *flags: object):
     """Sampler and readers of a run with these flags, built by the trainer itself."""
     given = [*tiny.flags(scratch, precision=None), "--global_batch", "4", "--micro_batch", "4", *map(str, flags)]
-    return phase.prepare(given, World(0, 0, 1)).make_setup()
+    return phase.prepare(given, WORLD).make_setup()
 
 
 @pytest.mark.parametrize(
@@ -182,11 +169,10 @@ OF_PHASE = {
 def test_a_run_is_shown_with_its_own_settings(tiny_scratch, tmp_path, shown, phase):
     command, flags = OF_PHASE[phase]
     module = {"pptrain": pptrain, "pretrain": pretrain}[phase]
-    prepared = module.prepare([*tiny.flags(tiny_scratch), *RUN, *flags], World(0, 0, 1))
-    record = LaunchRecord(prepared.all_flags, prepared.sources, prepared.inputs.engine)
-    record.record(tmp_path, World(0, 0, 1), TrainState(**LAYOUT), 0)
-    given = ["--scratch_dir", tiny_scratch, *(flags if phase == "pptrain" else flags[2:]), "--seed", 5]
-    given += ["--tokenizer", tiny_scratch / "tokenizer"]
+    prepared = module.prepare([*tiny.flags(tiny_scratch), *RUN, *flags], WORLD)
+    LaunchRecord(prepared.all_flags, prepared.sources, prepared.inputs.engine).record(tmp_path, WORLD, full_state(), 0)
+    given = ["--scratch_dir", tiny_scratch, "--tokenizer", tiny_scratch / "tokenizer", "--seed", 5]
+    given += flags if phase == "pptrain" else flags[2:]
     given += ["--seq_len", tiny.SEQ_LEN] if phase == "pptrain" else ["--global_batch", 4]
     pick = ["--index", 1, "--count", 9]
     assert shown(command, "--run", tmp_path, *pick) == shown(command, *given, *pick)
@@ -221,12 +207,6 @@ def test_splits_are_as_they_are_evaluated(tiny_scratch, tokenizer, shown, name):
         is_left_out = max(len(document.tokens) for document in documents) > 100
         assert ("longer than seq_len 100" in part) == is_left_out
     assert 0 < sum("longer than seq_len" in part for part in parts) < len(parts)
-
-
-def test_the_packs_tokenizer_is_the_default_where_no_run_names_one(tiny_scratch, tmp_path, shown):
-    (tmp_path / "data").symlink_to(tiny_scratch / "data")
-    pick = ["split", "--scratch_dir", tmp_path, "--show", "tokens"]
-    assert shown(*pick) == shown(*pick, "--tokenizer", tiny_scratch / "tokenizer")
 
 
 @pytest.mark.parametrize("loss", ["lm", "answer", "weighted"])
@@ -301,8 +281,7 @@ def test_the_tokenizer_is_that_of_the_runs(tiny_scratch, tmp_path, shown):
     for run, given in (("a", "tokenizer: T"), ("b", "model_name: pythia-410m"), ("c", "tokenizer:  # default")):
         (tmp_path / run).mkdir()
         (tmp_path / run / "run.yaml").write_text(given.replace("T", str(tiny_scratch / "tokenizer")))
-    problem = shown("stream", *splits)
-    assert problem == shown("stream", *splits, "--tokenizer", tiny_scratch / "tokenizer") != ""
+    assert shown("stream", *splits) == shown("stream", *splits, "--tokenizer", tiny_scratch / "tokenizer") != ""
     assert shown("split", *splits).count("eval 0 of") == 1
     (tmp_path / "b" / "run.yaml").write_text("tokenizer: another")
     with pytest.raises(UserError, match=r"different tokenizers \(a .*, b another\); choose with --tokenizer"):

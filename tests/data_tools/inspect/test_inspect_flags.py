@@ -89,6 +89,12 @@ def test_what_to_look_at_must_be_given(command, message):
         inspect_command.main([command])
 
 
+def test_the_packs_tokenizer_is_the_default_where_no_run_names_one(tiny_scratch, tmp_path, shown):
+    (tmp_path / "data").symlink_to(tiny_scratch / "data")
+    pick = ["split", "--scratch_dir", tmp_path, "--show", "tokens"]
+    assert shown(*pick) == shown(*pick, "--tokenizer", tiny_scratch / "tokenizer") != ""
+
+
 def test_another_tokenizer_than_the_packs_is_refused(tiny_scratch, tmp_path):
     tiny_tokenizer().save(tmp_path)
     with pytest.raises(UserError, match="is not the one"):
