@@ -19,7 +19,7 @@ from deepspeed.utils import (
 from ds_train.checkpoints.rank_rng import restore_rng
 from ds_train.checkpoints.state import TrainState, mapped_file
 from ds_train.ranks.world import World
-from ds_train.step.engine import Engine, build_engine, is_plain
+from ds_train.step.engine import Engine, build_engine, is_plain, trained_parameters
 from ds_train.step.losses import PackedLM
 
 _WEIGHTS = "fp32"
@@ -37,7 +37,7 @@ def fresh_engine(model: PackedLM, config: dict[str, Any]) -> Engine:
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     engine = build_engine(model, config)
     if not is_plain(engine):
-        for name, parameter in _trained(engine.module).items():
+        for name, parameter in trained_parameters(engine.module).items():
             _set(engine, parameter, weights[name])
     return engine
 
@@ -58,16 +58,11 @@ def load_frozen(model: PackedLM, checkpoint: Path, saved: TrainState) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def _trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The parameters that an optimizer holds, in its order; tied ones once."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
 def engine_with_full_state(
     model: PackedLM, config: dict[str, Any], directory: Path, saved: TrainState, world: World
 ) -> Engine:
     """Build an engine that continues from the full state in ``directory``, at the ZeRO stage of ``config``."""
-    like = _trained(model)
+    like = trained_parameters(model)
     full = {
         name: {kind: value.flatten()[: like[name].numel()].view_as(like[name]) for kind, value in tensors.items()}
         for name, tensors in read_full_state(directory, list(like)).items()  # of ZeRO 3 they are flat
@@ -83,7 +78,7 @@ def read_full_state(directory: Path, names: list[str]) -> FullState:
     """Read a checkpoint of ZeRO 0 in fp32, or the universal copy of another stage's; tensors stay on disk.
 
     Args:
-        names: the trained parameters in the model's order, by which ZeRO 0 numbers them; tied ones once.
+        names: the trained parameters in the optimizer's order, by which ZeRO 0 numbers them; tied ones once.
     """
     if (directory / "zero").is_dir():
         paths = {name: directory / "zero" / name for name in names}  # there is one for each name of a tied one, too
@@ -112,7 +107,7 @@ def load_full_state(engine: Engine, full: FullState, *, num_updates: int) -> Non
         num_updates: Adam's step count.
     """
     _make_optimizer_state(engine, num_updates)
-    for name, parameter in _trained(engine.module).items():
+    for name, parameter in trained_parameters(engine.module).items():
         _set(engine, parameter, full[name][_WEIGHTS])
         for moment in _MOMENTS:
             _set(engine, parameter, full[name][moment], moment)

@@ -34,7 +34,7 @@ _FORMERLY = {  # before there was this fingerprint
     "c4_order": "pack",
     "transfer": "all",
 }
-FREEZE = "freeze"  # a fingerprint: the parts of the model that are never trained
+_OF_OPTIMIZER = ("freeze", "no_decay")  # fingerprints of flags by which an optimizer's states are arranged
 _HASH, _HASH_DIGITS = re.compile("[0-9a-f]{64}"), 12
 _WHAT_WORKS = "any ZeRO stage at any number of ranks into any other in fp32 and bf16; in fp16 not from or to ZeRO 0"
 
@@ -113,11 +113,10 @@ def _refuse_other_trajectory(
     if unknown := sorted(set(accepted) - set(pairs) - {INITIAL_WEIGHTS}):  # which concerns fresh starts
         raise UserError(f"--accept_change {' '.join(unknown)}: no such setting; it takes {', '.join(sorted(pairs))}.")
     differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-    if FREEZE in differing:  # which cannot be accepted
+    for name in (name for name in _OF_OPTIMIZER if name in differing):  # which cannot be accepted
         raise UserError(
-            f"{checkpoint} has optimizer states for what its run trained, and --freeze changed: "
-            f"{_change(*differing[FREEZE])}. Use the saved setting, or start another run from its weights "
-            f"(--pptrain_checkpoint {checkpoint} --run_name NEW)."
+            f"{checkpoint} has optimizer states for another --{name} ({_change(*differing[name])}). Use the saved one, "
+            f"or start another run from its weights (--pptrain_checkpoint {checkpoint} --run_name NEW)."
         )
     for name in sorted(set(differing) & set(accepted)):
         logger.warning("--accept_change %s: %s; the trajectory is another one", name, _change(*differing[name]))

@@ -37,6 +37,7 @@ class EngineConfig:
         schedule: learning rate of every step.
         overrides: one line for the log for each change by a flag or a rule.
         path: the file that the JSON was read from; empty for text.
+        no_decay: kinds of parameters without weight decay.
     """
 
     given: dict[str, Any]
@@ -46,6 +47,7 @@ class EngineConfig:
     schedule: Schedule
     overrides: list[str]
     path: str = field(default="", compare=False)
+    no_decay: tuple[str, ...] = ()
 
     def flag_values(self) -> dict[str, Any]:
         """What the flags that override the JSON amount to, without the accumulation, which follows from the others."""
@@ -141,7 +143,8 @@ def resolve_engine_config(
     config.setdefault("steps_per_print", 10**9)  # no progress lines by DeepSpeed beside ours
     deepspeed = {key: value for key, value in config.items() if key != "scheduler"}
     path = "" if source.lstrip().startswith("{") else source
-    return EngineConfig(given, config, deepspeed, layout, schedule, overrides, path)
+    no_decay = tuple(sorted({*(flags.no_decay or ())}))
+    return EngineConfig(given, config, deepspeed, layout, schedule, overrides, path, no_decay)
 
 
 def _read_json(source: str) -> dict[str, Any]:

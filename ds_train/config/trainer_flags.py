@@ -184,6 +184,9 @@ class OverrideFlags:
         json_key="optimizer.params.weight_decay",
         within="[0, 1e9]",
     )
+    no_decay: list[Literal["norms", "biases", "embeddings"]] | None = flag(
+        None, "parameters without weight decay (default: none)", "trajectory", through="no_decay"
+    )
     grad_clip: float | None = flag(
         None,
         "largest global gradient norm (gradient_clipping)",

@@ -2,6 +2,7 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Collection
 
 from transformers import PreTrainedModel
 
@@ -28,6 +29,15 @@ def parts_of(model: PreTrainedModel) -> dict[str, frozenset[str]]:
         is_in_base = name.startswith(f"{base}.")
         parts[first_names[id(parameter)]] |= _parts_in_base(model, name) if is_in_base else {"head"}
     return {name: frozenset(found) for name, found in parts.items()}
+
+
+def without_decay(model: PreTrainedModel, kinds: Collection[str]) -> set[str]:
+    """Names of the parameters of these kinds: parts, and ``biases``, which are in all parts."""
+    if not kinds:
+        return set()
+    biases = {name for name, _ in model.named_parameters() if "bias" in name.rsplit(".", 1)[-1]}
+    chosen = {name for name, parts in parts_of(model).items() if not parts.isdisjoint(kinds)}
+    return chosen | biases if "biases" in kinds else chosen
 
 
 def _parts_in_base(model: PreTrainedModel, name: str) -> set[str]:

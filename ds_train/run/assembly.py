@@ -25,6 +25,7 @@ from ds_train.config.deepspeed_json import default_json
 from ds_train.config.flags import compared_values
 from ds_train.model.causal_lm import build_model, load_model, save_description
 from ds_train.model.footprint import model_shape, training_flops
+from ds_train.model.parts import without_decay
 from ds_train.ranks.collectives import check_num_nodes, device_of, init_distributed, is_emulated, on_main, take_device
 from ds_train.ranks.signals import ExitCode, StopRequests, StopTraining
 from ds_train.ranks.watchdog import LONG_S, Watchdog, exit_rank_lost, supervision
@@ -214,7 +215,8 @@ def _restored(inputs: CommonInputs, chosen: Path, current: TrainState, is_branch
 
 def _wrapped(inputs: CommonInputs, causal_lm: PreTrainedModel) -> PackedLM:
     inputs.transfer.freeze(causal_lm)
-    return PackedLM(causal_lm, one_document_a_row=inputs.one_document_a_row)
+    no_decay = without_decay(causal_lm, inputs.engine.no_decay)
+    return PackedLM(causal_lm, one_document_a_row=inputs.one_document_a_row, no_decay=no_decay)
 
 
 def fresh_state(inputs: CommonInputs, setup: PhaseParts, all_flags: Iterable[Any]) -> TrainState:

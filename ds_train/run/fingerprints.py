@@ -26,6 +26,7 @@ def common_fingerprints(
     return {
         "optimizer": _hyper_parameters(config["optimizer"]),
         "schedule": schedule_as_text(engine.schedule),
+        "no_decay": " ".join(engine.no_decay) or "nothing",
         "gradient_clipping": str(float(config.get("gradient_clipping", 0.0))),
         "gradient_sums": config["communication_data_type"],
         "seq_len": str(seq_len),

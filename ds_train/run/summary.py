@@ -11,6 +11,7 @@ from ds_train.checkpoints.state import TrainState
 from ds_train.model.attention import describe_attention
 from ds_train.model.causal_lm import model_without_weights
 from ds_train.model.footprint import BUCKET, GIB, HOST_RUNTIME, ModelShape, RankMemory, model_shape, predict
+from ds_train.model.parts import without_decay
 from ds_train.run.inputs import CommonInputs
 from ds_train.step.engine import Engine
 from ds_train.training.phase import PhaseParts
@@ -38,6 +39,7 @@ def startup_summary(
         "device": _device(engine.device),
         "a step": f"at most {tokens:,} tokens, {layout.global_batch:,} × seq_len {inputs.model_flags.seq_len:,}",
         "learning rate": str(inputs.engine.schedule),
+        **_decay(inputs),
         **setup.summary,
         "documents": describe_rows(inputs.model_config, one_document_a_row),
         "kernels": _kernels(inputs, engine),
@@ -98,6 +100,15 @@ def _parts(inputs: CommonInputs, chosen: Path | None) -> dict[str, str]:
     ]
     described = inputs.transfer.describe(model_without_weights(inputs.model_config)) if names else {}
     return {name: described[name] for name in names}
+
+
+def _decay(inputs: CommonInputs) -> dict[str, str]:
+    """The weight decay, where it differs among parameters."""
+    if not (kinds := inputs.engine.no_decay):
+        return {}
+    without = without_decay(model_without_weights(inputs.model_config), kinds)
+    decay = inputs.engine.effective["optimizer"].get("params", {}).get("weight_decay")
+    return {"weight decay": f"{decay}, but none for {', '.join(kinds)}: {pluralize(len(without), 'tensor')}"}
 
 
 def _kernels(inputs: CommonInputs, engine: Engine) -> str:

@@ -34,9 +34,8 @@ def build_engine(model: PackedLM, config: dict[str, Any]) -> Engine:
     wants_memory = config.get("memory_breakdown", False)
     try:
         with nullcontext() if wants_memory else redirect_stdout(StringIO()):  # the bf16 optimizer always prints memory
-            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
             engine, *_ = deepspeed.initialize(
-                model=model, model_parameters=trained, config=config, dist_init_required=False
+                model=model, model_parameters=_parameter_groups(model), config=config, dist_init_required=False
             )
     except torch.OutOfMemoryError:
         raise
@@ -50,6 +49,20 @@ def build_engine(model: PackedLM, config: dict[str, Any]) -> Engine:
     if is_plain(engine):
         engine.optimizer.register_step_pre_hook(_drop_nonfinite_gradients)
     return engine
+
+
+def trained_parameters(model: PackedLM) -> dict[str, torch.nn.Parameter]:
+    """The parameters that an optimizer holds, by name and in its order; tied ones once."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return dict(sorted(trained, key=lambda item: item[0] in model.no_decay))
+
+
+def _parameter_groups(model: PackedLM) -> list[dict[str, Any]]:
+    """What is trained, with and without weight decay. DeepSpeed takes no empty group."""
+    groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "weight_decay": 0.0}]
+    for name, parameter in trained_parameters(model).items():
+        groups[name in model.no_decay]["params"].append(parameter)
+    return [group for group in groups if group["params"]]
 
 
 def set_learning_rate(engine: Engine, lr: float) -> None:

@@ -1,5 +1,6 @@
 """The weighted loss and the accuracy flags of a micro-batch, computed inside the engine's forward."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +19,14 @@ class PackedLM(nn.Module):
 
     Args:
         one_document_a_row: give each document a row, as models want it that would let those of one row meet.
+        no_decay: names of the causal LM's parameters without weight decay.
     """
 
-    def __init__(self, causal_lm: PreTrainedModel, *, one_document_a_row: bool = False) -> None:
+    def __init__(
+        self, causal_lm: PreTrainedModel, *, one_document_a_row: bool = False, no_decay: Collection[str] = ()
+    ) -> None:
         super().__init__()
+        self.no_decay = {f"causal_lm.{name}" for name in no_decay}
         self.causal_lm = causal_lm
         self.one_document_a_row = one_document_a_row
         self._reader = RowReader(causal_lm)

@@ -53,11 +53,13 @@ def test_what_was_transferred_stays_and_checkpoints_of_before_transferred_all() 
     assert adapted(everything, state(transfer="mlp", freeze="nothing"), "transfer").fingerprints["transfer"] == "mlp"
 
 
-@pytest.mark.parametrize("saved", [state(), state(transfer="all", freeze="mlp")])
-def test_what_is_frozen_cannot_change_even_if_accepted(saved: TrainState) -> None:
-    frozen = saved.fingerprints.get("freeze", "nothing")
-    for accepted in ([], ["freeze"]):
+@pytest.mark.parametrize("name", ["freeze", "no_decay"])
+@pytest.mark.parametrize("before", ["nothing", "norms"])
+def test_what_an_optimizer_is_arranged_by_cannot_change_even_if_accepted(name: str, before: str) -> None:
+    saved = state(**({name: before} if before != "nothing" else {}))
+    for accepted in ([], [name]):
         with pytest.raises(
-            UserError, match=rf"--freeze changed: saved {frozen}, now head\. .*--pptrain_checkpoint {STEP}"
+            UserError, match=rf"another --{name} \(saved {before}, now head\).*--pptrain_checkpoint {STEP}"
         ):
-            adapted(saved, state(transfer="all", freeze="head"), *accepted)
+            adapted(saved, state(**{name: "head"}), *accepted)
+    assert adapted(saved, state(**{name: before})).fingerprints[name] == before

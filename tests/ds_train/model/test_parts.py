@@ -9,7 +9,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ds_train.model.causal_lm import causal_lm_config, model_without_weights
-from ds_train.model.parts import PARTS, parts_of
+from ds_train.model.parts import PARTS, parts_of, without_decay
 from tests.support.every_model import small_configuration
 from tests.support.paths import REPOSITORY
 from tests.support.tiny_models import tiny_config
@@ -66,6 +66,15 @@ def test_each_tensor_of_the_known_architectures(config: PretrainedConfig, expect
     for name, parts in parts_of(model_without_weights(config)).items():
         found[" ".join(part for part in PARTS if part in parts)].add(re.sub(r"^.*\.\d+\.", "", name))
     assert found == {parts: {*names.split()} for parts, names in expected.items()}
+
+
+def test_biases_norms_and_embeddings_may_be_without_weight_decay() -> None:
+    model = model_without_weights(tiny_config("gpt2"))
+    names = {name for name, _ in model.named_parameters()}
+    assert without_decay(model, ["biases"]) == {name for name in names if name.endswith(".bias")}
+    assert without_decay(model, ["norms"]) == {name for name in names if ".ln_" in name}
+    assert without_decay(model, ["embeddings"]) == {"transformer.wte.weight", "transformer.wpe.weight"}
+    assert len(without_decay(model, ["biases", "norms"])) == 18
 
 
 def test_every_architecture_has_all_parts_but_for_these() -> None:

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from ds_train.checkpoints.full_state import fresh_engine
 from ds_train.config.deepspeed_json import default_json
 from ds_train.config.layout import Layout
 from ds_train.model.causal_lm import build_model
+from ds_train.model.parts import without_decay
 from ds_train.step.engine import Engine, build_engine, set_learning_rate, train_step
 from ds_train.step.losses import PackedLM
 from ds_train.step.micro_batch import MicroBatch
@@ -84,6 +85,27 @@ def test_step_uses_exactly_the_rate_that_was_set() -> None:
     moved = [(p - before[name]).abs().max().item() for name, p in engine.module.named_parameters()]
     # Adam moves a weight with a steady gradient by about the rate.
     assert 5e-4 < np.median(moved) < 1.5e-3
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_weight_decay_reaches_all_but_the_named_parameters(stage: int) -> None:
+    def trained(decay: float, kinds: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+        def build(model: PackedLM, config: dict) -> Engine:
+            config["optimizer"]["params"]["weight_decay"] = decay
+            names = without_decay(model.causal_lm, kinds)
+            for parameter in model.parameters():
+                parameter.data += 0.1  # zeros would not decay
+            return build_engine(PackedLM(model.causal_lm, no_decay=names), config)
+
+        engine = _engine(build=build, bf16={"enabled": False}, zero_optimization={"stage": stage})
+        train_step(engine, _batch(), LAYOUT, "any")
+        parameters = engine.module.named_parameters()
+        return {name: safe_get_full_fp32_param(p) if stage else p.detach() for name, p in parameters}
+
+    mixed, decayed, free = trained(0.5, ["norms", "biases"]), trained(0.5), trained(0.0)
+    for name, value in mixed.items():
+        assert torch.equal(value, (free if "norm" in name or name.endswith("bias") else decayed)[name]), name
+        assert not torch.equal(free[name], decayed[name]), name
 
 
 @pytest.mark.parametrize("stage", [0, 1])
