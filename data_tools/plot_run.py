@@ -1,4 +1,4 @@
-"""Draw runs: pictures (PNG) and one page (HTML) that holds them all, against steps, tokens and training time.
+"""Draw runs: pictures (PNG) and one page (HTML) that holds them all, against steps, tokens, FLOPs and training time.
 
     python -m data_tools.plot_run SCRATCH/pptrain SCRATCH/pretrain --out report
     python -m data_tools.plot_run A B C --names first second third --evaluation a.json b.json c.json

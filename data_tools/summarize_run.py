@@ -17,7 +17,7 @@ from data_tools.runs.logs import RunLogs, checkpoint_name, distinct_names, read_
 
 
 def summarize_runs(directories: Sequence[Path]) -> str:
-    """A table of the runs, and one of the stages that each has mastered.
+    """A table of the runs, and one of the stages that each has mastered, with what they took.
 
     Raises:
         UserError: a directory holds no logs, or no rows yet, or rows of another form.
@@ -26,9 +26,10 @@ def summarize_runs(directories: Sequence[Path]) -> str:
     runs = [RunLogs.read(directory, name) for directory, name in zip(directories, names, strict=True)]
     parts = [_table(names, run_facts(runs))]
     for run in runs:
-        if stages := [*mastered_stages(run)]:
-            heading = ["stage mastered" if len(runs) == 1 else f"stage mastered, {run.name}", "alpha", "step"]
-            parts.append(aligned([[*heading, "window accuracy"], *stages]))
+        headings, stages = mastered_stages(run)
+        if stages:
+            title = "stage mastered" if len(runs) == 1 else f"stage mastered, {run.name}"
+            parts.append(aligned([[title, *headings], *([stage, *cells] for stage, cells in stages.items())]))
     return "\n\n".join(parts)
 
 

@@ -1,13 +1,14 @@
 """The results of runs as text: the same facts for the terminal and for the page."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 
 from data_tools.runs.intervals import accuracy_intervals
-from data_tools.runs.logs import LONGEST_S, Row, RunLogs
+from data_tools.runs.logs import LONGEST_S, Row, RunLogs, checkpoint_name
+from data_tools.runs.settings import load_settings
 
 ABSENT = "–"
 _ROWS_AVERAGED = 5  # a single step's loss is noise
@@ -18,11 +19,28 @@ def run_facts(runs: Sequence[RunLogs]) -> dict[str, list[str]]:
     return _known({label: [of(run) for run in runs] for label, of in _FACTS.items()})
 
 
-def mastered_stages(run: RunLogs) -> Iterator[list[str]]:
-    """Stage, alpha, step and window accuracy of each promotion."""
+def mastered_stages(run: RunLogs) -> tuple[list[str], dict[str, list[str]]]:
+    """What each mastered stage took: headings, and stage → its cells, without columns that are not known."""
+    stages, alphas, steps = run.mastered.T
+    from_start = np.append(0, steps)
+    num_steps = np.diff(from_start)
+    batch = load_settings(run.directory / "deepspeed.json").get("train_batch_size") or np.nan
+    lookaheads = dict(zip(run.train["stage"], run.train["lookahead"], strict=True)) if "lookahead" in run.train else {}
     accuracies = dict(zip(*run.column("curr_acc", "step"), strict=True))
-    for stage, alpha, step in run.mastered:
-        yield [f"{stage:.0f}", f"{alpha:.3f}", f"{step:,.0f}", _number(accuracies.get(step))]
+    spent = {axis: np.diff(run.positions(from_start, axis)) for axis in ("tokens", "pflops", "time")}
+    columns = {
+        "alpha": [f"{alpha:.3f}" for alpha in alphas],
+        "lookahead": [_amount(lookaheads.get(stage)) for stage in stages],
+        "at step": [_amount(step) for step in steps],
+        "steps": [_amount(number) for number in num_steps],
+        "examples": [_amount(number) for number in num_steps * batch],
+        "tokens": [_amount(number) for number in spent["tokens"]],
+        "PFLOPs": [_amount(number) for number in spent["pflops"]],
+        "hours": [_number(seconds / 3600) for seconds in spent["time"]],
+        "window accuracy": [_number(accuracies.get(step)) for step in steps],
+    }
+    known = _known(columns)
+    return list(known), {f"{stage:.0f}": list(cells) for stage, *cells in zip(stages, *known.values(), strict=True)}
 
 
 def evaluation_facts(reports: Sequence[Row]) -> dict[str, list[str]]:
@@ -57,7 +75,14 @@ def _interval(report: Row, name: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:.3f}"
+    return ABSENT if value is None or np.isnan(value) else f"{value:.3f}"
+
+
+def _amount(value: float | None) -> str:
+    """A number that may be of any size: 0.00123, 12.3, 4,567."""
+    if value is None or np.isnan(value):
+        return ABSENT
+    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.3g}"
 
 
 def _first(column: str) -> Callable[[RunLogs], str]:
@@ -86,6 +111,33 @@ def _best(column: str, pick: Callable[[np.ndarray], Any]) -> Callable[[RunLogs],
 
 def _tokens(run: RunLogs) -> str:
     return f"{total:,.0f}" if np.isfinite(total := run.last_position("tokens")) else ABSENT
+
+
+def _counted(column: str) -> Callable[[RunLogs], str]:
+    """The last value of a column, and since which step it counts where a former version began the run."""
+
+    def of(run: RunLogs) -> str:
+        steps, values = run.column(column, "step")
+        if not len(values):
+            return ABSENT
+        before = run.train["step"][run.train["step"] < steps[0]]
+        return _amount(values[-1]) + (f" since step {before[-1]:,.0f}" if len(before) else "")
+
+    return of
+
+
+def _as_6nd(run: RunLogs) -> str:
+    """What papers that approximate would give."""
+    num_parameters = run.launches[-1].get("parameters") if run.launches else None
+    return _amount(6 * num_parameters * run.last_position("tokens") / 1e15) if num_parameters else ABSENT
+
+
+def _initial_weights(run: RunLogs) -> str:
+    weights = run.launches[-1].get("initial_weights") if run.launches else None
+    if weights is None:
+        return ABSENT
+    stage = f", stage {weights['stage']}" if weights.get("stage") else ""
+    return checkpoint_name(weights["path"]) + stage if weights.get("path") else "random"
 
 
 def _training_time(run: RunLogs) -> str:
@@ -131,6 +183,9 @@ def _stage(run: RunLogs) -> str:
 _FACTS: dict[str, Callable[[RunLogs], str]] = {
     "optimizer steps": lambda run: f"{run.last_step:,}",
     "tokens": _tokens,
+    "PFLOPs": _counted("pflops"),
+    "PFLOPs as 6 × parameters × tokens": _as_6nd,
+    "device hours": _counted("gpu_hours"),
     "training time": _training_time,
     "tokens per second": _speed,
     "since the first launch": _wall_clock,
@@ -139,6 +194,7 @@ _FACTS: dict[str, Callable[[RunLogs], str]] = {
     "commit": _of_last_launch("git"),
     "command": _of_last_launch("command"),
     "last row": _written,
+    "initial weights": _initial_weights,
     "training loss at first": _first("loss"),
     f"training loss, mean of {_ROWS_AVERAGED} rows": _last("loss", _ROWS_AVERAGED),
     "… on C4": _last("c4_loss", _ROWS_AVERAGED),

@@ -20,7 +20,7 @@ Row = dict[str, Any]
 _STEP, _NUMBER = "whole number in [0, 1e15]", "number in [-1e30, 1e30] | true or false"
 LONGEST_S = 10**11  # 3,000 years; calendars have an end
 LAUNCHES = "launches.jsonl"
-AXES = ("step", "tokens", "time")
+AXES = ("step", "tokens", "c4_tokens", "pflops", "time")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,8 @@ class _Launch:
     timestamp: Annotated[float, Interval(ge=0, le=LONGEST_S)]
     ranks: Natural | None = None
     git: str = ""
+    parameters: Natural | None = None
+    initial_weights: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -223,6 +225,16 @@ class RunLogs:
             return np.full(len(self._tokens), np.nan)
         return training_seconds(self._tokens, np.where(speed > 0, speed, np.median(speed[speed > 0])))
 
+    def _amounts(self, axis: str) -> np.ndarray:
+        """(rows,) what was spent up to each train row, on one of `AXES` but steps."""
+        unknown = np.full(len(self.train["step"]), np.nan)
+        if axis == "c4_tokens":
+            return self._tokens * (1 - self.train.get("mixin_fraction", unknown))
+        if axis == "pflops":
+            pflops = self.train.get(axis, unknown)
+            return pflops if np.isfinite(pflops[0]) else unknown  # a run of version 0.1 counts from its resume on
+        return self._tokens if axis == "tokens" else self._seconds
+
     def column(self, name: str, axis: str) -> tuple[np.ndarray, np.ndarray]:
         """A column of the train rows, or else of the evaluations, without rows that lack a value or a position.
 
@@ -244,7 +256,7 @@ class RunLogs:
         """Positions of steps on one of `AXES` (time in seconds), interpolated between rows; NaN where unknown."""
         if axis == "step":
             return steps
-        return _interpolate(self.train["step"], self._tokens if axis == "tokens" else self._seconds, steps)
+        return _interpolate(self.train["step"], self._amounts(axis), steps)
 
 
 def _interpolate(rows: np.ndarray, values: np.ndarray, steps: np.ndarray) -> np.ndarray:

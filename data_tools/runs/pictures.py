@@ -45,6 +45,9 @@ _MIN_SMOOTHED, _MAX_HALF = 50, 50  # values of a line that is drawn as a running
 UNITS = {
     "step": ((1, "optimizer step"),),
     "tokens": ((1, "tokens"), (1e3, "tokens (thousands)"), (1e6, "tokens (millions)"), (1e9, "tokens (billions)")),
+    "c4_tokens": ((1, "C4 tokens"), (1e3, "C4 tokens (thousands)"), (1e6, "C4 tokens (millions)"),
+                  (1e9, "C4 tokens (billions)")),
+    "pflops": ((1e-6, "GFLOPs"), (1e-3, "TFLOPs"), (1, "PFLOPs"), (1e3, "EFLOPs")),
     "time": ((1, "training time without pauses (s)"), (60, "training time without pauses (min)"),
              (3600, "training time without pauses (h)")),
 }  # fmt: skip
@@ -67,7 +70,8 @@ def draw(panel: Panel, runs: Sequence[RunLogs], axis: str, thresholds: Sequence[
         return None
     marked = [(colour, run) for colour, run in shown if len(run.resumed_at) or len(run.mastered_at)]
     end = float(np.nanmax([run.last_position(axis) for run in runs]))
-    unit, x_label = [pair for pair in UNITS[axis] if pair[0] == 1 or end >= pair[0]][-1]
+    smallest, *larger = UNITS[axis]
+    unit, x_label = [smallest, *(pair for pair in larger if end >= pair[0])][-1]
     with matplotlib.rc_context(STYLE):
         handles = [*_run_handles(panel, shown), *_mark_handles(marked, thresholds)]
         figure, axes, strip = canvas(panel, handles, len(marked))

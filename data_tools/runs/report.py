@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from data_tools.runs.facts import evaluation_facts, run_facts
+from data_tools.runs.facts import evaluation_facts, mastered_stages, run_facts
 from data_tools.runs.logs import Row, RunLogs
 
-_AXIS_NAMES = {"step": "steps", "tokens": "tokens", "time": "time"}
+_AXIS_NAMES = {"step": "steps", "tokens": "tokens", "c4_tokens": "C4 tokens", "pflops": "FLOPs", "time": "time"}
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -81,6 +81,8 @@ def report_page(
         f"<h1>{title}</h1>",
         '<div class="tables">',
         _table("The runs", names, run_facts(runs), colours),
+        *(_table(f"Stages that {html.escape(run.name)} mastered", *mastered_stages(run)) for run in runs
+          if len(run.mastered)),
         _evaluation_table(evaluations),
         f"</div>\n<section>\n{_switch(axes)}",
         '<div class="pictures">', *map(_figure, pictures), "</div>\n</section>",

@@ -37,7 +37,10 @@ def test_command(tmp_path, two_runs, capsys):
     out = tmp_path / "out" / "deep"
     plot_run.main([*map(str, two_runs), "--out", str(out), "--evaluation", str(evaluation)])
     names = {path.stem for path in out.glob("*.png")}
-    assert {f"{panel}_by_{axis}" for panel in ("loss", "stage", "loss_by_source") for axis in AXES} <= names
+    by_axis = {axis: {name for name in names if name.endswith(f"_by_{axis}")} for axis in AXES}
+    for axis in ("step", "tokens", "time"):
+        assert {f"{panel}_by_{axis}" for panel in ("loss", "stage", "loss_by_source")} <= by_axis[axis]
+    assert "loss_by_source_by_c4_tokens" in names and "stage_by_c4_tokens" not in names and not by_axis["pflops"]
     assert "accuracy_by_lookahead" in names and "heldout_c4_loss_by_step" not in names
     page = (out / "report.html").read_text().replace("<wbr>", "")
     assert (

@@ -56,17 +56,48 @@ def test_pptrain_shows_promotions_with_the_accuracy_that_earned_them(tmp_path):
     assert shown["stage"] == ["2 of 8"]
     assert shown["held-out accuracy at first"] == ["0.000"] and shown["held-out accuracy"] == ["0.500"]
     assert shown["95 % interval of the last"] == ["0.189 – 0.733"], "of 4 right among 9"
-    assert shown["stage mastered"] == ["alpha", "step", "window accuracy"]
-    assert shown["1"] == ["0.125", "20", "0.985"] and "2" not in shown
+    assert shown["stage mastered"] == ["alpha", "at step", "steps", "tokens", "hours", "window accuracy"]
+    assert shown["1"] == ["0.125", "20", "20", "2,000", "0.002", "0.985"] and "2" not in shown
 
 
 def test_the_last_stage_mastered_is_a_promotion_too(tmp_path):
     end = PPTRAIN_EVAL[-1] | {"step": 30, "mastered": True}
     shown = table(summarize_run.summarize_runs([write_run(tmp_path / "a", PPTRAIN_TRAIN, [*PPTRAIN_EVAL, end])]))
-    assert shown["2"] == ["0.250", "30", "–"]
+    assert shown["2"] == ["0.250", "30", "10", "1,000", "0.001", "–"]
     end["mastered"] = False
     shown = table(summarize_run.summarize_runs([write_run(tmp_path / "b", PPTRAIN_TRAIN, [*PPTRAIN_EVAL, end])]))
     assert "2" not in shown, "the last evaluation of a run is no promotion"
+
+
+def test_what_each_stage_took(tmp_path):
+    rows = [row | {"pflops": row["step"] * 1.5, "lookahead": 2 * row["stage"] - 1} for row in PPTRAIN_TRAIN]
+    end = PPTRAIN_EVAL[-1] | {"step": 30, "mastered": True}
+    run = write_run(tmp_path / "a", rows, [*PPTRAIN_EVAL, end])
+    (run / "deepspeed.json").write_text('{"train_batch_size": 64}')
+    shown = table(summarize_run.summarize_runs([run]))
+    assert shown["stage mastered"] == [
+        "alpha", "lookahead", "at step", "steps", "examples", "tokens", "PFLOPs", "hours", "window accuracy",
+    ]  # fmt: skip
+    assert shown["1"] == ["0.125", "1", "20", "20", "1,280", "2,000", "30", "0.002", "0.985"]
+    assert shown["2"] == ["0.250", "3", "30", "10", "640", "1,000", "15", "0.001", "–"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ({"path": ""}, "random"), ({"path": "/s/first/checkpoints/step_20", "stage": 8}, "first/step_20, stage 8"),
+        ({"path": "gpt2", "stage": None}, "gpt2"), (None, None),
+    ],
+)  # fmt: skip
+def test_compute_and_origin_of_a_run(tmp_path, weights, words):
+    counts = {"pflops": 0.125, "gpu_hours": 1500.4}
+    run = write_run(tmp_path, [PPTRAIN_TRAIN[0], *(row | counts for row in PPTRAIN_TRAIN[1:])], [])
+    launch = {"step": 0, "timestamp": 1e9, "parameters": 10**12} | ({"initial_weights": weights} if weights else {})
+    (run / "launches.jsonl").write_text(json.dumps(launch) + "\n")
+    shown = table(summarize_run.summarize_runs([run]))
+    assert shown["PFLOPs"] == ["0.125 since step 10"] and shown["device hours"] == ["1,500 since step 10"]
+    assert shown["PFLOPs as 6 × parameters × tokens"] == ["18"]  # of 3,000 tokens
+    assert shown.get("initial weights") == (words and [words])
 
 
 def test_runs_stand_side_by_side_and_pretrain_shows_both_losses(tmp_path):
@@ -80,7 +111,7 @@ def test_runs_stand_side_by_side_and_pretrain_shows_both_losses(tmp_path):
     assert shown["… on C4"] == ["–", "7.750"] and shown["… on synthetic blocks"] == ["–", "3.000"]
     assert shown["synthetic share of tokens"] == ["–", "0.125"]
     assert shown["held-out C4 loss at first"] == ["–", "8.500"] and shown["held-out C4 loss"] == ["–", "6.250"]
-    assert shown["stage mastered, pptrain"] == ["alpha", "step", "window accuracy"]
+    assert shown["stage mastered, pptrain"][:2] == ["alpha", "at step"]
 
 
 def test_a_row_being_written_is_left_out(tmp_path):

@@ -45,6 +45,18 @@ def test_axes_count_from_the_start_and_between_rows_in_proportion(tmp_path):
     assert (run.last_position("tokens"), run.last_position("time"), run.last_step) == (3000, 30, 30)
 
 
+def test_c4_tokens_and_compute_are_axes(tmp_path):
+    rows = pretrain_rows([4.0, 3.0, 2.0])
+    for row in rows:
+        row["pflops"] = row["step"] / 4
+    run = read_run(tmp_path / "mix", train=rows)
+    assert run.positions(np.array([5.0, 10, 30]), "c4_tokens").tolist() == pytest.approx([980, 1960, 5880])
+    assert run.positions(np.array([5.0, 10, 30]), "pflops").tolist() == [1.25, 2.5, 7.5]
+    assert np.isnan(read_run(tmp_path / "pptrain", train=pptrain_rows([4.0])).last_position("c4_tokens"))
+    del rows[0]["pflops"]
+    assert np.isnan(read_run(tmp_path / "counted_later", train=rows).last_position("pflops"))
+
+
 def test_training_time_leaves_out_pauses(tmp_path):
     rows = pptrain_rows([4.0, 3.0, 2.0])
     rows[2] |= {"timestamp": rows[2]["timestamp"] + 1e6, "tokens_per_second": 50.0}

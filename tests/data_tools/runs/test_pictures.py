@@ -64,6 +64,19 @@ def test_losses_of_two_runs_against_each_axis(climbing, mixing, axis, label, cli
     assert legend(figure) == ["climbing", "mixing", "stage mastered", "resumed"]
 
 
+@pytest.mark.parametrize(
+    ("of_step", "label", "drawn"),
+    [(1e-8, "GFLOPs", [0.1, 0.2]), (1e-4, "TFLOPs", [1, 2]), (1, "PFLOPs", [10, 20]), (500, "EFLOPs", [5, 10])],
+)
+def test_runs_that_know_their_flops_are_drawn_against_them(tmp_path, climbing, of_step, label, drawn):
+    rows = pretrain_rows([6.0, 5.0])
+    for row in rows:
+        row["pflops"] = of_step * row["step"]
+    axes, *_ = draw(PANEL["loss"], [climbing, read_run(tmp_path / "new", "new", train=rows)], "pflops").axes
+    assert axes.get_xlabel() == label and points(lines(axes)["new"]) == list(zip(drawn, [6, 5], strict=True))
+    assert "climbing" not in lines(axes) and draw(PANEL["loss"], [climbing], "pflops") is None
+
+
 def test_long_axes_take_larger_units(tmp_path):
     rows = pretrain_rows([6.0, 5.0])
     for row in rows:

@@ -107,11 +107,11 @@ def test_pictures_use_the_width(seen: dict) -> None:
 @pytest.mark.parametrize("width", [_NARROW, _WIDE])
 def test_the_switch_shows_one_axis_at_a_time(seen: dict, width: int) -> None:
     shown = seen[width]["shown"]
-    assert list(shown) == ["steps", "tokens", "time"]
+    assert list(shown) == ["steps", "tokens", "C4 tokens", "time"]
     assert seen[width]["first"] == shown["steps"]
     for axis, pictures in shown.items():
         assert pictures[0] == "Accuracy by lookahead"
-        assert len(pictures) > 8 and all(picture.endswith(f" against {axis}") for picture in pictures[1:])
+        assert len(pictures) > 7 and all(picture.endswith(f" against {axis}") for picture in pictures[1:])
 
 
 def test_dark_text_on_white(seen: dict) -> None:
