@@ -247,7 +247,7 @@ class _Logs:
         row |= {
             "tokens": state.tokens,
             "pflops": state.flops / PFLOP,
-            "gpu_hours": round(state.gpu_hours, 6),
+            "gpu_hours": round(state.gpu_hours, 8),
             "grad_norm": result.grad_norm,
             "skipped_steps": state.skipped_steps,
             "ledger": state.ledger,

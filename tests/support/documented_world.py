@@ -121,7 +121,8 @@ accelerator.save_state({str(self._directory / "old/pptrain/checkpoints/step_0000
                 short = {"--seq_len": _SEQ_LEN} if {"split", "stream"} & {*given} else {}
                 return {"--tokenizer": str(self._model)} | few | short
             case ["data_tools", "compare"]:  # runs of a few steps, which are evaluated once
-                return {"--out": str(self._directory / "comparison"), "--metric": "loss"}
+                curves = {} if "--scaling" in given else {"--metric": "loss"}
+                return {"--out": str(self._directory / "comparison")} | curves
             case ["data_tools", "plot_run"]:
                 return {"--out": str(self._directory / "report")}  # by default it would be where the tests run
             case ["ds_train", "pptrain" | "pretrain" as phase]:
