@@ -1,8 +1,10 @@
-"""Evaluate a checkpoint on graph search (eval or test split) and on held-out C4.
+"""Evaluate checkpoints on graph search (eval or test split), on held-out C4, and on tasks of lm-evaluation-harness.
 
     python ds_train/evaluate.py RUN/checkpoints/step_00010000 --scratch_dir DIR --split test --output result.json
+    python ds_train/evaluate.py RUN --scratch_dir DIR --all_checkpoints --csv results.csv --tasks blimp lambada_openai
 
-CHECKPOINT is a step directory, a run directory (its newest checkpoint) or a Hugging Face directory.
+CHECKPOINT is a step directory, a run directory (its newest checkpoint) or a Hugging Face directory. Repeat a command
+with --csv, and it evaluates the checkpoints that the file lacks.
 """
 
 import argparse
@@ -19,8 +21,12 @@ from ds_train.ranks.entry import run_entry
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    if args.output and (args.output.is_dir() or not args.output.parent.is_dir()):
-        raise UserError(f"--output {args.output}: expected a file in a directory that exists; make it first.")
+    for name in ("output", "csv"):
+        path = vars(args)[name]
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            raise UserError(f"--{name} {path}: expected a file in a directory that exists; make it first.")
+    if args.output and (args.all_checkpoints or len(args.checkpoint) > 1):
+        raise UserError("--output holds the results of one checkpoint; give --csv FILE for several.")
     from ds_train.phases.scores import score  # takes seconds
 
     return score(args)
@@ -29,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parse the flags; refuses bad values before anything is read."""
     parser = CommandParser(description=__doc__)
-    parser.add_argument("checkpoint", help="step, run or Hugging Face directory")
+    parser.add_argument("checkpoint", nargs="+", help="step, run or Hugging Face directory")
+    parser.add_argument("--all_checkpoints", action="store_true", help="each checkpoint of each run, oldest first")
     parser.add_argument("--scratch_dir", required=True, help="directory of all data and runs")
     parser.add_argument("--split", choices=("eval", "test"), default="eval", help="which problems")
     parser.add_argument("--data_dir", help="directory of the splits (default: the only one under scratch_dir)")
@@ -44,7 +51,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16"), default="fp32", help="precision of the model (default fp32)"
     )
-    parser.add_argument("--output", type=Path, help="write the results here as JSON")
+    parser.add_argument("--output", type=Path, help="write the results of one checkpoint here as JSON")
+    parser.add_argument("--csv", type=Path, help="add a row for each checkpoint here, and pass over those it has")
+    parser.add_argument("--tasks", nargs="+", help="tasks of lm-evaluation-harness to run as well (one process)")
+    parser.add_argument("--tasks_dir", type=Path, help="directory of more tasks, in the harness's YAML")
     parser.add_argument(
         "--num_ranks", type=positive, help="number of ranks that this launch must have; any other is an error"
     )

@@ -39,7 +39,7 @@ def export(checkpoint: str, out: Path, dtype: str) -> None:
     tokenizer = load_tokenizer(str(weights.description))
     seq_len = saved_seq_len(weights)
     assert seq_len, "every checkpoint records it"
-    _settle_config(config, tokenizer.eos_id, seq_len)
+    settle_config(config, tokenizer.eos_id, seq_len)
     model, state = _model_and_state(weights.path, config, _DTYPES[dtype])
     _write(out, model, state, tokenizer, seq_len)
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
@@ -53,7 +53,7 @@ def report_tokenizer(tokenizer: TextTokenizer) -> None:
         logger.info("the tokenizer added %s to each text; training did not, so the export does not", " ".join(added))
 
 
-def _settle_config(config: PretrainedConfig, eos_id: int, seq_len: int) -> None:
+def settle_config(config: PretrainedConfig, eos_id: int, seq_len: int) -> None:
     """Set what generation and evaluation by other programs need."""
     config.use_cache = True  # off in training, but generation needs it
     config.eos_token_id = eos_id

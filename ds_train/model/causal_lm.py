@@ -173,6 +173,12 @@ def _finish(model: PreTrainedModel) -> PreTrainedModel:
     return model.train()
 
 
+def cast_parameters(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Convert parameters only: a cast of the module would damage rotary frequencies."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
 def save_description(directory: Path, config: PretrainedConfig, tokenizer: TextTokenizer) -> None:
     """Write config.json and the tokenizer beside weights, so that a checkpoint can be used without its run."""
     config.save_pretrained(directory)

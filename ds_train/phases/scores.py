@@ -1,7 +1,8 @@
-"""Scores a checkpoint: accuracy by lookahead on a split, and loss on held-out C4."""
+"""Scores checkpoints: accuracy by lookahead on a split, and loss on held-out C4."""
 
 import argparse
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,13 +14,16 @@ from data_tools.base.errors import UserError
 from data_tools.base.files import write_json
 from data_tools.base.text_table import pluralize
 from data_tools.corpus.shards import META_NAME, PackedBlocks
-from data_tools.corpus.tokenizer import load_tokenizer
+from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from data_tools.runs.intervals import wilson_interval
 from data_tools.search.splits import Splits, find_data_dir
+from ds_train.checkpoints.manifest import defect_of, step_directories
 from ds_train.checkpoints.weights import Weights, find_weights, model_with_weights, saved_seq_len
-from ds_train.model.causal_lm import load_model_config, prepare_config
+from ds_train.model.causal_lm import cast_parameters, load_model_config, prepare_config
 from ds_train.model.isolation import settle_rows
 from ds_train.phases.evaluation import HeldOut, HeldOutResult, evaluate_c4, evaluate_heldout, heldout_examples
+from ds_train.phases.harness import Harness
+from ds_train.phases.score_table import ScoreTable
 from ds_train.ranks.collectives import check_num_nodes, device_of, init_distributed, is_emulated
 from ds_train.ranks.entry import set_up_logging
 from ds_train.ranks.world import World, check_num_ranks, world_from_env
@@ -33,19 +37,77 @@ _DEFAULT_SEQ_LEN = 2048
 
 
 def score(args: argparse.Namespace) -> int:
-    """Load the checkpoint, evaluate it on all ranks, print the table and write the report. Collective.
+    """Evaluate each checkpoint on all ranks, print its table, and write reports and the CSV file. Collective.
 
     Args:
         args: the flags of ``ds_train/evaluate.py``.
     """
-    # Find and check all inputs.
+    # Find all checkpoints and check the inputs.
     world = world_from_env()
     set_up_logging(world)
     check_num_ranks(world, args.num_ranks)
-    weights = find_weights(args.checkpoint)
+    found = [weights for spec in args.checkpoint for weights in _checkpoints(spec, args.all_checkpoints)]
     splits = Splits(find_data_dir(args.scratch_dir, args.data_dir))
+    table = ScoreTable(args.csv, _settings(args, splits)) if args.csv else None
+    pending = [weights for weights in found if not (table and table.has(weights))]  # read before a rank may write
+    if len(found) > len(pending):
+        logger.info("%s has %d of %s already", args.csv, len(found) - len(pending), pluralize(len(found), "checkpoint"))
+    harness = Harness(args.tasks, args.tasks_dir, world) if args.tasks else None
+    if is_emulated(args.dtype, device_of(world)):
+        logger.warning("this CPU has no %s arithmetic and emulates it, which is slow; use --dtype fp32", args.dtype)
+    inputs = _inputs(args, splits, pending[0]) if pending else None  # mistakes are found before ranks meet
+    init_distributed(world)
+    check_num_nodes(world, args.num_nodes)
+
+    # Load and evaluate one after another.
+    for weights in pending:
+        if args.all_checkpoints and (defect := defect_of(weights.path)):
+            logger.warning("skipping %s: %s", weights.path, defect)
+            continue
+        inputs = _inputs(args, splits, weights, inputs)
+        report = _report(args, splits, weights, inputs, harness, world)
+        if world.is_main:
+            print(as_table(report))
+            if args.output:
+                write_json(args.output, report)
+            if table:
+                table.add(weights, report)
+    return 0
+
+
+def _checkpoints(spec: str, are_all: bool) -> list[Weights]:
+    """The weights that an argument names; of a run directory all, oldest first, if ``are_all``."""
+    if not are_all:
+        return [find_weights(spec)]
+    paths = step_directories(Path(spec) / "checkpoints")
+    if not paths:
+        raise UserError(f"--all_checkpoints: {spec} has no checkpoints; give run directories.")
+    return [Weights(path, True) for path in reversed(paths)]
+
+
+def _settings(args: argparse.Namespace, splits: Splits) -> dict[str, Any]:
+    """What decides the results of a checkpoint."""
+    names = ("split", "num_examples", "seed", "seq_len", "tokenizer", "dtype", "tasks")
+    pack = args.pack_dir and str(args.pack_dir.absolute())
+    return {name: vars(args)[name] for name in names} | {"splits": splits.fingerprint[:12], "pack": pack}
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a checkpoint is evaluated on."""
+
+    tokenizer: TextTokenizer
+    seq_len: int
+    blocks: PackedBlocks | None
+    heldout: HeldOut
+
+
+def _inputs(args: argparse.Namespace, splits: Splits, weights: Weights, before: _Inputs | None = None) -> _Inputs:
+    """Find and check the inputs for one checkpoint: those of the one before, if they fit it too."""
     tokenizer = load_tokenizer(args.tokenizer or str(weights.description))
     seq_len = args.seq_len or saved_seq_len(weights) or _DEFAULT_SEQ_LEN
+    if before and (before.tokenizer.fingerprint, before.seq_len) == (tokenizer.fingerprint, seq_len):
+        return before
     if not args.seq_len and not saved_seq_len(weights):
         logger.warning("%s has no seq_len; examples longer than %d are left out", weights.path, seq_len)
     blocks = _pack(args, tokenizer.fingerprint)
@@ -56,36 +118,38 @@ def score(args: argparse.Namespace) -> int:
         raise UserError(
             f"all examples of {args.split}.jsonl are longer than seq_len {seq_len}; give a larger --seq_len."
         )
+    return _Inputs(tokenizer, seq_len, blocks, heldout)
 
-    # Load the model and evaluate it.
-    if is_emulated(args.dtype, device_of(world)):
-        logger.warning("this CPU has no %s arithmetic and emulates it, which is slow; use --dtype fp32", args.dtype)
-    model = _load(weights, world, seq_len, tokenizer.vocab_size, _DTYPES[args.dtype])
-    init_distributed(world)
-    check_num_nodes(world, args.num_nodes)
+
+def _report(
+    args: argparse.Namespace, splits: Splits, weights: Weights, inputs: _Inputs, harness: Harness | None, world: World
+) -> dict[str, Any]:
+    """Evaluate one checkpoint, in the form that ``--output`` writes."""
+    heldout, dtype = inputs.heldout, _DTYPES[args.dtype]
+    model = _load(weights, world, inputs.seq_len, inputs.tokenizer.vocab_size, dtype)
     check_isolation(model, model, device_of(world))
     logger.info("evaluating %s on %s of %s", weights.path, pluralize(len(heldout.samples), "example"), args.split)
     c4_loss, how = None, (args.micro_batch, world)
     with _bar(args.split, len(heldout.samples), *how) as bar:
         result = evaluate_heldout(model, heldout, micro_batch=args.micro_batch, world=world, before_batch=bar.update)
-    if blocks:
+    if blocks := inputs.blocks:
         with _bar("C4", blocks.num_validation_blocks, *how) as bar:
             c4_loss = evaluate_c4(model, blocks, micro_batch=args.micro_batch, world=world, before_batch=bar.update)
-
-    # Print and write the report.
     report = {
         "checkpoint": str(weights.path),
         "data_dir": str(splits.directory),
         "split": args.split,
-        "seq_len": seq_len,
+        "seq_len": inputs.seq_len,
         **summarize(result, heldout),
         "c4_loss": c4_loss,
     }
-    if world.is_main:
-        print(as_table(report))
-        if args.output:
-            write_json(args.output, report)
-    return 0
+    if harness:
+        del model
+        report["tasks"] = harness.scores(
+            weights, inputs.tokenizer, seq_len=inputs.seq_len, dtype=dtype, device=device_of(world),
+            batch_size=args.micro_batch,
+        )  # fmt: skip
+    return report
 
 
 def _pack(args: argparse.Namespace, tokenizer_fingerprint: str) -> PackedBlocks | None:
@@ -118,8 +182,7 @@ def _load(weights: Weights, world: World, seq_len: int, vocab_size: int, dtype: 
     )
     one_document_a_row = settle_rows(config, "auto", keep_dropout=False)
     model = PackedLM(model_with_weights(weights, config), one_document_a_row=one_document_a_row).eval()
-    for parameter in model.parameters():  # parameters only: a cast of the module would damage rotary frequencies
-        parameter.data = parameter.data.to(dtype)
+    cast_parameters(model, dtype)
     return model.to(device_of(world))
 
 
@@ -161,4 +224,6 @@ def as_table(report: dict[str, Any]) -> str:
             for name in ("accuracy_any", "accuracy_first")
         )
         lines.append("  ".join([f"{row['lookahead']:>9}  {row['num_examples']:>8}", *(f"{a:>26}" for a in accuracies)]))
+    for task, metrics in report.get("tasks", {}).items():
+        lines.append(f"{task}: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     return "\n".join(lines)

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch.distributed as dist
 
 from data_tools.base.errors import UserError
 from data_tools.corpus.shards import PackedBlocks
@@ -12,6 +11,7 @@ from ds_train.phases import pack_check, pretrain
 from ds_train.phases.pack_check import PackCheck
 from ds_train.ranks.world import World
 from tests.support import tiny
+from tests.support.process_group import own_process_group
 
 
 @pytest.fixture
@@ -48,9 +48,6 @@ def test_a_damaged_shard_ends_the_run(tiny_scratch: Path, tmp_path: Path, pack: 
     _exchange_tokens(pack / "shard_00000.bin")
     flags = "--global_batch 2 --micro_batch 2 --total_steps 400 --eval_every 400 --pptrain_checkpoint none"
     flags += f" --num_workers 0 --mixin_percent 0 --allow_repeat --run_name damaged --pack_dir {pack}"
-    try:
-        with pytest.raises(UserError, match=r"shard_00000\.bin is damaged: SHA-256"):
-            pretrain.main([*tiny.flags(tiny_scratch), *flags.split()])
-    finally:
-        dist.destroy_process_group()
+    with own_process_group(), pytest.raises(UserError, match=r"shard_00000\.bin is damaged: SHA-256"):
+        pretrain.main([*tiny.flags(tiny_scratch), *flags.split()])
     shutil.rmtree(tiny_scratch / "damaged")
