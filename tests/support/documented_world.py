@@ -15,7 +15,7 @@ _SEQ_LEN = str(tiny.SEQ_LEN)
 _SMALLER = {
     "--max_input_size": "48", "--max_lookahead": "8", "--max_steps": "3", "--total_steps": "3", "--seq_len": _SEQ_LEN,
     "--start_stage": "2", "--eval_subset_size": "8", "--global_batch": "8", "--micro_batch": "4", "--eval_size": "40",
-    "--test_size": "20", "--mixin_size": "150",
+    "--test_size": "20", "--mixin_size": "150", "--decay_steps": "3",
 }  # fmt: skip
 _FEW_BLOCKS = {"--total_steps": "12", "--effective_batch": "16", "--num_blocks": "192", "--val_blocks": "4"}
 _FEW_DOCUMENTS = {"--documents": "150"}
@@ -26,7 +26,7 @@ _SMALLER_OF = {
     "data_tools.inspect": _SMALLER | {"--index": "3"},
 }
 _OF_A_LAUNCH = ("--num_ranks", "--num_nodes")  # all run on one rank
-_TRAINING = {"--eval_subset_size": "8", "--log_every": "1", "--seq_len": _SEQ_LEN}
+_TRAINING = {"--eval_subset_size": "8", "--log_every": "1", "--seq_len": _SEQ_LEN, "--warmup_steps": "2"}
 
 
 class World:
