@@ -10,7 +10,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from data_tools.base.errors import UserError
+from data_tools.base.errors import UserError, is_number
 from data_tools.base.files import lock_holder
 from data_tools.runs.settings import load_settings
 from data_tools.runs.tails import Row, last_rows, number_in, rows_around
@@ -140,15 +140,21 @@ def _hours(run: RunFiles) -> str:
 
 
 def _time_left(run: RunFiles) -> str:
+    """To the first of the limits, at the pace of the latest rows."""
+    limits = {"step": run.last_step, "tokens": run.flags.get("max_tokens"), "pflops": run.flags.get("max_pflops")}
+    left = [seconds for column, limit in limits.items() if (seconds := _seconds_to(run, column, limit)) is not None]
+    return _duration(min(left)) if left else ABSENT
+
+
+def _seconds_to(run: RunFiles, column: str, limit: Any) -> float | None:
+    """Seconds until a column that rises reaches its limit; None if it has none, has reached it, or does not rise."""
     started = max(run.launches, default=0)
-    written = [(row["step"], number_in(row, "timestamp") or 0.0) for row in run.rows[-_ROWS_TIMED:]]
-    timed = [(step, at) for step, at in written if at >= started]
-    if not timed or run.last_step is None:
-        return ABSENT
-    (first_step, first_time), (step, now) = timed[0], timed[-1]
-    if not first_step < step < run.last_step:
-        return ABSENT
-    return _duration((now - first_time) / (step - first_step) * (run.last_step - step))
+    written = [(number_in(row, column), number_in(row, "timestamp")) for row in run.rows[-_ROWS_TIMED:]]
+    timed = [(value, at) for value, at in written if value is not None and at is not None and at >= started]
+    if not timed or not is_number(limit):
+        return None
+    (first, first_time), (value, now) = timed[0], timed[-1]
+    return (now - first_time) / (value - first) * (limit - value) if first < value < limit else None
 
 
 def _checkpoint(run: RunFiles) -> str:

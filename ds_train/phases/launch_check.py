@@ -12,6 +12,7 @@ from data_tools.samples.samplers import MixtureSampler, c4_blocks_needed
 from ds_train.checkpoints.manifest import choose_checkpoint, step_directories
 from ds_train.checkpoints.resume import adapted_state
 from ds_train.checkpoints.save import read_state
+from ds_train.checkpoints.state import PFLOP
 from ds_train.model.footprint import (
     GIB,
     HOST_RUNTIME,
@@ -102,15 +103,16 @@ def _length_rows(prepared: CheckedRun, setup: PhaseParts, launch: Launch) -> dic
     if isinstance(setup.sampler, MixtureSampler):
         assert steps is not None
         num_tokens = layout.global_batch * seq_len
+        in_all = _tokens_in_all(prepared, num_tokens, steps)
         needed, share = c4_blocks_needed(setup.sampler, steps), setup.sampler.share
         rows |= {
             "steps": f"{steps:,}",
             "tokens a step": f"{num_tokens:,}",
-            "tokens in all": f"{num_tokens * steps / 1e9:,.3f} G",
+            "tokens in all": f"{in_all / 1e9:,.3f} G",
             "C4 blocks needed / packed": f"{needed:,} / {setup.sampler.num_c4_blocks:,}",
             "synthetic share": " → ".join(f"{end:.1%}" for end in dict.fromkeys((share.start, share.end))),
         }
-        return rows | _time_row(prepared, launch, num_tokens * steps)
+        return rows | _time_row(prepared, launch, in_all)
     assert isinstance(setup.phase, pptrain.PPTrain)
     curriculum, samples = setup.phase.curriculum, setup.phase.heldout.samples
     tokens = layout.global_batch * sum(len(documents[0].weights) for documents in samples) / len(samples)
@@ -122,10 +124,18 @@ def _length_rows(prepared: CheckedRun, setup: PhaseParts, launch: Launch) -> dic
         "steps to master all, at least": f"{stages * checks * curriculum.check_every:,}",
         "tokens a step, last stage": f"{tokens:,.0f}",
     }
-    if not steps:
+    in_all = _tokens_in_all(prepared, tokens, steps)
+    if in_all == math.inf:
         return rows
-    rows["tokens in all"] = f"at most {tokens * steps / 1e9:,.3f} G"
-    return rows | _time_row(prepared, launch, tokens * steps)
+    rows["tokens in all"] = f"at most {in_all / 1e9:,.3f} G"
+    return rows | _time_row(prepared, launch, in_all)
+
+
+def _tokens_in_all(prepared: CheckedRun, of_a_step: float, steps: int | None) -> float:
+    """Tokens of the run at most, by its limits; infinite without any."""
+    flags, of_a_token = prepared.inputs.run_flags, training_flops(prepared.inputs.model_config).per_token
+    by_flops = flags.max_pflops * PFLOP / of_a_token if flags.max_pflops else math.inf
+    return min(of_a_step * steps if steps else math.inf, flags.max_tokens or math.inf, by_flops)
 
 
 def _time_row(prepared: CheckedRun, launch: Launch, num_tokens: float) -> dict[str, str]:

@@ -51,6 +51,16 @@ def test_a_run_of_pptrain(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("limits", "left"),
+    [("max_tokens: 9000", "3.0 min"), ("max_pflops: 2", "2.0 min"), ("max_tokens: 9000\nmax_steps: 70", "1.0 min"),
+     ("max_tokens: 6000", None), ("max_pflops: many", None)],
+)  # fmt: skip
+def test_the_time_left_is_that_to_the_first_limit(tmp_path: Path, limits: str, left: str | None) -> None:
+    rows = [row | {"timestamp": LAUNCHED + 60 * n, "pflops": n / 4} for n, row in enumerate(pptrain_rows([9] * 6), 1)]
+    assert line_of(write_run(tmp_path / "run", rows, settings=f"{limits}\n")).get("left") == left
+
+
 def test_a_run_of_pretrain_has_no_columns_of_pptrain(tmp_path: Path) -> None:
     line = line_of(write_run(tmp_path / "run", pretrain_rows([5, 4]), settings="total_steps: 20\n"))
     assert line["phase"] == "pretrain" and line["step"] == "20/20"

@@ -56,6 +56,25 @@ def scratch(tiny_scratch: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("limits", "length"),
+    [
+        ([], []), (["--max_tokens", "5_000_000"], ["at most 0.005 G"]), (["--max_pflops", "1e-3"], ["at most 0.009 G"]),
+        (["--max_pflops", "1e-3", "--max_tokens", "5_000_000", "--max_steps", "1"], ["at most 0.000 G"]),
+    ],
+)  # fmt: skip
+def test_limits_bound_the_length_of_a_curriculum(scratch, capsys, limits, length):
+    """115,200 FLOPs a token."""
+    _, output = run(capsys, "pptrain", *tiny.flags(scratch, precision=None), *BATCH, *limits, "--gpus_per_node", "2")
+    assert ("tokens in all" in output) == bool(length) and (not length or cells(output, "tokens in all") == length)
+
+
+def test_milestones_need_room(scratch, capsys):
+    flags = [*tiny.flags(scratch, precision=None), *BATCH, "--keep_steps", "3", "5", "--keep_stages", "all"]
+    _, output = run(capsys, "pptrain", *flags, "--gpus_per_node", "2")
+    assert "(13 kept, 1 being written)" in output, "the newest 3, of 2 steps and of 8 stages"
+
+
 def test_pretrain_on_one_and_two_nodes(scratch, capsys):
     flags = [*tiny.flags(scratch, precision=None), *BATCH, *FRESH, "--total_steps", "20"]
     code, output = run(capsys, "pretrain", *flags, "--nodes", "1", "2", "--gpus_per_node", "2")
