@@ -82,7 +82,7 @@ def train(scratch: Path, output: Path, model_name: str, window: int, rounds: int
     windows: list[dict[str, Any]] = []
     save, commit, write_file = checkpoint.Checkpoints.save, checkpoint.commit, checkpoint.write_file
 
-    def alternate(self: Any, engine: Any, state: Any) -> None:
+    def alternate(self: Any, engine: Any, state: Any, *milestones: Any) -> None:
         self.wait()
         now = time.perf_counter()
         if windows:
@@ -92,7 +92,7 @@ def train(scratch: Path, output: Path, model_name: str, window: int, rounds: int
         if kind != "none":
             self.sync = kind != "behind"
             with mock.patch.object(checkpoint, "write_file", ordinary_write if kind == "ordinary" else write_file):
-                save(self, engine, state)
+                save(self, engine, state, *milestones)
             windows[-1]["returned"] = time.perf_counter() - now
 
     def timed_commit(*args: Any) -> Any:
