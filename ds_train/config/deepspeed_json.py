@@ -191,6 +191,11 @@ def _apply_overrides(
 
     for name in ("lr", "weight_decay", "grad_clip", "zero_stage"):
         put(name, getattr(flags, name))
+    if flags.wandb == "":
+        problems.add("--wandb is empty; give the name of a project.")
+    elif flags.wandb:
+        config.setdefault("wandb", {})["enabled"] = True
+        put("wandb", flags.wandb)
     if precision := flags.mixed_precision:
         for name in (name for name in ("bf16", "fp16") if name == precision or name in config):
             put("mixed_precision", precision == name, f"{name}.enabled", given=precision)

@@ -200,6 +200,9 @@ class OverrideFlags:
     zero_stage: int | None = flag(
         None, "ZeRO stage 0 … 3 (zero_optimization.stage)", "speed", json_key="zero_optimization.stage", within="[0, 3]"
     )
+    wandb: str | None = flag(
+        None, "project of Weights & Biases to log to (wandb.enabled, wandb.project)", "record", json_key="wandb.project"
+    )
 
 
 GROUPS: dict[str, tuple[type, ...]] = {

@@ -40,6 +40,17 @@ def test_flags_win_and_are_reported(flags, dotted, value):
     assert dotted in line and str(at(untouched.effective)) in line  # what was overridden, and its old value
 
 
+def test_a_project_of_wandb_turns_it_on_and_leaves_the_rest():
+    block = {"enabled": False, "team": "us", "project": "theirs"}
+    resolved = resolve(BASE | {"wandb": block}, wandb="ours")
+    assert resolved.deepspeed["wandb"] == {"enabled": True, "team": "us", "project": "ours"}
+    assert "--wandb ours overrides wandb.project 'theirs'" in resolved.overrides
+    assert resolve(BASE, wandb="ours").deepspeed["wandb"] == {"enabled": True, "project": "ours"}
+    assert resolve(BASE | {"wandb": block}).deepspeed["wandb"] == block
+    with pytest.raises(UserError, match="--wandb is empty"):
+        resolve(BASE, wandb="")
+
+
 def test_a_flag_that_says_what_the_json_says_is_no_override():
     same = {"lr": 5e-4, "weight_decay": 0.1, "grad_clip": 1.0, "warmup_steps": 10, "zero_stage": 1,
             "mixed_precision": "bf16", "global_batch": 32, "micro_batch": 2}  # fmt: skip

@@ -13,7 +13,7 @@ from ds_train.training.monitors import check_monitors, place_monitors
 from tests.support import tiny
 from tests.support.launching import launch, read_log
 
-BLOCKS = {name: {"enabled": True} for name in ("tensorboard", "wandb", "csv_monitor")}
+BLOCKS = {name: {"enabled": True} for name in ("tensorboard", "csv_monitor")}
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,8 @@ def run(tiny_scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tmp_path_factory.mktemp("json") / "monitors.json"
     config.write_text(json.dumps(json.loads(Path("ds_configs/pptrain.json").read_text()) | BLOCKS))
     flags = f"""--deepspeed_config {config} --run_name monitored --global_batch 8 --micro_batch 4 --log_every 1
-        --save_every 3 --max_steps 7 --curr_window 16 --curr_threshold 0.4 --curr_check_every 2""".split()
+        --save_every 3 --max_steps 7 --curr_window 16 --curr_threshold 0.4 --curr_check_every 2
+        --wandb project""".split()
     directory = tiny_scratch / "monitored"
     for more in (["--stop_step", "6"], []):
         with pytest.MonkeyPatch.context() as patch:
