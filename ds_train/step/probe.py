@@ -19,6 +19,8 @@ from ds_train.step.micro_batch import pack
 
 logger = logging.getLogger(__name__)
 
+_GPU_ONLY = "flex_attention"
+
 
 def check_isolation(runner: torch.nn.Module, model: PackedLM, device: torch.device) -> None:
     """Give each document a row of its own if the model turns out to need that. Collective; draws no random numbers.
@@ -31,6 +33,8 @@ def check_isolation(runner: torch.nn.Module, model: PackedLM, device: torch.devi
         UserError: documents influence one another even so, or the model cannot be run.
     """
     config = model.causal_lm.config
+    if config._attn_implementation == _GPU_ONLY and device.type == "cpu":  # it runs this probe, but has no gradients
+        raise UserError(f"--attn_implementation {_GPU_ONLY} cannot train on CPUs; leave it out.")
     tolerance = TOLERANCE[next(model.parameters()).dtype]
     was_training = runner.training
     runner.eval()

@@ -75,6 +75,14 @@ def test_a_model_that_cannot_run_on_text_is_one_message(monkeypatch: pytest.Monk
         check_isolation(model, model, torch.device("cpu"))
 
 
+def test_attention_without_gradients_is_refused() -> None:
+    """Before the probe, which it would pass: torch compiles it for inference."""
+    model = PackedLM(build_model(tiny_config("gpt_neox"), seed=0))
+    model.causal_lm.config._attn_implementation = "flex_attention"
+    with pytest.raises(UserError, match="flex_attention cannot train on CPUs"):
+        check_isolation(model, model, torch.device("cpu"))
+
+
 def samples() -> list[list[Document]]:
     rng = np.random.default_rng(0)
     return [example_documents(random_example(rng, 1 + n % 3), loss="answer", scored="any") for n in range(8)]
