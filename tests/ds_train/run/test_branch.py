@@ -65,6 +65,12 @@ def test_a_branch_continues_samples_and_counts_and_decays(scratch: Path) -> None
     assert at_point[0] == at_point[1] and at_point[0]
 
 
+def test_a_run_that_ended_is_continued_too(scratch: Path) -> None:
+    assert train(scratch, "late", *branch_flags(scratch, number=LENGTH)) == 0
+    assert [row["step"] for row in read_log(scratch / "late")] == list(range(LENGTH + 1, LENGTH + DECAY + 1))
+    shutil.rmtree(scratch / "late")
+
+
 def test_a_branch_records_where_it_comes_from(scratch: Path) -> None:
     (_, flags, *_), _ = parse_flags(
         *GROUPS["pretrain"], description="", argv=["--config", str(scratch / "branch" / "run.yaml")]
