@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The experiment from one file: pre-pretrained then C4 + mix, C4 only, fresh + mix; ends with a report and a table.
+# The experiment from one file: conditions × seeds; ends with a report, a table and a comparison.
 #
 #     bash launch/experiment.sh [CONFIG [SCRATCH_DIR]] [FLAG …]            default: the small one, no hub, no GPU
 #

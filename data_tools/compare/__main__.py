@@ -2,6 +2,7 @@
 
     python -m data_tools.compare --base B/seed_1 B/seed_2 B/seed_3 --run A=A/seed_1 A/seed_2 A/seed_3
     python -m data_tools.compare --base fresh --run warm --axis tokens --charge_pptrain
+    python -m data_tools.compare --experiment DIR
     python -m data_tools.compare --scaling --run pptrain/seed_1 pptrain/seed_2 --axis pflops
 
 Several directories are seeds of one condition; they are paired with the baseline's by the seed in run.yaml. Targets are
@@ -20,6 +21,7 @@ from data_tools.base.files import whole_file
 from data_tools.compare.axes import AXES, CHARGEABLE
 
 _METRIC = "heldout_c4_loss"
+_MIN_ROWS = 2
 _MAX_CONDITIONS = 8  # colours of a picture
 
 
@@ -86,13 +88,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     seeds: dict[str, Any] = {"nargs": "+", "metavar": ("[NAME=]DIR", "DIR")}
     parser.add_argument("--base", help="run directories of the baseline, one a seed; without --scaling needed", **seeds)
-    parser.add_argument(
-        "--run",
-        required=True,
-        action="append",
-        help="run directories that are compared with it; may be repeated",
-        **seeds,
-    )
+    text = "run directories that are compared with it; may be repeated"
+    parser.add_argument("--run", action="append", default=[], help=text, **seeds)
+    text = "directory of ds_train.experiment: all its conditions are compared with B, or with the one that --base names"
+    parser.add_argument("--experiment", type=Path, metavar="DIR", help=text)
     text = f"column of the logs (default: {_METRIC}); of accuracies more is better"
     parser.add_argument("--metric", help=text)
     parser.add_argument("--axis", choices=AXES, help="what is spent (default: c4_tokens; with --scaling pflops)")
@@ -105,9 +104,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="directory for PNG, CSV and JSON")
     args = parser.parse_args(argv)
     args.axis = args.axis or ("pflops" if args.scaling else "c4_tokens")
-    if not args.base and not args.scaling:
-        raise UserError("--base is missing: give the baseline's run directories.")
-    args.conditions = [_named(given) for given in ([args.base] if args.base else []) + args.run]
+    if args.experiment:
+        args.conditions = _of_experiment(args)
+    elif not args.run or not (args.base or args.scaling):
+        missing = "--run" if args.base or args.scaling else "--base"
+        raise UserError(f"{missing} is missing: give run directories, or --experiment DIR.")
+    else:
+        args.conditions = [_named(given) for given in ([args.base] if args.base else []) + args.run]
     _check(args)
     return args
 
@@ -130,6 +133,29 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--out {args.out} is a file; give a directory, which is made where it is missing.")
     if unreachable := [level for level in args.target if not isfinite(level)]:
         raise UserError(f"--target {unreachable[0]} is no level of a metric; give numbers.")
+
+
+def _of_experiment(args: argparse.Namespace) -> list[tuple[str, list[Path]]]:
+    """The conditions of an experiment, the baseline first; with --scaling its pre-pretrainings."""
+    if args.run or len(args.base or []) > 1:
+        raise UserError("--experiment takes all conditions; beside it --base names one of them, and there is no --run.")
+    found: dict[str, list[Path]] = {}
+    for run in sorted(args.experiment.glob("*/seed_*")):
+        log = run / "logs" / ("train.jsonl" if args.scaling else "eval.jsonl")
+        is_first_phase = run.parent.name.startswith("pptrain")
+        # A run that has just begun has no curve yet: what is there are its start and one more evaluation.
+        if is_first_phase == args.scaling and log.exists() and len(log.read_bytes().splitlines()) > _MIN_ROWS:
+            found.setdefault(run.parent.name, []).append(run)
+    if args.scaling:
+        found = {name: runs for name, runs in found.items() if not name.endswith("_on_c4")}
+    base = "" if args.scaling else args.base[0] if args.base else "B"
+    if not found or (base and base not in found):
+        there = ", ".join(found) or "none"
+        raise UserError(
+            f"--experiment {args.experiment} has no runs of {base or 'pptrain'} in {base or 'pptrain'}/seed_N, but of: "
+            f"{there}."
+        )
+    return sorted(found.items(), key=lambda condition: condition[0] != base)
 
 
 def _named(given: Sequence[str]) -> tuple[str, list[Path]]:

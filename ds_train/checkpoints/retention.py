@@ -75,7 +75,7 @@ class Retention:
     def tidy(self) -> None:
         """Delete older checkpoints, and the leftovers of killed saves and deletions."""
         if self._keep_last:
-            for checkpoint in self._older_than_newest(self._keep_last):
+            for checkpoint in self.older_than_newest(self._keep_last):
                 self._try(retire, checkpoint)
         for prefix in (SAVING, DELETING):
             for leftover in self._directory.glob(f"{prefix}*"):
@@ -96,7 +96,7 @@ class Retention:
         if free >= num_bytes and not at_least_one:
             return free
         chosen, expected = [], free
-        for checkpoint in reversed(self._older_than_newest(1) if self._keep_last else []):
+        for checkpoint in reversed(self.older_than_newest(1) if self._keep_last else []):
             if not checkpoint.is_symlink():  # a link takes no room
                 chosen.append(checkpoint)
                 expected += size_on_disk(checkpoint)
@@ -111,7 +111,7 @@ class Retention:
                 break
         return shutil.disk_usage(self._directory).free
 
-    def _older_than_newest(self, count: int) -> list[Path]:
+    def older_than_newest(self, count: int) -> list[Path]:
         """Step directories that may be deleted, newest first, without the newest ``count``; none of other programs."""
         older = [path for path in step_directories(self._directory) if not form_of(path)][count:]
         return [path for path in older if not self._is_kept(path)]

@@ -1,78 +1,128 @@
-"""The conditions that the experiment compares, and the table of their results."""
+"""The conditions that an experiment compares: built-in ones, and those that its file defines from them."""
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from data_tools.base.text_table import aligned
-from ds_train.checkpoints.state import TrainState
+from data_tools.base.command_line import did_you_mean
+from data_tools.base.errors import UserError
 
-PPTRAIN = "pptrain"  # run directory of the pre-pretraining
+PPTRAIN = "pptrain"  # begins the names of directories of first phases
+BASE = "B"  # what compare holds the others against
+DEFAULT = ("A", "B", "C")
+_KEYS = ("like", "title", "pptrain", "pretrain")
+_TAKEN = ("comparison", "corpus", "data", "evaluations", "report", "steps", "tokenizer")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]*")
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A run of pretrain.
+    """A run of pretrain, and what came before it.
 
     Attributes:
-        run: name of its run directory.
+        name: of its directory.
         title: its name in legends and tables.
-        is_pretrained: whether it starts from the pre-pretrained weights, not from random ones.
+        first: its first phase: the pre-pretraining, as many tokens of C4 as that had, or none.
         is_mixed: whether it reads synthetic blocks among those of C4.
+        has_total_compute: whether it trains for the compute of the pre-pretraining and the pretraining together.
+        flags: phase → flags over those that all conditions share.
+        pptrain_of: the condition whose own pptrain flags these are; empty for the shared ones.
     """
 
-    run: str
+    name: str
     title: str
-    is_pretrained: bool
-    is_mixed: bool
+    first: Literal["pptrain", "c4", "none"] = "none"
+    is_mixed: bool = False
+    has_total_compute: bool = False
+    flags: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    pptrain_of: str = ""
+
+    @property
+    def pptrain(self) -> str:
+        """Directory of the pre-pretraining that it starts from, or that decides its size."""
+        return f"{PPTRAIN}_{self.pptrain_of}" if self.pptrain_of else PPTRAIN
+
+    @property
+    def first_phase(self) -> str:
+        """Directory of its first phase; empty without one."""
+        return {"pptrain": self.pptrain, "c4": f"{self.pptrain}_on_c4", "none": ""}[self.first]
+
+    @property
+    def needs_size(self) -> bool:
+        """Whether its length, or that of its first phase, follows from the pre-pretraining."""
+        return self.has_total_compute or self.first == "c4"
 
 
-CONDITIONS = (
-    Condition("A_pptrained_mix", "A pre-pretrained, C4 + mix", is_pretrained=True, is_mixed=True),
-    Condition("B_fresh_c4", "B fresh, C4 only", is_pretrained=False, is_mixed=False),
-    Condition("C_fresh_mix", "C fresh, C4 + mix", is_pretrained=False, is_mixed=True),
-)
-
-
-def evaluation_file(scratch: Path, run: str) -> Path:
-    """The file with the evaluation of a run's last checkpoint."""
-    return scratch / "evaluations" / f"{run}.json"
-
-
-def result_table(scratch: Path) -> str:
-    """The results of the conditions, with what each was trained on. All of them must have been evaluated."""
-    before, pptrained = _outcome(scratch, PPTRAIN)
-    rows = [["", "C4 loss", "test accuracy", "95 % interval", "steps", "tokens", "synthetic"]]
-    for condition in CONDITIONS:
-        report, state = _outcome(scratch, condition.run)
-        states = [pptrained, state] if condition.is_pretrained else [state]
-        rows.append([condition.title, *_columns(report, states), f"{state.mixin_tokens / state.tokens:.1%}"])
-    rows.append(["  A before pretraining", *_columns(before, [pptrained]), ""])
-    stage = f"stage {pptrained.stage} of {pptrained.fingerprints['max_stage']}"
-    return "\n".join(
-        [
-            aligned(rows),
-            f"Test accuracy: any valid answer, {before['num_examples']:,} problems of full difficulty.",
-            "Steps and tokens of A: pre-pretraining + pretraining. Synthetic: share of the tokens of pretraining.",
-            f"The pre-pretraining {'finished its curriculum' if pptrained.finished else f'ended in {stage}'}.",
-        ]
+BUILT_IN = {
+    condition.name: condition
+    for condition in (
+        Condition("A", "A pre-pretrained, C4 + mix", first="pptrain", is_mixed=True),
+        Condition("B", "B fresh, C4 only"),
+        Condition("C", "C fresh, C4 + mix", is_mixed=True),
+        Condition("D", "D pre-pretrained, C4 only", first="pptrain"),
+        Condition("B+", "B+ fresh, C4 only, compute of both phases of A", has_total_compute=True),
+        Condition("N", "N pre-pretrained on C4, C4 + mix", first="c4", is_mixed=True),
     )
+}
 
 
-def _outcome(scratch: Path, run: str) -> tuple[dict[str, Any], TrainState]:
-    """The evaluation of a run, and the state in the checkpoint that was evaluated."""
-    report = json.loads(evaluation_file(scratch, run).read_text(encoding="utf-8"))
-    from ds_train.checkpoints.save import read_state  # takes seconds
+def read_conditions(given: Any) -> dict[str, Condition]:
+    """The conditions of a file: a list of built-in names, or names and what differs.
 
-    return report, read_state(Path(report["checkpoint"]))
+    Raises:
+        UserError: it has another form, or names what does not exist.
+    """
+    if given is None:
+        given = list(DEFAULT)
+    if isinstance(given, list):
+        given = dict.fromkeys(map(str, given))
+    if not isinstance(given, dict) or not given:
+        raise UserError(f"conditions are {given!r}, expected names, or names with what differs.")
+    known = dict(BUILT_IN)
+    for name, changes in given.items():
+        known[str(name)] = _defined(str(name), changes or {}, known)
+    return {str(name): known[str(name)] for name in given}
 
 
-def _columns(report: dict[str, Any], states: list[TrainState]) -> list[str]:
-    return [
-        f"{report['c4_loss']:.4f}",
-        f"{report['accuracy_any']:.4f}",
-        f"{report['accuracy_any_low']:.4f} … {report['accuracy_any_high']:.4f}",
-        " + ".join(f"{state.step:,}" for state in states),
-        " + ".join(f"{state.tokens:,}" for state in states),
-    ]
+def chosen(conditions: Mapping[str, Condition], names: list[str] | None) -> list[Condition]:
+    """All conditions of the file, or those of these names, which may also be built-in ones."""
+    known = {**BUILT_IN, **conditions}
+    return [_known(name, known) for name in dict.fromkeys(names or conditions)]
+
+
+def _known(name: str, known: Mapping[str, Condition]) -> Condition:
+    if name not in known:
+        hint = did_you_mean(name, known, f"; there are {', '.join(known)}.")
+        raise UserError(f"there is no condition {name}{hint}")
+    return known[name]
+
+
+def _defined(name: str, changes: Any, known: Mapping[str, Condition]) -> Condition:
+    """A condition from its lines in the file."""
+    if not isinstance(changes, dict):
+        raise UserError(f"condition {name} is {changes!r}, expected {', '.join(_KEYS)}.")
+    if unknown := next((key for key in changes if key not in _KEYS), None):
+        hint = did_you_mean(unknown, _KEYS, f"; expected {', '.join(_KEYS)}.")
+        raise UserError(f"condition {name}: {unknown!r} is nothing that a condition has{hint}")
+    if not _NAME.fullmatch(name) or name.startswith(PPTRAIN) or name in _TAKEN:
+        raise UserError(
+            f"condition {name!r} has no name for its directory; take letters, digits and + . _ -, neither {PPTRAIN} at "
+            f"the beginning nor {', '.join(_TAKEN)}."
+        )
+    if "like" not in changes and name not in BUILT_IN:
+        raise UserError(f"condition {name}: like is missing; name the condition that it differs from.")
+    base = _known(str(changes.get("like", name)), known)
+    title = str(changes.get("title", base.title if name == base.name else f"{name} (like {base.name})"))
+    own: dict[str, dict[str, Any]] = {}
+    for phase in ("pptrain", "pretrain"):
+        if not isinstance(changes.get(phase) or {}, dict):
+            raise UserError(f"condition {name}: {phase} is {changes[phase]!r}, expected flags, one per line.")
+        own[phase] = {**base.flags.get(phase, {}), **(changes.get(phase) or {})}
+    if changes.get("pptrain") and base.first == "none" and not base.has_total_compute:
+        raise UserError(f"condition {name}: pptrain is given, but {base.name} starts from random weights.")
+    if not base.is_mixed and (mixin := [flag for flag in own["pretrain"] if flag.startswith("mixin_")]):
+        raise UserError(f"condition {name}: {mixin[0]} is given, but {base.name} reads C4 only; make it like A or C.")
+    return replace(
+        base, name=name, title=title, flags=own, pptrain_of=name if changes.get("pptrain") else base.pptrain_of
+    )

@@ -1,225 +1,220 @@
-"""Turns the file of an experiment into its steps."""
+"""Turns the grid of an experiment, conditions × seeds, into steps."""
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
 
-from data_tools.base.command_line import did_you_mean
 from data_tools.base.errors import UserError
 from data_tools.search.splits import split_directory, split_file_name
-from ds_train import evaluate
-from ds_train.config.flags import flags_known_to, names_with_role, parse_flags
-from ds_train.config.run_file import flags_of, read_mapping
-from ds_train.config.trainer_flags import GROUPS
-from ds_train.experiment.conditions import CONDITIONS, PPTRAIN, Condition, evaluation_file
-from ds_train.experiment.steps import Step
+from ds_train.experiment.conditions import BASE, PPTRAIN, Condition
+from ds_train.experiment.file import ExperimentFile
+from ds_train.experiment.sizes import Spent, spent_by
+from ds_train.experiment.steps import Records, Step
+from ds_train.experiment.trainers import PRETRAIN, Pack, Trainers
 from ds_train.ranks.world import World
 
-_SECTIONS = ("splits", "corpus", "tokenizer", "pack", "training", "pptrain", "pretrain", "evaluate")
-_SET_HERE = {
-    *names_with_role(GROUPS["pretrain"], "launch"),
-    *("scratch_dir", "run_name", "pptrain_checkpoint", "pptrain_run", "data_dir", "pack_dir", "tokenizer"),
-    *("num_ranks", "num_nodes", "num_blocks", "total_blocks", "effective_batch", "corpus", "extra", "out"),
-    *("split", "output"),
-}
+_MOST_DRAWN = 8  # runs in a picture, and conditions in a comparison
 
 
 class Experiment:
-    """The steps of a CONFIG.
+    """The steps of a grid.
+
+    Args:
+        directory: of all data and runs.
+        launcher: starts pptrain, pretrain and evaluate, whose name replaces {}.
 
     Raises:
-        UserError: it has a fault that can be found before there are data.
+        UserError: the file has a fault that can be found before there are data.
     """
 
-    def __init__(self, config: Path, scratch: Path, launcher: Sequence[str]) -> None:
-        self.scratch, self._config, self._launcher = scratch, config, launcher
-        content = read_mapping(config, str(config))
-        self._sections = {name: _section(config, name, value) for name, value in content.items()}
-        self._tokenizer = self._tokenizer_spec()
-        self._check_flags()
+    def __init__(
+        self,
+        file: ExperimentFile,
+        directory: Path,
+        launcher: Sequence[str],
+        conditions: Sequence[Condition],
+        seeds: Sequence[int],
+    ) -> None:
+        if len(conditions) > _MOST_DRAWN:
+            raise UserError(
+                f"{len(conditions)} conditions are too many for one comparison; choose at most {_MOST_DRAWN} with "
+                "--conditions."
+            )
+        self.file, self.directory, self.conditions, self.seeds = file, directory, conditions, seeds
+        self.records = Records(directory / "steps")
+        self.trainers = Trainers(file, directory, self._spent)
+        self._launcher = launcher
+        self._splits = self._splits_directory()
+        self._check_once = cache(self._check_training)
 
-    def check(self) -> None:
-        """Run the checks of all commands that need no data, before hours are spent on data.
+    def steps(self) -> list[Step]:
+        """All steps, in order. Lengths that follow from a pre-pretraining are set once that has ended."""
+        steps = [*self.data(), *self._runs(), self._report()]
+        if self._is_comparable():
+            flags = ["--experiment", str(self.directory), "--out", str(self.directory / "comparison")]
+            steps.append(self._tool("compare", self.directory / "comparison", flags, title="compare", always_run=True))
+        return list({step.name: step for step in steps}.values())
+
+    def data(self) -> list[Step]:
+        """What all runs share."""
+        return [*self._documents_and_tokenizer(), self._pack(self.trainers.pack)]
+
+    def check_data(self) -> None:
+        """Check the flags of the commands that make data; `forecast` checks those of the runs.
 
         Raises:
-            UserError: a command would refuse its flags, JSON or model.
+            UserError: a command would refuse its flags.
         """
         from data_tools import build_data_splits, build_pretrain, fetch_assets, train_tokenizer  # these take seconds
-        from ds_train.phases.early_check import check_early
 
         tools = {"build_data_splits": build_data_splits, "fetch_assets": fetch_assets,
                  "train_tokenizer": train_tokenizer, "build_pretrain": build_pretrain}  # fmt: skip
-        for step in self._data():
+        for step in self.data():
             _, module, *flags = shlex.split(f"- {step.cache_key}")
-            with self._naming(step.title):
+            with self.file.naming(step.title):
                 tools[module].parse(flags)
-        lookahead = int(self._sections["splits"]["max_lookahead"])
-        with self._naming("pptrain"):
-            check_early("pptrain", self._pptrain_flags(), lookahead, has_weights=False)
-        for condition in CONDITIONS:
-            with self._naming("pretrain"):
-                check_early("pretrain", self._pretrain_flags(condition), lookahead, condition.is_pretrained)
 
-    @contextmanager
-    def _naming(self, section: str) -> Iterator[None]:
-        """Name the file and the section in a message."""
-        try:
-            yield
-        except UserError as error:
-            raise UserError(f"{self._config}: {section}: {error}") from None
-
-    def steps(self) -> list[Step]:
-        """All steps, in order."""
-        return [*self._data(), *self._training(), *self._evaluations(), self._report()]
-
-    def _tokenizer_spec(self) -> str:
-        given = self._sections.get("tokenizer")
-        if given is None:
-            raise UserError(f"{self._config}: tokenizer is missing; give a hub id, a path, or flags to train one with.")
-        if isinstance(given, str):
-            return given
-        if not self._documents():
-            raise UserError(
-                f"{self._config}: tokenizer needs documents to be trained on; add corpus, or source under pack."
-            )
-        return str(self.scratch / "tokenizer")
-
-    def _documents(self) -> list[str]:
-        """Paths of the documents; none for C4 from the hub."""
-        source = self._sections.get("pack", {}).get("source") or []
-        if "corpus" in self._sections:
-            if source:
-                raise UserError(f"{self._config}: corpus and source in pack both choose the documents; keep one.")
-            return [str(self.scratch / "corpus")]
-        return [source] if isinstance(source, str) else list(source)
-
-    def _check_flags(self) -> None:
-        """Check names and kinds of all flags long before the trainers start, and find the size of the pack."""
-        parsed: dict[str, Any] = {}
-        trainers = [("pptrain", self._pptrain_flags()), *(("pretrain", self._pretrain_flags(c)) for c in CONDITIONS)]
-        for phase, flags in trainers:
-            with self._naming(phase):
-                groups, _ = parse_flags(*GROUPS[phase], description="", argv=flags)
-            parsed = {item.name: getattr(group, item.name) for group in groups for item in fields(group)}
-        evaluate.parse(self._evaluate_flags(PPTRAIN))
-        if not parsed["global_batch"]:
-            raise UserError(f"{self._config}: global_batch is missing under pretrain; it decides the size of the pack.")
-        self._seq_len: int = parsed["seq_len"]
-        self._num_blocks: int = parsed["total_steps"] * parsed["global_batch"]  # what B reads
-
-    def _data(self) -> list[Step]:
-        splits = self._sections.get("splits", {})
+    def _splits_directory(self) -> Path:
+        splits = self.file.section("splits")
         if missing := {"max_input_size", "max_lookahead", "seed"} - set(splits):
-            raise UserError(f"{self._config}: splits: {', '.join(sorted(missing))} missing; they name the directory.")
-        directory = split_directory(self.scratch, splits["max_input_size"], splits["max_lookahead"], splits["seed"])
-        where = ["--scratch_dir", str(self.scratch)]
-        steps = [self._tool("splits", "build_data_splits", directory, [*where, *self._flags("splits")])]
-        if "corpus" in self._sections:
-            corpus = self.scratch / "corpus"
+            listed = ", ".join(sorted(missing))
+            raise UserError(f"{self.file.path}: splits: {listed} missing; they name the directory.")
+        return split_directory(self.directory, splits["max_input_size"], splits["max_lookahead"], splits["seed"])
+
+    def _documents_and_tokenizer(self) -> list[Step]:
+        flags = ["--scratch_dir", str(self.directory), *self._flags("splits")]
+        steps = [self._tool("build_data_splits", self._splits, flags, title="splits")]
+        if self.file.has("corpus"):
+            corpus = self.directory / "corpus"
             flags = ["corpus", "--out", str(corpus), *self._flags("corpus")]
-            steps.append(self._tool("corpus", "fetch_assets", corpus, flags))
-        if not isinstance(self._sections["tokenizer"], str):
-            flags = ["--out", self._tokenizer, "--corpus", *self._documents()]
-            flags += ["--extra", str(directory / split_file_name("mixin")), *self._flags("tokenizer")]
-            steps.append(self._tool("tokenizer", "train_tokenizer", Path(self._tokenizer), flags))
-        source = ["--source", *documents] if (documents := self._documents()) else []
-        size = ["--seq_len", str(self._seq_len), "--num_blocks", str(self._num_blocks)]
-        flags = [*where, "--tokenizer", self._tokenizer, *size, *source, *self._flags("pack", without=("source",))]
-        steps.append(self._tool("pack", "build_pretrain", self.scratch / "data" / "c4_packed", flags))
+            steps.append(self._tool("fetch_assets", corpus, flags, title="corpus"))
+        if self.file.trains_tokenizer:
+            flags = ["--out", self.file.tokenizer, "--corpus", *self.file.documents]
+            flags += ["--extra", str(self._splits / split_file_name("mixin")), *self._flags("tokenizer")]
+            tokenizer = Path(self.file.tokenizer)
+            steps.append(self._tool("train_tokenizer", tokenizer, flags, title="tokenizer", needs=steps))
         return steps
 
-    def _training(self) -> list[Step]:
-        first = self._trainer("pptrain", PPTRAIN, "pptrain", self._pptrain_flags(), self._check_training)
-        return [
-            first,
-            *(self._trainer("pretrain", c.run, f"pretrain {c.title}", self._pretrain_flags(c)) for c in CONDITIONS),
-        ]
+    def _pack(self, pack: Pack) -> Step:
+        size = ["--seq_len", str(self.trainers.seq_len)]
+        if pack.num_blocks:
+            size += ["--num_blocks", str(pack.num_blocks), "--half", pack.half]
+        source = ["--source", *documents] if (documents := self.file.documents) else []
+        directory = self.trainers.pack_dir(pack)
+        flags = ["--pack_dir", str(directory), "--tokenizer", self.file.tokenizer, *size, *source]
+        flags += self._flags("pack", without="source")
+        title = "pack" if pack == self.trainers.pack else f"pack {pack.name}"
+        return self._tool("build_pretrain", directory, flags, title=title, needs=self._documents_and_tokenizer()[1:])
 
-    def _trainer(
-        self, phase: str, run: str, title: str, flags: list[str], check: Callable[[], None] | None = None
-    ) -> Step:
-        directory = self.scratch / run
-        return Step(title, shlex.join([phase, *flags]), self._launch(phase, flags), directory, directory, check)
+    def _runs(self) -> Iterator[Step]:
+        for seed in self.seeds:
+            for condition in self.conditions:
+                first = self._first_phase(condition, seed)
+                yield from first
+                if first:
+                    yield self._evaluation(condition.pptrain, seed, first[0])
+                pack = self._pack(self.trainers.pretrain_pack(condition, seed))
+                flags = self.trainers.pretrain(condition, seed)
+                needs = [*self._documents_and_tokenizer(), pack, *first[-1:]]
+                trained = self._trainer(PRETRAIN, condition.name, seed, flags, needs, f"pretrain {condition.title}")
+                yield from (pack, trained, self._evaluation(condition.name, seed, trained))
+
+    def _first_phase(self, condition: Condition, seed: int) -> list[Step]:
+        """The pre-pretraining, where a condition starts from it or has its size; then that on C4, with its pack."""
+        if condition.first == "none" and not condition.has_total_compute:
+            return []
+        pptrain = self._pptrain(condition, seed)
+        if condition.first != "c4":
+            return [pptrain]
+        pack = self._pack(self.trainers.c4_phase_pack(condition, seed))
+        flags = self.trainers.c4_phase(condition, seed)
+        needs = [*self._documents_and_tokenizer(), pack, pptrain]
+        title = f"{condition.name}'s first phase, on C4"
+        return [pptrain, pack, self._trainer(PRETRAIN, condition.first_phase, seed, flags, needs, title)]
+
+    def _pptrain(self, condition: Condition, seed: int) -> Step:
+        title = f"pre-pretraining{f' of {condition.pptrain_of}' if condition.pptrain_of else ''}"
+        flags = self.trainers.pptrain(condition, seed)
+        return self._trainer(PPTRAIN, condition.pptrain, seed, flags, self._documents_and_tokenizer(), title)
+
+    def _spent(self, condition: Condition, seed: int) -> Spent | None:
+        pptrain = self._pptrain(condition, seed)
+        return spent_by(pptrain.product) if self.records.is_done(pptrain) else None
+
+    def _trainer(self, phase: str, name: str, seed: int, flags: list[str], needs: Sequence[Step], title: str) -> Step:
+        run = self.trainers.run(name, seed)
+        return Step(
+            name=f"{name}/seed_{seed}",
+            title=f"{title}, seed {seed}",
+            cache_key=shlex.join([phase, *flags]),
+            command=self._launch(phase, flags),
+            product=run,
+            needs=tuple(needs),
+            run=run,
+            check=self._check_once,
+        )
 
     def _check_training(self) -> None:
         """Run the trainers' own checks before the first of them spends hours."""
         from ds_train.phases import pptrain, pretrain  # takes seconds
 
-        world = World(0, 0, 1)
-        pptrain.prepare(self._pptrain_flags(), world)
-        for condition in CONDITIONS:
-            if not condition.is_pretrained:  # its weights do not exist yet
-                pretrain.prepare(self._pretrain_flags(condition), world)
+        world, seed = World(0, 0, 1), self.seeds[0]
+        for condition in self.conditions:
+            if condition.first_phase:
+                pptrain.prepare(self.trainers.pptrain(condition, seed), world)
+            elif self.trainers.pretrain_pack(condition, seed) == self.trainers.pack:  # others do not exist yet
+                pretrain.prepare(self.trainers.pretrain(condition, seed), world)
 
-    def _evaluations(self) -> list[Step]:
-        runs = (PPTRAIN, *(condition.run for condition in CONDITIONS))
-        flags = {run: self._evaluate_flags(run) for run in runs}
-        return [
-            Step(
-                title=f"evaluate {run}",
-                cache_key=shlex.join(["evaluate", *flags[run]]),
-                command=self._launch("evaluate", flags[run]),
-                product=evaluation_file(self.scratch, run),
-            )
-            for run in runs
-        ]
+    def _evaluation(self, name: str, seed: int, trained: Step) -> Step:
+        flags = self.trainers.evaluate(name, seed)
+        return Step(
+            name=f"evaluate/{name}/seed_{seed}",
+            title=f"evaluate {name}, seed {seed}",
+            cache_key=shlex.join(["evaluate", *flags]),
+            command=self._launch("evaluate", flags),
+            product=self.trainers.evaluation_file(name, seed),
+            needs=(trained,),
+        )
 
     def _report(self) -> Step:
-        runs = [*((condition.run, condition.title) for condition in CONDITIONS), (PPTRAIN, "pre-pretraining of A")]
-        flags = [str(self.scratch / run) for run, _ in runs]
-        flags += ["--names", *(title for _, title in runs)]
-        flags += ["--evaluation", *(str(evaluation_file(self.scratch, run)) for run, _ in runs)]
-        flags += ["--out", str(self.scratch / "report")]
-        return self._tool("report", "plot_run", self.scratch / "report", flags, always_run=True)
+        """The first seed's runs, drawn; compare draws all seeds."""
+        seed = self.seeds[0]
+        titles = {condition.name: condition.title for condition in self.conditions}
+        titles |= {c.pptrain: f"pre-pretraining {c.pptrain_of}".rstrip() for c in self.conditions if c.first_phase}
+        titles = dict([*titles.items()][:_MOST_DRAWN])
+        flags = [*(str(self.trainers.run(name, seed)) for name in titles), "--names", *titles.values()]
+        flags += ["--evaluation", *(str(self.trainers.evaluation_file(name, seed)) for name in titles)]
+        directory = self.directory / "report"
+        return self._tool("plot_run", directory, [*flags, "--out", str(directory)], title="report", always_run=True)
 
-    def _pptrain_flags(self) -> list[str]:
-        return self._trainer_flags("pptrain", PPTRAIN, ())
+    def _is_comparable(self) -> bool:
+        """Whether the baseline and another condition have runs in this directory, or will have."""
+        names = {condition.name for condition in self.conditions}
+        names |= {
+            path.parent.name for path in self.directory.glob("*/seed_*") if not path.parent.name.startswith(PPTRAIN)
+        }
+        return BASE in names and len(names) > 1
 
-    def _pretrain_flags(self, condition: Condition) -> list[str]:
-        without: list[str] = []
-        more = ["--pptrain_checkpoint", str(self.scratch / PPTRAIN) if condition.is_pretrained else "none"]
-        if condition.is_pretrained:
-            without += ["model_name", "init"]  # the weights determine the architecture
-        if not condition.is_mixed:
-            without += [name for name in self._sections.get("pretrain", {}) if name.startswith("mixin_")]
-            more += ["--mixin_percent", "0"]
-        return [*self._trainer_flags("pretrain", condition.run, without), *more]
+    def _flags(self, section: str, without: str = "") -> list[str]:
+        values = {name: value for name, value in self.file.section(section).items() if name != without}
+        return self.file.arguments(values, section)
 
-    def _trainer_flags(self, phase: str, run: str, without: Sequence[str]) -> list[str]:
-        own = ["--scratch_dir", str(self.scratch), "--run_name", run, "--tokenizer", self._tokenizer]
-        known = flags_known_to(GROUPS[phase])
-        alike = self._flags("training", without, known=known)
-        return [*own, *alike, *self._flags(phase, without, known=known)]
-
-    def _evaluate_flags(self, run: str) -> list[str]:
-        where = [str(self.scratch / run), "--scratch_dir", str(self.scratch), "--split", "test"]
-        return [*where, "--output", str(evaluation_file(self.scratch, run)), *self._flags("evaluate")]
-
-    def _flags(self, section: str, without: Sequence[str] = (), known: Mapping[str, bool] | None = None) -> list[str]:
-        values = {name: value for name, value in self._sections.get(section, {}).items() if name not in without}
-        return flags_of(values, f"{self._config}: {section}", known)
-
-    def _tool(self, title: str, module: str, product: Path, flags: list[str], always_run: bool = False) -> Step:
+    def _tool(
+        self,
+        module: str,
+        product: Path,
+        flags: list[str],
+        *,
+        title: str,
+        needs: Sequence[Step] = (),
+        always_run: bool = False,
+    ) -> Step:
         command = [sys.executable, "-m", f"data_tools.{module}", *flags]
-        return Step(title, shlex.join([module, *flags]), command, product, always_run=always_run)
+        return Step(
+            title, title, shlex.join([module, *flags]), command, product, needs=tuple(needs), always_run=always_run
+        )
 
     def _launch(self, phase: str, flags: list[str]) -> list[str]:
         return [*(part.replace("{}", phase) for part in self._launcher), *flags]
-
-
-def _section(config: Path, name: str, value: Any) -> Any:
-    """Check a section: flags (perhaps none), or for the tokenizer also a name."""
-    if name not in _SECTIONS:
-        hint = did_you_mean(name, _SECTIONS, f"; expected one of {', '.join(_SECTIONS)}.")
-        raise UserError(f"{config}: {name!r} is no section{hint}")
-    if name == "tokenizer" and isinstance(value, str):
-        return value
-    if not isinstance(value or {}, dict):
-        raise UserError(f"{config}: {name} is {value!r}, expected flags, one per line.")
-    if twice := sorted(_SET_HERE & set(value or {})):
-        raise UserError(f"{config}: {name}: {', '.join(twice)} is set by the experiment itself; leave it out.")
-    return value or {}

@@ -1,5 +1,6 @@
 """Runs commands in order: skips those that have succeeded before, and ends the running one on a signal."""
 
+import hashlib
 import json
 import os
 import signal
@@ -8,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,65 +24,90 @@ class Step:
     """A command that may be repeated at any time: it continues where it was, or starts anew.
 
     Attributes:
+        name: of its record.
         title: its name in the output.
-        cache_key: all that its result depends on, without the launcher and the number of ranks.
+        cache_key: all that its result depends on besides other steps, without the launcher and the number of ranks.
         command: program and arguments.
         product: file or directory that it leaves.
+        needs: the steps whose results it reads.
         run: the run directory of a trainer, which saves and exits when it finds a file STOP there.
         check: called before the start; raises what the command would only find later.
         always_run: run it each time.
     """
 
+    name: str
     title: str
     cache_key: str
     command: Sequence[str]
     product: Path
+    needs: tuple["Step", ...] = ()
     run: Path | None = None
     check: Callable[[], None] | None = None
     always_run: bool = False
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that its result depends on."""
+        parts = [self.cache_key, *(step.fingerprint for step in self.needs)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-def run_steps(steps: Sequence[Step], record: Path) -> int:
-    """Run all steps, except leading ones that have succeeded before and not changed since.
+
+class Records:
+    """Which steps have succeeded: a JSON file for each, so that steps run in any order, also of several processes."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def is_done(self, step: Step) -> bool:
+        """Whether a step has succeeded, has not changed since, nor what it needs, and its product still exists."""
+        path = self._path(step)
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            return record["fingerprint"] == step.fingerprint and step.product.exists()
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            print(f"{path} cannot be read ({error}); the step is run again", flush=True)
+            return False
+
+    def add(self, step: Step, seconds: float) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        record = {"fingerprint": step.fingerprint, "command": [*step.command], "seconds": round(seconds, 1)}
+        write_json(self._path(step), record)
+
+    def _path(self, step: Step) -> Path:
+        return self._directory / f"{step.name.replace('/', '_')}.json"
+
+
+def run_steps(plan: Callable[[], Sequence[Step]], records: Records) -> int:
+    """Run all steps in order, except those that are done.
 
     Args:
-        record: JSON file with the cache keys of the steps that have succeeded, in order.
+        plan: the steps; asked before each one, since what a step does may follow from the results of earlier ones.
 
     Returns:
         0, the exit code of the first step that failed, or 85 after a signal.
     """
-    first = num_done(steps, record)
     began = time.monotonic()
     with _Runner() as runner:
-        for number, step in enumerate(steps):
+        number = 0
+        while number < len(steps := plan()):
             if runner.is_asked:
                 return ExitCode.PREEMPTED
-            heading = f"{step.title} ({number + 1} of {len(steps)})"
-            if number < first and not step.always_run:
+            step, number = steps[number], number + 1
+            heading = f"{step.title} ({number} of {len(steps)})"
+            if records.is_done(step) and not step.always_run:
                 print(f"== done before: {heading}", flush=True)
                 continue
-            minutes, seconds = divmod(int(time.monotonic() - began), 60)
+            started = time.monotonic()
+            minutes, seconds = divmod(int(started - began), 60)
             print(f"\n== {minutes}:{seconds:02d}  {heading}", flush=True)
             if step.check:
                 step.check()
             if code := runner.run(step):
                 return code
-            # Later steps of the record are dropped: they depended on the former result of this one.
-            write_json(record, [done.cache_key for done in steps[: number + 1]])
+            records.add(step, time.monotonic() - started)
     return 0
-
-
-def num_done(steps: Sequence[Step], record: Path) -> int:
-    """The number of leading steps that have succeeded and whose product still exists."""
-    try:
-        done = json.loads(record.read_text(encoding="utf-8"))
-        pairs = list(zip(steps, done, strict=False))
-    except FileNotFoundError:
-        return 0
-    except (OSError, ValueError, TypeError) as error:
-        print(f"{record} cannot be read ({error}); all steps are run again", flush=True)
-        return 0
-    return len([*takewhile(lambda pair: pair[0].cache_key == pair[1] and pair[0].product.exists(), pairs)])
 
 
 class _Runner:

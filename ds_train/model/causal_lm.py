@@ -25,6 +25,13 @@ def is_preset(name: str) -> bool:
     return name in preset_names()
 
 
+def hub_id(name: str) -> str:
+    """Where weights and tokenizer of a preset are published; any other name stands for itself."""
+    if not is_preset(name):
+        return name
+    return f"Qwen/{name.capitalize().removesuffix('b')}B" if name.startswith("qwen") else f"EleutherAI/{name}"
+
+
 def load_model_config(name: str) -> PretrainedConfig:
     """The configuration of a preset, a local directory or a hub id; of a model that takes images too, its text part.
 
@@ -35,7 +42,7 @@ def load_model_config(name: str) -> PretrainedConfig:
         if is_preset(name):
             with as_file(_PRESETS / f"{name}.json") as path:
                 return AutoConfig.from_pretrained(path)
-        if name.startswith("pythia-"):  # a misspelt preset; a query to the hub would be long and in vain
+        if name.startswith(("pythia-", "qwen3-")):  # a misspelt preset; a query to the hub would be long and in vain
             raise ValueError("no preset of that name")
         if is_path(name) and not Path(name).exists():
             raise ValueError("there is no such directory")

@@ -1,9 +1,14 @@
 """The trainers' checks that need no data, for a launch whose data are still to be made."""
 
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig
+
 from data_tools.base.errors import Problems, UserError
 from data_tools.samples.samplers import mixin_share
+from ds_train.config.deepspeed_json import EngineConfig
 from ds_train.config.flags import parse_flags
-from ds_train.config.trainer_flags import GROUPS
+from ds_train.config.trainer_flags import GROUPS, RunFlags
 from ds_train.model.causal_lm import load_model_config, model_without_weights
 from ds_train.model.transfer import Transfer
 from ds_train.phases.pptrain import make_curriculum
@@ -11,7 +16,18 @@ from ds_train.ranks.world import World
 from ds_train.run.inputs import DEFAULT_MODEL, check_run
 
 
-def check_early(phase: str, argv: list[str], max_lookahead: int, has_weights: bool) -> None:
+@dataclass(frozen=True)
+class EarlyCheck:
+    """What is known of a launch before there are data; the model's configuration is None if weights will bring it."""
+
+    run_flags: RunFlags
+    num_steps: int | None
+    seq_len: int
+    engine: EngineConfig
+    model_config: PretrainedConfig | None
+
+
+def check_early(phase: str, argv: list[str], max_lookahead: int, has_weights: bool) -> EarlyCheck:
     """Check flags, DeepSpeed JSON, run directory and model as ``phase`` would on one rank.
 
     Args:
@@ -26,7 +42,7 @@ def check_early(phase: str, argv: list[str], max_lookahead: int, has_weights: bo
     is_pptrain = phase == "pptrain"
     steps = own.max_steps if is_pptrain else own.total_steps
     floor = None if is_pptrain else own.min_lr_ratio
-    check_run(phase, run, overrides, problems, world=World(0, 0, 1), total_steps=steps, min_lr_ratio=floor)
+    _, engine = check_run(phase, run, overrides, problems, world=World(0, 0, 1), total_steps=steps, min_lr_ratio=floor)
     with problems.collect():
         if is_pptrain:
             if own.max_lookahead not in (None, max_lookahead):
@@ -36,6 +52,7 @@ def check_early(phase: str, argv: list[str], max_lookahead: int, has_weights: bo
             make_curriculum(own, max_lookahead)
         else:
             mixin_share(own.mixin_percent, own.mixin_schedule, own.mixin_end, own.total_steps)
+    config = None
     if not has_weights:
         with problems.collect():
             config = load_model_config(model.model_name or DEFAULT_MODEL)
@@ -43,3 +60,5 @@ def check_early(phase: str, argv: list[str], max_lookahead: int, has_weights: bo
                 transfer = Transfer.of_flags(flags.transfer, flags.embeddings, flags.freeze)
                 transfer.check(model_without_weights(config), problems, has_weights=model.init == "pretrained")
     problems.raise_if_any()
+    assert engine
+    return EarlyCheck(run, steps, model.seq_len, engine, config)

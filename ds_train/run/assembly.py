@@ -23,7 +23,7 @@ from ds_train.checkpoints.state import InitialWeights, TrainState
 from ds_train.checkpoints.weights import Weights, model_with_weights, record_of
 from ds_train.config.deepspeed_json import default_json
 from ds_train.config.flags import compared_values
-from ds_train.model.causal_lm import build_model, load_model, save_description
+from ds_train.model.causal_lm import build_model, hub_id, load_model, save_description
 from ds_train.model.footprint import model_shape, training_flops
 from ds_train.model.parts import without_decay
 from ds_train.ranks.collectives import check_num_nodes, device_of, init_distributed, is_emulated, on_main, take_device
@@ -266,5 +266,5 @@ def _initial_model(inputs: CommonInputs) -> PreTrainedModel:
     if inputs.weights:
         source = model_with_weights(inputs.weights, inputs.model_config)
     else:
-        source = load_model(inputs.model_flags.model_name or f"EleutherAI/{DEFAULT_MODEL}", inputs.model_config)
+        source = load_model(hub_id(inputs.model_flags.model_name or DEFAULT_MODEL), inputs.model_config)
     return inputs.transfer.initial_model(source, fresh)

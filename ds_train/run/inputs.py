@@ -12,7 +12,7 @@ from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from ds_train.checkpoints.weights import Weights
 from ds_train.config.deepspeed_json import EngineConfig, default_json, resolve_engine_config
 from ds_train.config.trainer_flags import ModelFlags, OverrideFlags, RunFlags
-from ds_train.model.causal_lm import is_preset, load_model_config, model_without_weights, prepare_config
+from ds_train.model.causal_lm import hub_id, load_model_config, model_without_weights, prepare_config
 from ds_train.model.isolation import settle_rows
 from ds_train.model.transfer import AS_IT_IS, Transfer
 from ds_train.ranks.world import World, check_num_ranks
@@ -169,4 +169,4 @@ def _tokenizer_spec(model: ModelFlags, weights: Weights | None) -> str:
             "--model_name pythia-tiny has no tokenizer: give --tokenizer "
             "(python -m data_tools.train_tokenizer makes a small one)."
         )
-    return f"EleutherAI/{name}" if is_preset(name) else name
+    return hub_id(name)

@@ -1,4 +1,4 @@
-"""The whole experiment in miniature, interrupted twice: it continues, with the same results as without a stop."""
+"""A grid in miniature, 2 seeds × 4 conditions; and a part of it, interrupted twice: it has the same results."""
 
 import json
 import re
@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from ds_train.experiment.conditions import CONDITIONS, PPTRAIN, evaluation_file
 from tests.support.launching import read_log
 from tests.support.running import finish, running, script, steps_logged, wait_for_step
 
-A, B, C = (condition.run for condition in CONDITIONS)
 PPTRAIN_STEPS, PRETRAIN_STEPS = 60, 40
+RUNS = ("pptrain", "A", "B")  # of those that are interrupted
 
 pytestmark = [pytest.mark.launch, pytest.mark.slow]
 
@@ -34,7 +33,11 @@ def config(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "warmup_steps": 4, "eval_subset_size": 8, "log_every": 1, "num_workers": 0,
         },
         "pptrain": {"max_steps": PPTRAIN_STEPS, "global_batch": 8, "micro_batch": 8},
-        "pretrain": {"total_steps": PRETRAIN_STEPS, "global_batch": 4, "micro_batch": 4, "mixin_percent": 0.3},
+        "pretrain": {
+            "total_steps": PRETRAIN_STEPS, "global_batch": 4, "micro_batch": 4, "mixin_percent": 0.3, "eval_every": 10,
+        },
+        "conditions": ["A", "B", "C", "D"],
+        "seeds": [1, 2],
     }  # fmt: skip
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     path.write_text(yaml.safe_dump(sections))
@@ -50,33 +53,37 @@ def launcher() -> dict[str, str]:
 def results(scratch: Path) -> dict[str, Any]:
     """Everything that a stop could have changed: losses of all steps, evaluations; not their times and paths."""
     found: dict[str, Any] = {}
-    for run in (PPTRAIN, A, B, C):
-        found[run] = [(row["step"], row["loss"], row["ledger"]) for row in read_log(scratch / run)]
-        report = json.loads(evaluation_file(scratch, run).read_text())
+    for run in RUNS:
+        found[run] = [(row["step"], row["loss"], row["ledger"]) for row in read_log(scratch / run / "seed_1")]
+        report = json.loads((scratch / "evaluations" / f"{run}_seed_1.json").read_text())
         found[f"{run} evaluated"] = {name: report[name] for name in ("loss", "c4_loss", "accuracy_any")}
     return found
 
 
-def test_interrupted_twice_it_comes_out_the_same(config: Path, launcher: dict[str, str], tmp_path: Path) -> None:
+def test_a_grid_and_a_part_of_it_interrupted_twice(config: Path, launcher: dict[str, str], tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     output = finish([*script("experiment"), str(config), str(whole)], tmp_path / "whole.log", **launcher)
     assert re.search(rf"^B fresh.* {PRETRAIN_STEPS} ", output, re.MULTILINE)
     assert re.search(rf"^A pre-pretrained.* {PPTRAIN_STEPS} \+ {PRETRAIN_STEPS} ", output, re.MULTILINE)
+    assert "95 % intervals over 2 seeds" in output and "Note: 2 seeds: no interval." in output
     assert (whole / "report" / "report.html").exists()
+    compared = json.loads((whole / "comparison" / "comparison.json").read_text())["comparisons"]
+    assert {one["name"]: one["seeds"] for one in compared} == {"A": [1, 2], "C": [1, 2], "D": [1, 2]}
 
-    command, log = [*script("experiment"), str(config), str(stopped)], tmp_path / "stopped.log"
-    for number, run in ((signal.SIGINT, PPTRAIN), (signal.SIGUSR1, B)):
+    part = ["--conditions", "A", "B", "--seeds", "1"]
+    command, log = [*script("experiment"), str(config), str(stopped), *part], tmp_path / "stopped.log"
+    for number, run in ((signal.SIGINT, "pptrain"), (signal.SIGUSR1, "A")):
         with running(command, log, **launcher) as process:
-            wait_for_step(stopped / run, 10, process)
+            wait_for_step(stopped / run / "seed_1", 10, process)
             process.send_signal(number)
             assert process.wait(120) == 85, log.read_text()[-3000:]
         assert "stopping after the current optimizer step" in log.read_text()
-        assert not (stopped / run / "STOP").exists()
-    assert 10 <= max(steps_logged(stopped / B)) < PRETRAIN_STEPS and not (stopped / C / "logs").exists()
+        assert not (stopped / run / "seed_1" / "STOP").exists()
+    assert 10 <= max(steps_logged(stopped / "A" / "seed_1")) < PRETRAIN_STEPS and not (stopped / "B").exists()
     output = finish(command, log, **launcher)
-    assert "done before: pretrain A" in output and "done before: pretrain B" not in output
+    assert "done before: pre-pretraining" in output and "done before: pretrain A" not in output
     assert results(stopped) == results(whole)
 
     output = finish(command, log, **launcher)
-    assert output.count("== done before") == 10, "all but the report"
+    assert output.count("== done before") == 8, "all but the report and the comparison"
     assert "B fresh, C4 only" in output

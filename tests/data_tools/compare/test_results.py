@@ -53,6 +53,19 @@ def test_command(grid, capsys):
     assert len(lost["crossings"]) == 1 and lost["final"]["low"] > 0
 
 
+def test_an_experiment_is_compared_as_a_whole(grid, capsys):
+    """All conditions against B, or another one; first phases are none."""
+    (grid / "pptrain_on_c4").symlink_to(grid / "A")
+    (grid / "data" / "seed_1").mkdir(parents=True)
+    write_run(grid / "begun" / "seed_1", [], [{"step": 0, "heldout_c4_loss": 9.0}], settings="seed: 1\n")
+    for base, others in (([], {"A", "X"}), (["--base", "X"], {"A", "B"})):
+        main(["--experiment", str(grid), *base, "--out", str(grid / "out")])
+        rows = list(csv.DictReader((grid / "out" / "comparison.csv").open()))
+        assert {row["run"] for row in rows} == others and {row["base"] for row in rows} == {*(base[1:] or ["B"])}
+        assert {row["seed"] for row in rows} == {"1", "2", "3"}
+    capsys.readouterr()
+
+
 def test_picture(grid):
     names = ("B", "A", "X")
     conditions = [read_condition(name, [*map(grid.joinpath, runs(grid, name))], "heldout_c4_loss", "steps", False)

@@ -12,6 +12,7 @@ from data_tools.base.errors import UserError
 from ds_train.config.deepspeed_json import default_json
 from ds_train.config.layout import Layout
 from ds_train.model.causal_lm import load_model_config, preset_names
+from ds_train.model.footprint import model_shape
 from tests.support import tiny
 from tests.support.engine_configs import resolve_file
 from tests.support.launching import read_log, run_all
@@ -76,6 +77,18 @@ PYTHIA_PARAMETERS = {
 }  # fmt: skip
 
 
+# With the shared embedding counted once, as on Hugging Face's pages of the models.
+QWEN3_PARAMETERS = {"0.6b": 596_049_920, "1.7b": 1_720_574_976, "4b": 4_022_468_096, "8b": 8_190_735_360}
+
+
+@pytest.mark.parametrize(("size", "num_parameters"), QWEN3_PARAMETERS.items())
+def test_presets_are_qwen3s_published_sizes(size, num_parameters):
+    config = load_model_config(f"qwen3-{size}")
+    assert model_shape(config).num_parameters == num_parameters
+    assert config.max_position_embeddings == 40_960 and config.rope_parameters["rope_theta"] == 1_000_000
+    assert config.head_dim == 128 and config.tie_word_embeddings == (size != "8b")
+
+
 @pytest.mark.parametrize(("size", "num_parameters"), PYTHIA_PARAMETERS.items())
 def test_presets_are_pythias_published_sizes(size, num_parameters):
     config = load_model_config(f"pythia-{size}")
@@ -86,8 +99,9 @@ def test_presets_are_pythias_published_sizes(size, num_parameters):
     assert config.use_parallel_residual and not config.tie_word_embeddings
 
 
-def test_every_pythia_is_a_preset():
-    assert set(preset_names()) == {f"pythia-{size}" for size in (*PYTHIA_PARAMETERS, "tiny")}
+def test_every_published_size_is_a_preset():
+    pythias = {f"pythia-{size}" for size in (*PYTHIA_PARAMETERS, "tiny")}
+    assert set(preset_names()) == pythias | {f"qwen3-{size}" for size in QWEN3_PARAMETERS}
 
 
 def _without(config: dict, *keys: str) -> dict:

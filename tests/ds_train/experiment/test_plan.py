@@ -6,48 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from data_tools import build_data_splits, build_pretrain
 from data_tools.base.errors import UserError
-from data_tools.runs.intervals import wilson_interval
 from ds_train import evaluate
-from ds_train.checkpoints.state import TrainState
 from ds_train.config.flags import parse_flags
 from ds_train.config.trainer_flags import GROUPS
-from ds_train.experiment import __main__
-from ds_train.experiment.conditions import CONDITIONS, PPTRAIN, evaluation_file, result_table
-from ds_train.experiment.plan import Experiment
+from ds_train.experiment import __main__, plan
+from ds_train.experiment.conditions import BUILT_IN
 from ds_train.experiment.steps import Step
-from tests.support.launching import REPOSITORY
+from tests.support.experiments import CONFIG, PPTRAINED, SHIPPED, TRAINING, experiment, write
 
-SHIPPED = sorted((REPOSITORY / "ds_configs" / "experiments").glob("*.yaml"))
-A, B, C = (condition.run for condition in CONDITIONS)
-CONFIG = {
-    "splits": {"max_input_size": 24, "max_lookahead": 4, "seed": 1},
-    "tokenizer": "some/tokenizer",
-    "training": {"model_name": "pythia-14m", "seq_len": 128, "lr": 1e-3, "deepspeed_config": {"train_batch_size": 8}},
-    "pptrain": {"max_steps": 100},
-    "pretrain": {
-        "global_batch": 8, "total_steps": 50, "mixin_percent": 0.3, "mixin_schedule": "linear", "mixin_end": 0.1,
-    },
-}  # fmt: skip
-
-TRAINING = {"model_name": "pythia-14m", "seq_len": 128, "lr": 1e-3}  # with the shipped JSON
+ALL = [*BUILT_IN]
 
 
-def write(directory: Path, **changed: Any) -> Path:
-    """CONFIG with some sections replaced; None leaves one out."""
-    path = directory / "config.yaml"
-    sections = {name: value for name, value in {**CONFIG, **changed}.items() if value is not None}
-    path.write_text(yaml.safe_dump(sections))
-    return path
+def steps(config: Path, launcher: str = "start {}", conditions: list[str] | None = None) -> dict[str, Step]:
+    """Steps by name."""
+    return {step.name: step for step in experiment(config, Path("/scratch"), launcher, conditions).steps()}
 
 
-def steps(config: Path, launcher: str = "start {}") -> dict[str, Step]:
-    """Steps by command and the name of what they leave."""
-    planned = Experiment(config, Path("/scratch"), launcher.split()).steps()
-    return {f"{step.cache_key.split()[0]} {step.product.stem}": step for step in planned}
+@pytest.fixture
+def after_pptrain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that pre-pretraining has ended."""
+    monkeypatch.setattr(plan, "spent_by", lambda run: PPTRAINED)
+    monkeypatch.setattr(plan.Records, "is_done", lambda self, step: step.name.startswith("pptrain"))
 
 
 def flags(step: Step) -> dict[str, Any]:
@@ -58,63 +40,117 @@ def flags(step: Step) -> dict[str, Any]:
 
 
 def differing(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    return {name: (one[name], other[name]) for name in one if one[name] != other[name]}
+    return {name: (one[name], other[name]) for name in one if one[name] != other[name] and name != "run_name"}
 
 
-def test_conditions_differ_in_what_is_compared_only(tmp_path: Path) -> None:
-    found = steps(write(tmp_path))
-    a, b, c = (flags(found[f"pretrain {run}"]) for run in (A, B, C))
-    assert differing(a, c) == {
-        "run_name": (A, C), "pptrain_checkpoint": (f"/scratch/{PPTRAIN}", "none"), "model_name": (None, "pythia-14m"),
-    }  # fmt: skip
-    assert differing(b, c) == {
-        "run_name": (B, C), "mixin_percent": (0.0, 0.3), "mixin_schedule": ("constant", "linear"),
-        "mixin_end": (None, 0.1),
-    }  # fmt: skip
+def test_conditions_differ_in_what_is_compared_only(tmp_path: Path, after_pptrain: None) -> None:
+    found = steps(write(tmp_path), conditions=ALL)
+    a, b, c, d, longer, n = (flags(found[f"{name}/seed_1337"]) for name in ALL)
+    weights = {"pptrain_checkpoint": ("/scratch/pptrain/seed_1337", "none"), "model_name": (None, "pythia-14m")}
+    no_mix = {"mixin_percent": (0.3, 0.0), "mixin_schedule": ("linear", "constant"), "mixin_end": (0.1, None)}
+    assert differing(a, c) == weights
+    assert differing(c, b) == differing(a, d) == no_mix
+    assert differing(d, b) == weights
+    assert differing(a, n) == {"pptrain_checkpoint": ("/scratch/pptrain/seed_1337", "/scratch/pptrain_on_c4/seed_1337")}
+    # 51.2 PFLOPs of pre-pretraining are 500 more steps of 8 × 128 tokens.
+    assert differing(b, longer) == {"total_steps": (50, 550), "pack_dir": (None, "/scratch/data/c4_packed_4400")}
     assert (c["lr"], c["total_steps"], json.loads(c["deepspeed_config"])) == (1e-3, 50, {"train_batch_size": 8})
+    assert {c["c4_order"], c["seed"], b["seed"]} == {"seed", 1337}
+
+
+def test_a_first_phase_on_c4_is_pre_pretraining_on_other_documents(tmp_path: Path, after_pptrain: None) -> None:
+    """As many tokens, with its optimizer, schedule and batch."""
+    found = steps(write(tmp_path), conditions=["A", "B+", "N"])
+    pptrain, on_c4 = flags(found["pptrain/seed_1337"]), flags(found["pptrain_on_c4/seed_1337"])
+    shared = {name: pptrain[name] for name in pptrain if name in on_c4}
+    assert set(differing(shared, on_c4)) == {"global_batch", "eval_every"}
+    assert on_c4["total_steps"] * on_c4["global_batch"] * 128 == PPTRAINED.tokens
+    assert (on_c4["global_batch"], on_c4["mixin_percent"], on_c4["pptrain_checkpoint"]) == (16, 0.0, "none")
+    assert on_c4["pack_dir"] == "/scratch/data/c4_second_4000"
+    packs = {step.product.name: step.command for name, step in found.items() if name.startswith("pack")}
+    halves = {name: command[command.index("--half") + 1] for name, command in packs.items()}
+    assert halves == {"c4_packed": "first", "c4_packed_4400": "first", "c4_second_4000": "second"}
+    assert "--deepspeed_config" not in found["pptrain/seed_1337"].command  # the JSON is CONFIG's own
+
+
+def test_the_default_json_of_a_first_phase_on_c4_is_pptrains(tmp_path: Path, after_pptrain: None) -> None:
+    found = steps(write(tmp_path, training=TRAINING), conditions=["N"])
+    assert Path(flags(found["pptrain_on_c4/seed_1337"])["deepspeed_config"]).name == "pptrain.json"
+
+
+def test_lengths_are_left_open_until_pre_pretraining_has_ended(tmp_path: Path) -> None:
+    found = steps(write(tmp_path), conditions=["B", "B+", "N"])
+    for name in ("B+/seed_1337", "pptrain_on_c4/seed_1337"):
+        assert not [word for word in found[name].command if word.startswith("--total_steps")]
+    assert [step.name for step in found["B/seed_1337"].needs] == ["splits", "pack"]
+    assert "pptrain/seed_1337" in [step.name for step in found["B+/seed_1337"].needs]
 
 
 def test_pptrain_is_what_a_starts_from(tmp_path: Path) -> None:
     found = steps(write(tmp_path))
-    pptrain, c = flags(found["pptrain pptrain"]), flags(found[f"pretrain {C}"])
+    pptrain, c = flags(found["pptrain/seed_1337"]), flags(found["C/seed_1337"])
     assert pptrain["max_steps"] == 100
-    assert set(differing({name: pptrain[name] for name in pptrain if name in c}, c)) == {
-        "run_name", "global_batch", "eval_every",
-    }  # fmt: skip
+    assert set(differing({name: pptrain[name] for name in pptrain if name in c}, c)) == {"global_batch", "eval_every"}
 
 
 def test_order_and_records(tmp_path: Path) -> None:
-    config = write(tmp_path, evaluate={"micro_batch": 3})
+    config = write(tmp_path, evaluate={"micro_batch": 3}, seeds=[1, 2])
     one, other = (steps(config, launcher) for launcher in ("start {}", "srun -n 2 python ds_train/{}.py"))
     assert list(one) == [
-        "build_data_splits mis24_look4_seed1", "build_pretrain c4_packed", "pptrain pptrain",
-        *(f"pretrain {run}" for run in (A, B, C)), *(f"evaluate {run}" for run in (PPTRAIN, A, B, C)),
-        "plot_run report",
+        "splits", "pack",
+        *(
+            f"{before}{name}/seed_{seed}"
+            for seed in (1, 2) for name in ("pptrain", "A", "B", "C") for before in ("", "evaluate/")
+        ),
+        "report", "compare",
     ]  # fmt: skip
-    assert [step.cache_key for step in one.values()] == [step.cache_key for step in other.values()]
-    assert one[f"evaluate {A}"].command[:2] == ["start", "evaluate"]
-    assert "--micro_batch=3" in one[f"evaluate {A}"].command
-    assert other[f"pretrain {A}"].command[:5] == ["srun", "-n", "2", "python", "ds_train/pretrain.py"]
+    assert [step.fingerprint for step in one.values()] == [step.fingerprint for step in other.values()]
+    assert one["evaluate/A/seed_2"].command[:3] == ["start", "evaluate", "/scratch/A/seed_2"]
+    assert "--micro_batch=3" in one["evaluate/A/seed_1"].command
+    assert other["A/seed_1"].command[:5] == ["srun", "-n", "2", "python", "ds_train/pretrain.py"]
+
+
+def test_a_seed_is_all_that_differs_between_seeds(tmp_path: Path, after_pptrain: None) -> None:
+    found = steps(write(tmp_path, seeds=[1, 2]), conditions=ALL)
+    for name in ("pptrain", "pptrain_on_c4", *ALL):
+        one, other = (flags(found[f"{name}/seed_{seed}"]) for seed in (1, 2))
+        assert set(differing(one, other)) - {"pptrain_checkpoint"} == {"seed"}
+    assert [name for name in found if name.startswith("pack")] == ["pack", "pack c4_packed_4400", "pack c4_second_4000"]
+
+
+def test_conditions_of_ones_own(tmp_path: Path, after_pptrain: None) -> None:
+    own = {
+        "B": None,
+        "mix-5": {"like": "C", "title": "5 % mixed in", "pretrain": {"mixin_percent": 0.05}},
+        "dose": {"like": "A", "pptrain": {"max_steps": 10}},
+        "dose-mix-5": {"like": "dose", "pretrain": {"mixin_percent": 0.05}},
+        "longer": {"like": "B", "pretrain": {"total_steps": 100}},
+    }
+    found = steps(write(tmp_path, conditions=own))
+    b, c, mix = (flags(found[f"{n}/seed_1337"]) for n in ("B", "mix-5", "dose-mix-5"))
+    assert c["mixin_percent"] == mix["mixin_percent"] == 0.05 and b["mixin_percent"] == 0
+    assert flags(found["pptrain_dose/seed_1337"])["max_steps"] == 10
+    assert mix["pptrain_checkpoint"] == "/scratch/pptrain_dose/seed_1337"
+    assert "pptrain/seed_1337" not in found and "5 % mixed in" in found["mix-5/seed_1337"].title
+    assert flags(found["longer/seed_1337"])["pack_dir"] == "/scratch/data/c4_packed_800"
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configs(path: Path) -> None:
     """Each command takes the flags that it is given; the pack holds what B reads."""
     found = steps(path)
-    parsers = {
-        "build_data_splits": build_data_splits.parse, "build_pretrain": build_pretrain.parse,
-        "evaluate": evaluate.parse,
-    }  # fmt: skip
+    parsers = {"build_data_splits": build_data_splits.parse, "build_pretrain": build_pretrain.parse,
+               "evaluate": evaluate.parse}  # fmt: skip
     parsed = {}
-    for name, step in found.items():
-        command = name.split()[0]
+    for step in found.values():
+        command = step.cache_key.split()[0]
         if command in parsers:
             parsed[command] = parsers[command](list(step.command[2 if command == "evaluate" else 3 :]))
-    c = flags(found[f"pretrain {C}"])
-    pack = parsed["build_pretrain"]
-    assert set(parsed) == set(parsers) and flags(found["pptrain pptrain"])["seed"] == c["seed"] == 1337
-    assert pack.num_blocks == c["total_steps"] * c["global_batch"]
-    assert (pack.seq_len, pack.tokenizer) == (c["seq_len"], c["tokenizer"])
+    pack, run = parsed["build_pretrain"], next(step for step in found.values() if step.cache_key.startswith("pretrain"))
+    b = flags(run)
+    assert set(parsed) == set(parsers)
+    assert pack.num_blocks == b["total_steps"] * b["global_batch"]
+    assert (pack.seq_len, pack.tokenizer) == (b["seq_len"], b["tokenizer"])
 
 
 @pytest.mark.parametrize(
@@ -125,13 +161,28 @@ def test_shipped_configs(path: Path) -> None:
         ({"training": {"total_steps": 1}}, "training: 'total_steps' is no flag"),
         ({"pptrain": {"lr": "fast"}}, "config.yaml: pptrain: argument --lr: invalid float value: 'fast'"),
         ({"pretrain": {"run_name": "x"}}, "pretrain: run_name is set by the experiment itself"),
+        ({"pretrain": {"seed": 2}}, "pretrain: seed is shared by all runs; give it under training"),
         ({"pretrain": {}}, "global_batch is missing"),
+        ({"pretrain": CONFIG["pretrain"] | {"eval_every": 50}}, "eval_every 50 gives one evaluation in 50 steps"),
         ({"tokenizer": None}, "tokenizer is missing"),
         ({"tokenizer": {"vocab_size": 300}}, "tokenizer needs documents to be trained on"),
         ({"corpus": {}, "pack": {"source": "x"}}, "both choose the documents"),
         ({"splits": {"max_input_size": 24}}, "max_lookahead, seed missing"),
         ({"training": 3}, "training is 3, expected flags"),
         ({"evaluate": {"micro_batch": 0}}, "--micro_batch: expected a whole number"),
+        ({"seeds": [1, 1]}, "seeds is [1, 1], expected different whole numbers"),
+        ({"seeds": 3}, "seeds is 3, expected"),
+        ({"seeds": [1], "training": TRAINING | {"seed": 2}}, "training: seed is given beside seeds"),
+        ({"conditions": ["A", "E"]}, "condition E: like is missing"),
+        ({"conditions": {"x": {"like": "Z"}}}, "there is no condition Z; there are A, B, C, D, B+, N"),
+        ({"conditions": {"x": {"lik": "A"}}}, "condition x: 'lik' is nothing that a condition has; did you mean like?"),
+        ({"conditions": {"data": {"like": "A"}}}, "condition 'data' has no name for its directory"),
+        ({"conditions": {"a/b": {"like": "A"}}}, "condition 'a/b' has no name for its directory"),
+        ({"conditions": {"x": {"like": "B", "pretrain": {"mixin_percent": 1}}}}, "mixin_percent is given, but B reads"),
+        ({"conditions": {"x": {"like": "B", "pptrain": {"lr": 1}}}}, "pptrain is given, but B starts from random"),
+        ({"conditions": {"x": {"like": "A", "pretrain": {"seed": 1}}}}, "condition x: pretrain: seed is shared"),
+        ({"conditions": {"x": {"like": "A", "pretrain": {"lrr": 1}}}}, "condition x: pretrain: 'lrr' is no flag"),
+        ({"conditions": 3}, "conditions are 3, expected names"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
@@ -178,7 +229,8 @@ def test_a_dry_run_checks_what_every_command_will(tmp_path: Path, changed: dict[
 
 def test_a_dry_run_shows_all_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert __main__.main([str(write(tmp_path, training=TRAINING)), str(tmp_path / "scratch"), "--dry_run"]) == 0
-    assert capsys.readouterr().out.count("\n# ") == 11
+    output = capsys.readouterr().out
+    assert output.count("\n# ") == 12
     assert not (tmp_path / "scratch").exists()
 
 
@@ -186,29 +238,3 @@ def test_a_launcher_without_a_place_for_the_phase(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--launcher 'deepspeed' has no \{\}"):
         __main__.main([str(write(tmp_path)), str(tmp_path / "scratch"), "--launcher", "deepspeed"])
     assert not (tmp_path / "scratch").exists()
-
-
-def write_outcome(scratch: Path, run: str, states: dict[Path, TrainState], num_right: int, **values: Any) -> None:
-    """An evaluation file, and what its checkpoint is to hold."""
-    checkpoint = scratch / run / "checkpoints" / "step_00000050"
-    state = {"seed": 1, "world_size": 1, "micro_batch": 1, "grad_accum": 1, "global_batch": 1, "zero_stage": 1}
-    states[checkpoint] = TrainState(**state, precision="fp32", fingerprints={"max_stage": "64"}, **values)
-    low, high = wilson_interval(num_right, 200)
-    report = {"checkpoint": str(checkpoint), "num_examples": 200, "c4_loss": 4.25, "accuracy_any": num_right / 200}
-    report |= {"accuracy_any_low": low, "accuracy_any_high": high}
-    evaluation_file(scratch, run).parent.mkdir(exist_ok=True)
-    evaluation_file(scratch, run).write_text(json.dumps(report))
-
-
-def test_result_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    states: dict[Path, TrainState] = {}
-    write_outcome(tmp_path, PPTRAIN, states, 100, step=1200, tokens=5000, mixin_tokens=5000, stage=7)
-    for number, run in enumerate((A, B, C)):
-        write_outcome(tmp_path, run, states, 40 * number, step=50, tokens=1000, mixin_tokens=20 * number)
-    monkeypatch.setattr("ds_train.checkpoints.save.read_state", states.__getitem__)
-    lines = result_table(tmp_path).splitlines()
-    assert [line.split()[0] for line in lines[1:5]] == ["A", "B", "C", "A"]
-    assert lines[1].split("mix")[1].split() == "4.2500 0.0000 0.0000 … 0.0188 1,200 + 50 5,000 + 1,000 0.0%".split()
-    assert lines[3].split("mix")[1].split() == "4.2500 0.4000 0.3346 … 0.4692 50 1,000 4.0%".split()
-    assert lines[5].startswith("Test accuracy: any valid answer, 200 problems")
-    assert lines[7] == "The pre-pretraining ended in stage 7 of 64."

@@ -1,17 +1,17 @@
 """Steps: what is run again and what is not, exit codes, and how a signal ends them."""
 
-import json
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from data_tools.base.errors import UserError
 from ds_train.experiment import steps
-from ds_train.experiment.steps import Step, run_steps
+from ds_train.experiment.steps import Records, Step, run_steps
 from tests.support.waiting import wait_until
 
 
@@ -19,15 +19,16 @@ class Commands:
     """Steps of shell commands that note in a file that they ran."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory, self.record = directory, directory / "record.json"
+        self.directory, self.records = directory, Records(directory / "steps")
 
     def step(self, name: str, more: str = "", trains: bool = False, **values) -> Step:
         script = f"cd {self.directory} && echo {name} >> ran && touch {name} && {more or 'true'}"
         run = self.directory / f"run_{name}" if trains else None
-        return Step(name, f"{name} {more}", ["bash", "-c", script], self.directory / name, run, **values)
+        command = ["bash", "-c", script]
+        return Step(name, name, f"{name} {more}", command, self.directory / name, run=run, **values)
 
     def run(self, *wanted: Step) -> int:
-        return run_steps(wanted, self.record)
+        return run_steps(lambda: wanted, self.records)
 
     @property
     def ran(self) -> list[str]:
@@ -70,27 +71,46 @@ def test_what_ended_well_is_not_run_again(commands: Commands) -> None:
     assert commands.run(a, b, always) == 0 and commands.ran == ["c"]
 
 
-def test_a_changed_or_lost_step_is_run_again_with_all_that_follow(commands: Commands) -> None:
-    a, b, c = (commands.step(name) for name in "abc")
-    assert commands.run(a, b, c) == 0 and commands.ran == ["a", "b", "c"]
-    assert commands.run(a, commands.step("b", "echo other"), c) == 0 and commands.ran == ["b", "c"]
-    (commands.directory / "a").unlink()
-    assert commands.run(a, commands.step("b", "echo other"), c) == 0 and commands.ran == ["a", "b", "c"]
+def chain(commands: Commands, more: str = "") -> list[Step]:
+    """Steps a, b, c, of which c needs b, and b needs a; and d, which needs none."""
+    a = commands.step("a", more)
+    b = commands.step("b", needs=(a,))
+    return [a, b, commands.step("c", needs=(b,)), commands.step("d")]
 
 
-def test_what_was_made_from_an_earlier_result_is_forgotten(commands: Commands) -> None:
-    """Stopped after the changed step, what follows it is still to be run again."""
-    a, b = commands.step("a"), commands.step("b")
-    assert commands.run(a, b) == 0
-    changed = commands.step("a", "echo other")
-    assert commands.run(changed) == 0 and commands.ran == ["a", "b", "a"]
-    assert commands.run(changed, b) == 0 and commands.ran == ["b"]
+def test_a_changed_step_is_run_again_with_all_that_need_it(commands: Commands) -> None:
+    assert commands.run(*chain(commands)) == 0 and commands.ran == ["a", "b", "c", "d"]
+    changed = chain(commands, "echo other")
+    assert commands.run(changed[0]) == 0 and commands.ran == ["a"]
+    assert commands.run(*changed) == 0 and commands.ran == ["b", "c"]
+    assert commands.run(*chain(commands)) == 0 and commands.ran == ["a", "b", "c"]
+
+
+def test_a_lost_result_is_made_again(commands: Commands) -> None:
+    """It comes out the same, so what was made from it stays good."""
+    assert commands.run(*chain(commands)) == 0 and commands.ran == ["a", "b", "c", "d"]
+    (commands.directory / "b").unlink()
+    assert commands.run(*chain(commands)) == 0 and commands.ran == ["b"]
+
+
+def test_steps_run_in_any_order(commands: Commands) -> None:
+    a, b, c, d = chain(commands)
+    assert commands.run(d, a) == commands.run(a, b, c, d) == 0 and commands.ran == ["d", "a", "b", "c"]
+
+
+def test_what_a_step_does_may_follow_from_an_earlier_one(commands: Commands) -> None:
+    def plan() -> list[Step]:
+        number = len(list(commands.directory.glob("a")))
+        return [commands.step("a"), commands.step("b", f"echo {number} > found")]
+
+    assert run_steps(plan, commands.records) == 0
+    assert (commands.directory / "found").read_text() == "1\n"
 
 
 def test_another_launcher_is_the_same_step(commands: Commands) -> None:
     a = commands.step("a")
     assert commands.run(a) == 0
-    assert commands.run(Step(a.title, a.cache_key, ["false"], a.product)) == 0
+    assert commands.run(replace(a, command=["false"])) == 0
 
 
 @pytest.mark.parametrize(("ending", "code"), [("exit 1", 1), ("exit 86", 86), ("kill -9 $$", 137)])
@@ -134,7 +154,7 @@ def test_a_signal_stops_a_trainer_through_its_file(commands: Commands, number: i
     sender = commands.send_when("a", number)
     assert commands.run(a, commands.step("b")) == 85 and commands.ran == ["a"]
     sender.join()
-    assert list((commands.directory / "run_a").iterdir()) == [] and not commands.record.exists()
+    assert list((commands.directory / "run_a").iterdir()) == [] and not commands.records.is_done(a)
     assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP)]
 
 
@@ -145,7 +165,7 @@ def test_a_trainer_that_was_about_to_end_has_ended(commands: Commands) -> None:
     assert commands.run(a, commands.step("b")) == 85 and commands.ran == ["a"]
     sender.join()
     assert list((commands.directory / "run_a").iterdir()) == []
-    assert json.loads(commands.record.read_text()) == [a.cache_key]
+    assert commands.records.is_done(a)
 
 
 def test_an_error_after_a_signal_is_an_error(commands: Commands) -> None:
@@ -179,9 +199,12 @@ def test_signals_that_come_together_are_one(commands: Commands) -> None:
 
 
 @pytest.mark.parametrize("content", [b"[", b"", b"7", b"null", b"\xff"])
-def test_after_a_damaged_record_each_step_looks_for_itself(
+def test_after_a_damaged_record_its_step_is_run_again(
     commands: Commands, content: bytes, capsys: pytest.CaptureFixture
 ) -> None:
-    commands.record.write_bytes(content)
-    assert commands.run(commands.step("a")) == 0
-    assert commands.ran == ["a"] and f"{commands.record} cannot be read" in capsys.readouterr().out
+    record = commands.directory / "steps" / "a.json"
+    record.parent.mkdir()
+    record.write_bytes(content)
+    assert commands.run(commands.step("a"), commands.step("b")) == 0
+    assert commands.ran == ["a", "b"] and f"{record} cannot be read" in capsys.readouterr().out
+    assert commands.run(commands.step("a"), commands.step("b")) == 0 and commands.ran == []

@@ -13,7 +13,15 @@ from transformers import GPT2Config, GPTNeoXConfig, OPTConfig, PhiConfig, Pretra
 
 from data_tools.base.errors import UserError
 from data_tools.samples.readers import c4_document
-from ds_train.model.causal_lm import build_model, is_preset, load_model, load_model_config, prepare_config, preset_names
+from ds_train.model.causal_lm import (
+    build_model,
+    hub_id,
+    is_preset,
+    load_model,
+    load_model_config,
+    prepare_config,
+    preset_names,
+)
 from ds_train.step.losses import PackedLM
 from ds_train.step.micro_batch import pack
 from tests.support import tiny
@@ -159,6 +167,19 @@ def test_presets_are_listed_and_opened():
     tiny = load_model_config("pythia-tiny")
     assert tiny.model_type == "gpt_neox"
     assert sum(parameter.numel() for parameter in build_model(tiny, seed=0).parameters()) < 5_000_000
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("qwen3-0.6b", "Qwen/Qwen3-0.6B"),
+        ("pythia-160m", "EleutherAI/pythia-160m"),
+        ("some/model", "some/model"),
+        ("/data/model", "/data/model"),
+    ],
+)
+def test_presets_stand_for_published_models(name, published):
+    assert hub_id(name) == published
 
 
 @pytest.mark.parametrize("make", ["missing", "empty", "broken", "foreign"])

@@ -82,7 +82,7 @@ MISTAKES = {
     "ds_train.preflight pptrain --scratch_dir {s}": "no data splits",
     "ds_train.preflight pptrain --scratch_dir {s} --deepspeed_config /nowhere.json": r"/nowhere\.json",
     "ds_train.experiment.__main__ /nowhere.yaml {s}": r"/nowhere\.yaml",
-    "ds_train.experiment.__main__ {s}": "SCRATCH_DIR",
+    "ds_train.experiment.__main__ {s}": "DIR",
     "ds_train.pptrain": "--scratch_dir",
     f"ds_train.pptrain {TRAINER}": "no data splits",
     f"ds_train.pptrain {TRAINER} stray": "stray",

@@ -1,0 +1,121 @@
+"""The file of an experiment: sections of flags, conditions and seeds."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_tools.base.command_line import did_you_mean
+from data_tools.base.errors import UserError
+from ds_train.config.flags import names_with_role
+from ds_train.config.run_file import flags_of, read_mapping
+from ds_train.config.trainer_flags import GROUPS, RunFlags
+from ds_train.experiment.conditions import read_conditions
+
+_FLAG_SECTIONS = ("splits", "corpus", "tokenizer", "pack", "training", "pptrain", "pretrain", "evaluate")
+_SECTIONS = (*_FLAG_SECTIONS, "conditions", "seeds")
+_SET_HERE = {
+    *names_with_role(GROUPS["pretrain"], "launch"),
+    *("scratch_dir", "run_name", "pptrain_checkpoint", "pptrain_run", "data_dir", "pack_dir", "tokenizer"),
+    *("num_ranks", "num_nodes", "num_blocks", "total_blocks", "effective_batch", "corpus", "extra", "out"),
+    *("split", "output", "half"),
+}
+
+
+class ExperimentFile:
+    """The content of a CONFIG.
+
+    Attributes:
+        conditions: by name, as defined there.
+        seeds: of the runs.
+        tokenizer: a hub id or path.
+        trains_tokenizer: whether the experiment makes it.
+        documents: paths of the documents; none for C4 from the hub.
+
+    Raises:
+        UserError: it has a fault that is seen in the file alone.
+    """
+
+    def __init__(self, path: Path, scratch: Path) -> None:
+        self.path = path
+        content = read_mapping(path, str(path))
+        for name in content:
+            if name not in _SECTIONS:
+                hint = did_you_mean(name, _SECTIONS, f"; expected one of {', '.join(_SECTIONS)}.")
+                raise UserError(f"{path}: {name!r} is no section{hint}")
+        self._sections = {name: self._section(name, content[name]) for name in _FLAG_SECTIONS if name in content}
+        with self.naming():
+            self.conditions = read_conditions(content.get("conditions"))
+        for condition in self.conditions.values():
+            for phase, flags in condition.flags.items():
+                self._refuse_set_here(f"condition {condition.name}: {phase}", flags, ("seed", "seq_len"))
+        self.seeds = self._read_seeds(content.get("seeds"))
+        self.documents = self._documents(scratch)
+        self.trains_tokenizer = not isinstance(self._sections.get("tokenizer"), str)
+        self.tokenizer = self._tokenizer(scratch)
+
+    def has(self, section: str) -> bool:
+        return section in self._sections
+
+    def section(self, name: str) -> dict[str, Any]:
+        """The flags of a section; none if it is missing."""
+        return dict(self._sections.get(name, {}))
+
+    def arguments(self, values: dict[str, Any], where: str, known: Mapping[str, bool] | None = None) -> list[str]:
+        """Flags as arguments of a command; messages name the section."""
+        return flags_of(values, f"{self.path}: {where}", known)
+
+    @contextmanager
+    def naming(self, section: str = "") -> Iterator[None]:
+        """Name the file and the section in a message."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{self.path}: {f'{section}: ' if section else ''}{error}") from None
+
+    def _section(self, name: str, value: Any) -> Any:
+        """Check a section: flags (perhaps none), or for the tokenizer also a name."""
+        if name == "tokenizer" and isinstance(value, str):
+            return value
+        if not isinstance(value or {}, dict):
+            raise UserError(f"{self.path}: {name} is {value!r}, expected flags, one per line.")
+        self._refuse_set_here(name, value or {}, ("seed",) if name in ("pptrain", "pretrain") else ())
+        return value or {}
+
+    def _refuse_set_here(self, where: str, flags: Mapping[str, Any], shared: Sequence[str]) -> None:
+        if twice := sorted(_SET_HERE & set(flags)):
+            raise UserError(f"{self.path}: {where}: {', '.join(twice)} is set by the experiment itself; leave it out.")
+        if own := next((name for name in shared if name in flags), None):
+            raise UserError(f"{self.path}: {where}: {own} is shared by all runs; give it under training.")
+
+    def _read_seeds(self, given: Any) -> list[int]:
+        own = self._sections.get("training", {}).pop("seed", None)
+        if given is None:
+            return [RunFlags(scratch_dir="").seed if own is None else int(own)]
+        is_list = isinstance(given, list) and all(
+            isinstance(seed, int) and not isinstance(seed, bool) for seed in given
+        )
+        if not is_list or not given or len(set(given)) < len(given):
+            raise UserError(f"{self.path}: seeds is {given!r}, expected different whole numbers, such as [1, 2, 3].")
+        if own is not None:
+            raise UserError(f"{self.path}: training: seed is given beside seeds; keep one of them.")
+        return [int(seed) for seed in given]
+
+    def _documents(self, scratch: Path) -> list[str]:
+        source = self.section("pack").get("source") or []
+        if self.has("corpus"):
+            if source:
+                raise UserError(f"{self.path}: corpus and source in pack both choose the documents; keep one.")
+            return [str(scratch / "corpus")]
+        return [source] if isinstance(source, str) else list(source)
+
+    def _tokenizer(self, scratch: Path) -> str:
+        if not self.has("tokenizer"):
+            raise UserError(f"{self.path}: tokenizer is missing; give a hub id, a path, or flags to train one with.")
+        if not self.trains_tokenizer:
+            return str(self._sections["tokenizer"])
+        if not self.documents:
+            raise UserError(
+                f"{self.path}: tokenizer needs documents to be trained on; add corpus, or source under pack."
+            )
+        return str(scratch / "tokenizer")
