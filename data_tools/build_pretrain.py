@@ -232,7 +232,7 @@ def _check_free_space(directory: Path, asked: PackParameters) -> None:
     usable = shutil.disk_usage(directory).free + sum(path.stat().st_size for path in pack_files(directory))
     if usable < needed:
         raise UserError(
-            f"{directory}: the pack takes {needed / 1e9:.1f} GB, {usable / 1e9:.1f} GB are free. "
+            f"{directory}: the pack takes {needed / 1e6:,.1f} MB, {usable / 1e6:,.1f} MB are free. "
             "Make room, choose another --pack_dir, or ask for fewer blocks."
         )
 

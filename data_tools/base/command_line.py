@@ -72,7 +72,7 @@ def given_arguments(argv: Sequence[str] | None = None) -> list[str]:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise UserError(f"{text!a} is not UTF-8; rename it, or link to it under another name.") from None
+            raise UserError(f"{text!a} is not UTF-8 here; rename it, or set LC_ALL=C.UTF-8 if it is.") from None
     return [_HOME.sub(lambda found: found[1] + str(Path(found[2]).expanduser()), argument) for argument in given]
 
 

@@ -95,8 +95,13 @@ def refuse_what_others_wrote(directory: Path) -> None:
     files = [path for path in pack_files(directory) if path.suffix != PARTIAL_SUFFIX]
     is_ours = (directory / PROGRESS_NAME).exists() or "tokenizer_sha256" in read_object(directory / META_NAME)
     if files and not is_ours:
-        reason = foreign_note(directory) or f"no {META_NAME} or {PROGRESS_NAME} shows that this program made it"
-        raise UserError(f"{directory} holds {files[0].name} of another origin: {reason}. Choose another --pack_dir.")
+        if note := foreign_note(directory):
+            problem = f"{directory} was not packed by this program: {note}. Or"
+        elif (directory / META_NAME).exists():
+            problem = f"{directory / META_NAME} does not show which program packed the files beside it. Restore it, or"
+        else:
+            problem = f"{directory} holds {files[0].name} and no {META_NAME}, so this program did not make it. Please"
+        raise UserError(f"{problem} choose another --pack_dir.")
 
 
 def find_progress(

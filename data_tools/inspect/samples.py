@@ -177,6 +177,8 @@ def _stream_reader(args: Namespace, splits: Splits | None) -> StreamReader:
         max_lookahead=args.max_lookahead or lookahead,
         seed=args.seed,
     )
+    if splits and (problem := splits.generator_change(source, source.identity())):
+        raise UserError(f"{problem}. Restore it, or build the splits again.")
     source.example(0, args.stage)  # an impossible stage is an error before the tokenizer is loaded
     return StreamReader(
         source,

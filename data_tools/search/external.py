@@ -53,7 +53,7 @@ def probe(choice: GeneratorChoice, addresses: Sequence[Mapping[str, Any]]) -> tu
         hex SHA-256 of the generator's file, and of the examples' texts.
 
     Raises:
-        UserError: see `external_example`; also where the generator ends its process.
+        UserError: see `external_example`; also where the generator ends its process, or does not follow its seed.
     """
     module_directory(choice.name or "")
     done = subprocess.run(
@@ -83,13 +83,22 @@ def answer_probe() -> None:
     request = json.load(sys.stdin)
     choice = GeneratorChoice(**request["choice"])
     try:
-        examples = [external_example(choice, **address) for address in request["addresses"]]
-        texts = json.dumps([[example.input_text, example.output_texts] for example in examples])
+        texts, again = (_texts(choice, request["addresses"]) for _ in range(2))
+        if texts != again:
+            raise UserError(
+                f"generator {choice.name} gives other examples when the same seed is given again; all its random "
+                "numbers must come from the seed that it is constructed with."
+            )
         found = {"file": _file_hash(choice.name or ""), "examples": hashlib.sha256(texts.encode()).hexdigest()}
     except UserError as error:
         found = {"problem": str(error)}
     with answer:
         json.dump(found, answer)
+
+
+def _texts(choice: GeneratorChoice, addresses: Sequence[Mapping[str, Any]]) -> str:
+    examples = [external_example(choice, **address) for address in addresses]
+    return json.dumps([[example.input_text, example.output_texts] for example in examples])
 
 
 @lru_cache(maxsize=8)

@@ -22,7 +22,7 @@ from data_tools.base.files import entries
 from data_tools.base.foreign import foreign_note, form_of
 from data_tools.base.records import Natural, Positive, read_record
 from data_tools.search.examples import SEARCH, Example, GeneratorChoice, Task
-from data_tools.search.generator import BUILTIN_NAME
+from data_tools.search.generator import BUILTIN_NAME, ExampleGenerator, GeneratorIdentity
 
 SPLIT_NAMES = ("eval", "test", "mixin")
 META_NAME = "meta.json"
@@ -182,6 +182,15 @@ class Splits:
     def fingerprint(self) -> str:
         """A hash of all content of ``meta.json``, including the files' hashes."""
         return hashlib.sha256(json.dumps(self.meta.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def generator_change(self, source: ExampleGenerator, identity: GeneratorIdentity) -> str | None:
+        """A complaint about a generator that is the splits' by its name and gives other examples; else None."""
+        if source.choice != self.meta.generator or self.meta.generator_examples in (None, identity.examples):
+            return None
+        return (
+            f"generator {source.name} gives other examples than when {self.directory} was built: it was changed, or "
+            "what it is compiled from"
+        )
 
     def rows(self, name: str) -> "SplitRows":
         """The rows of ``eval``, ``test`` or ``mixin``; reads the file through once to check its hash."""

@@ -243,9 +243,11 @@ def _check_optimizer(optimizer: dict[str, Any], problems: Problems) -> None:
             is_switch = allowed[key] is None or isinstance(allowed[key], bool)
             if is_switch and not isinstance(params[key], bool):
                 problems.add(complaint(f"optimizer.params.{key}", params[key], _SWITCH))
-    betas = params.get("betas", [0.9])
-    if not isinstance(betas, list) or not betas or not all(is_of_kind(beta, "number in [0, 1)") for beta in betas):
-        problems.add(f"optimizer.params.betas is {betas!r}, expected numbers in [0, 1).")
+    betas = params.get("betas", [0.9, 0.999])
+    if not isinstance(betas, list) or [is_of_kind(beta, "number in [0, 1)") for beta in betas] != [True, True]:
+        problems.add(f"optimizer.params.betas is {betas!r}, expected two numbers in [0, 1).")
+    if kind.lower() == "adamw" and params.get("adam_w_mode") is False:
+        problems.add("optimizer.params.adam_w_mode is false, which AdamW does not read; give the type Adam instead.")
 
 
 def _optimizers() -> tuple[set[str], Callable[[str], dict[str, Any] | None]]:

@@ -120,17 +120,12 @@ def _fingerprints(
 def _check_generator(
     splits: Splits, source: ExampleGenerator, identity: GeneratorIdentity, accepted: Collection[str]
 ) -> None:
-    """Refuse a generator that is the splits' by its name and gives other examples than when they were built."""
-    recorded = splits.meta.generator_examples
-    if source.choice != splits.meta.generator or recorded in (None, identity.examples):
+    """Refuse a generator that has changed since the splits were built, unless that is accepted."""
+    if (problem := splits.generator_change(source, identity)) is None:
         return
-    message = f"generator {source.name} gives other examples than when {splits.directory} was built"
     if GENERATOR_EXAMPLES not in accepted:
-        raise UserError(
-            f"{message}: it was changed, or what it is compiled from. Restore it, build the splits again, or give "
-            f"--accept_change {GENERATOR_EXAMPLES}."
-        )
-    logger.warning("--accept_change %s: %s", GENERATOR_EXAMPLES, message)
+        raise UserError(f"{problem}. Restore it, build the splits again, or give --accept_change {GENERATOR_EXAMPLES}.")
+    logger.warning("--accept_change %s: %s", GENERATOR_EXAMPLES, problem)
 
 
 def _check_overflow(heldout: HeldOut, seq_len: int) -> None:

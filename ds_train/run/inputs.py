@@ -123,9 +123,9 @@ def check_run(
     # The run directory.
     name = Path(run.run_name or phase)
     directory = Path(run.scratch_dir) / name
-    if name.is_absolute() or ".." in name.parts or not name.name:
+    if name.is_absolute() or ".." in name.parts or not name.name or name.parts[0] == "data":
         problems.add(
-            f"--run_name {run.run_name} is no directory under --scratch_dir; give a name such as A or A/seed_1."
+            f"--run_name {run.run_name} is no directory of runs under --scratch_dir; give a name such as A or A/seed_1."
         )
     else:
         with problems.collect():

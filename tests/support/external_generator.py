@@ -142,6 +142,13 @@ class LateDyingGenerator(StandInGenerator):
         return kind.generate_batch(self, task, batch_size, **kwargs)
 
 
+class UnseededGenerator(StandInGenerator):
+    """Draws from the system's randomness."""
+
+    def __init__(self, max_input_size: int, seed: int) -> None:
+        super().__init__(max_input_size, random.SystemRandom().randrange(2**31))
+
+
 class FewTextsGenerator(StandInGenerator):
     """Writes one of 300 texts, whatever the seed."""
 

@@ -150,7 +150,7 @@ def test_a_name_that_is_not_utf8_is_refused_at_once(
     name: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be found out when the run file is written, after the model is built."""
-    with pytest.raises(UserError, match=r"\\udc.* is not UTF-8; rename it"):
+    with pytest.raises(UserError, match=r"\\udc.* is not UTF-8 here; rename it"):
         parse_flags(RunFlags, description="", argv=["--scratch_dir", os.fsdecode(name)])
     directory = tmp_path / os.fsdecode(b"caf\xe9")
     directory.mkdir()

@@ -101,6 +101,11 @@ def test_the_end_of_its_process_is_one_message(generator_directory: Path) -> Non
         source("external_generator:DyingGenerator").identity()
 
 
+def test_a_generator_that_does_not_follow_its_seed_is_refused(generator_directory: Path) -> None:
+    with pytest.raises(UserError, match="UnseededGenerator gives other examples when the same seed is given again"):
+        source("external_generator:UnseededGenerator").identity()
+
+
 def test_modules_of_packages_run_in_their_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "theirs" / "graphs"
     shutil.copytree(SUPPORT / "compiled_generator", package)

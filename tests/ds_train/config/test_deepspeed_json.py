@@ -105,6 +105,8 @@ def test_bf16_gradients_add_up_in_fp32_and_it_is_reported():
         ([("optimizer.params.lr", float("nan"))], "optimizer.params.lr is nan"),
         ([("optimizer.params.weight_decay", -0.1)], "optimizer.params.weight_decay is -0.1"),
         ([("optimizer.params.betas", [0.9, 1.5])], "optimizer.params.betas"),
+        ([("optimizer.params.betas", [0.9])], "optimizer.params.betas is .0.9., expected two numbers"),
+        ([("optimizer.params.adam_w_mode", False)], "adam_w_mode is false, which AdamW does not read"),
         ([("scheduler.params.warmup_steps", 10)], "warmup_steps.*warmup_num_steps"),
         ([("scheduler.type", "Cosine")], "scheduler.type.*Cosine"),
         ([("scheduler.parms", {})], "parms"),

@@ -9,6 +9,7 @@ import pytest
 
 from data_tools import build_data_splits
 from data_tools.base.errors import UserError
+from data_tools.inspect import __main__ as inspect_command
 from data_tools.samples.readers import StreamReader
 from data_tools.samples.samplers import SampleKind
 from data_tools.search.examples import GeneratorChoice
@@ -73,6 +74,8 @@ def test_it_trains_beside_the_splits_that_it_would_build(
     _edit(theirs)
     with pytest.raises(UserError, match=r"gives other examples than when .* was built: it was changed, or what it is"):
         source()
+    with pytest.raises(UserError, match="gives other examples than when"):
+        inspect_command.main(["stream", "--data_dir", str(find_data_dir(tmp_path))])
     source("--accept_change", "generator_examples")
     assert "gives other examples than when" in caplog.text
     assert source("--generator_options", "requested_backtrack=3").choice.options == {"requested_backtrack": 3}

@@ -105,6 +105,7 @@ BOTH_PHASES = {
     "model smaller than tokenizer": (_small_model, r"tokenizer has \d+ ids but the model only 8"),
     "unwritable scratch": (_file_in_place_of_run, r"--scratch_dir: cannot write to .*run_dir"),
     "run name with a path": (_given("--run_name", "../b"), r"--run_name ../b"),
+    "run among the data": (_given("--run_name", "data/a"), r"--run_name data/a is no directory of runs"),
     "missing checkpoint": (_given("--resume", "/nowhere/step_00000001"), r"--resume /nowhere/step_00000001"),
 }
 PPTRAIN = {
