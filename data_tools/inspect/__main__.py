@@ -81,6 +81,11 @@ def _stream_flags(parser: CommandParser) -> None:
     parser.add_argument(
         "--accuracy", choices=("any", "first"), default="any", help="answers that are scored (default any)"
     )
+    parser.add_argument(
+        "--loss", choices=("weighted", "answer", "lm"), default="weighted", help="targets that weigh (default weighted)"
+    )
+    text = "shuffled: each two samples swap their answers (default valid)"
+    parser.add_argument("--answers", choices=("valid", "shuffled"), default="valid", help=text)
     _view_flags(parser)
 
 

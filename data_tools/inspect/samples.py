@@ -68,7 +68,7 @@ def stream_lines(args: Namespace) -> Iterator[str]:
             facts += f" ({len(candidate.overflows)} were longer than seq_len, {num_reserved} reserved)"
         stages = reader.source.max_lookahead
         title = f"stream {index} at stage {args.stage} of {stages} (alpha {alpha:.4g}, seed {args.seed})"
-        documents = reader.sample(candidate, args.stage).documents
+        documents = reader.read([index], args.stage)[0].documents
         yield from view.example(title, facts, example.input_text, example.output_texts, documents)
 
 
@@ -188,6 +188,8 @@ def _stream_reader(args: Namespace, splits: Splits | None) -> StreamReader:
         args.seed,
         args.train_answer,
         args.accuracy,
+        args.loss,
+        args.answers,
     )
 
 

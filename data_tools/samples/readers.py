@@ -1,7 +1,7 @@
 """Readers turn sample indices into documents: pure functions of (index, stage), called inside loader workers."""
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -76,6 +76,9 @@ class StreamReader:
         reserved: digests of prompts that training must not use.
         train_answer: which answer is trained on, ``first`` or ``random``.
         accuracy: which answers are scored, ``any`` or ``first``.
+        loss: which targets weigh, see `target_weights`.
+        answers: ``valid``, or ``shuffled``: samples 2k and 2k + 1 have each other's answers, which nothing in their
+            prompts tells. All else is that of the valid stream, and each pair has the same answers as there.
     """
 
     source: ExampleGenerator
@@ -85,9 +88,15 @@ class StreamReader:
     seed: int
     train_answer: str
     accuracy: str
+    loss: str = "weighted"
+    answers: str = "valid"
 
     def read(self, indices: Sequence[int], stage: int) -> list[Sample]:
-        return [self.sample(candidate, stage) for candidate in self.candidates(indices, stage)]
+        if self.answers == "valid":
+            return [self.sample(candidate, stage) for candidate in self.candidates(indices, stage)]
+        pairs = sorted({*indices, *map(_partner, indices)})
+        found = dict(zip(pairs, self.candidates(pairs, stage), strict=True))
+        return [self.sample(found[index], stage, found[_partner(index)]) for index in indices]
 
     def candidates(self, indices: Sequence[int], stage: int) -> list[Candidate]:
         """Choose the example of each sample.
@@ -120,14 +129,27 @@ class StreamReader:
             "max_input_size."
         )
 
-    def sample(self, candidate: Candidate, stage: int) -> Sample:
-        """Make the documents of an example: the answer to train on, and those to score."""
+    def sample(self, candidate: Candidate, stage: int, answered: Candidate | None = None) -> Sample:
+        """Make the documents of an example: the answer to train on, and those to score.
+
+        Args:
+            answered: the candidate whose answers it gets, if not its own. A prompt that is too long with them loses
+                its first tokens.
+        """
+        answered = answered or candidate
+        encoded = replace(answered.encoded, prompt=candidate.encoded.prompt)
+        encoded = replace(encoded, prompt=encoded.prompt[max(0, encoded.longest - self.seq_len) :])
         trained = 0
         if self.train_answer == "random":
-            address = (candidate.index, stage, candidate.attempt)
-            trained = CounterStream(self.seed, "train/answer", *address).below(len(candidate.encoded.answers))
-        documents = example_documents(candidate.encoded, loss="weighted", trained=trained, scored=self.accuracy)
+            address = (answered.index, stage, answered.attempt)
+            trained = CounterStream(self.seed, "train/answer", *address).below(len(encoded.answers))
+        documents = example_documents(encoded, loss=self.loss, trained=trained, scored=self.accuracy)
         return Sample(documents, candidate.overflows)
+
+
+def _partner(index: int) -> int:
+    """The other sample of the pair 2k, 2k + 1."""
+    return index ^ 1
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from enum import Enum, auto
@@ -31,7 +31,6 @@ GENERATOR_EXAMPLES = "generator_examples"  # fingerprint of what an external gen
 ONE_A_ROW = "one a row"  # a fingerprint: documents that end to end would influence one another
 _FORMERLY = {  # before there was this fingerprint
     "answer_spaces": "2",  # of tokenizers like Llama 2's
-    "c4_order": "pack",
     "transfer": "all",
 }
 _OF_OPTIMIZER = ("freeze", "no_decay")  # fingerprints of flags by which an optimizer's states are arranged
@@ -48,7 +47,13 @@ class LoadMethod(Enum):
 
 
 def adapted_state(
-    saved: TrainState, current: TrainState, checkpoint: Path, *, strict_layout: bool, accepted: Collection[str]
+    saved: TrainState,
+    current: TrainState,
+    checkpoint: Path,
+    *,
+    strict_layout: bool,
+    accepted: Collection[str],
+    former: Mapping[str, str] | None = None,
 ) -> TrainState:
     """The saved state, adapted to the current layout.
 
@@ -57,11 +62,12 @@ def adapted_state(
         current: the state that a fresh start of this launch would have.
         strict_layout: refuse a changed layout too.
         accepted: names of trajectory settings that may change nevertheless (``--accept_change``).
+        former: fingerprints that an older checkpoint may lack, with their values at its time.
 
     Raises:
         UserError: a setting changed that may not.
     """
-    _refuse_other_trajectory(saved, current, checkpoint, accepted)
+    _refuse_other_trajectory(saved, current, checkpoint, accepted, _FORMERLY | dict(former or {}))
     changes = [
         f"{name} {getattr(saved, name)} → {getattr(current, name)}"
         for name in LAYOUT
@@ -95,12 +101,12 @@ def load_method(saved: TrainState, current: TrainState) -> LoadMethod | None:
 
 
 def _refuse_other_trajectory(
-    saved: TrainState, current: TrainState, checkpoint: Path, accepted: Collection[str]
+    saved: TrainState, current: TrainState, checkpoint: Path, accepted: Collection[str], former: Mapping[str, str]
 ) -> None:
     pairs = {name: (getattr(saved, name), getattr(current, name)) for name in ("seed", "global_batch", "precision")}
     before = _known_fingerprints(saved, current)
     for name in sorted(set(before) | set(current.fingerprints)):
-        pairs[name] = (before.get(name, _FORMERLY.get(name, "nothing")), current.fingerprints.get(name, "nothing"))
+        pairs[name] = (before.get(name, former.get(name, "nothing")), current.fingerprints.get(name, "nothing"))
     sums = pairs.pop("gradient_sums")
     if sums[0] != sums[1]:
         logger.warning(

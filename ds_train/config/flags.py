@@ -69,6 +69,11 @@ def compared_values(all_flags: Iterable[Any]) -> dict[str, str]:
     }
 
 
+def former_values(groups: Iterable[type]) -> dict[str, str]:
+    """What an absent fingerprint of a flag means: the checkpoint is older than the flag, which then had its default."""
+    return {item.name: str(item.default) for group in groups for item in fields(group) if is_compared(item)}
+
+
 def names_with_role(groups: Iterable[type], *roles: Role) -> set[str]:
     return {item.name for group in groups for item in fields(group) if role_of(item) in roles}
 

@@ -54,6 +54,12 @@ class PPTrainFlags:
     )
     train_answer: Literal["first", "random"] = flag("first", "which valid answer is trained on", "trajectory")
     accuracy: Literal["any", "first"] = flag("any", "right by any valid answer, or by the first only", "trajectory")
+    loss: Literal["weighted", "answer", "lm"] = flag(
+        "weighted", "targets that weigh: answers about as much as the rest, answers alone, or all alike", "trajectory"
+    )
+    answers: Literal["valid", "shuffled"] = flag(
+        "valid", "shuffled: a control that cannot be learnt, each two samples swap their answers", "trajectory"
+    )
     curr_window: int = flag(
         200, "number of latest answers that the promotion rule looks at", "trajectory", within="[1, 1e9]"
     )

@@ -13,6 +13,8 @@ from ds_train.checkpoints.manifest import choose_checkpoint, step_directories
 from ds_train.checkpoints.resume import adapted_state
 from ds_train.checkpoints.save import read_state
 from ds_train.checkpoints.state import PFLOP
+from ds_train.config.flags import former_values
+from ds_train.config.trainer_flags import GROUPS
 from ds_train.model.footprint import (
     GIB,
     HOST_RUNTIME,
@@ -76,7 +78,7 @@ def report(phase: str, launch: Launch, trainer_flags: list[str], problems: list[
         saved = read_state(chosen)
         adapted_state(
             saved, fresh_state(inputs, setup, prepared.all_flags), chosen, strict_layout=flags.strict_layout,
-            accepted=flags.accept_change or (),
+            accepted=flags.accept_change or (), former=former_values(GROUPS[phase]),
         )  # fmt: skip
         step = saved.step
 

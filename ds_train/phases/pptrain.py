@@ -216,8 +216,9 @@ def _setup(
     identity = on_main(inputs.world, source.identity)
     _check_generator(splits, source, identity, run.accept_change or ())
     reader = StreamReader(
-        source, inputs.tokenizer, seq_len, splits.reserved_digests(), run.seed, flags.train_answer, flags.accuracy
-    )
+        source, inputs.tokenizer, seq_len, splits.reserved_digests(), run.seed, flags.train_answer, flags.accuracy,
+        flags.loss, flags.answers,
+    )  # fmt: skip
     return PhaseParts(
         phase=PPTrain(
             curriculum,
@@ -237,6 +238,7 @@ def _setup(
         summary={
             "curriculum": f"stages {flags.start_stage} … {curriculum.max_stage}; the next one once "
             f"{curriculum.threshold:.0%} of the last {curriculum.window} answers are right",
+            "samples": f"{flags.answers} answers, loss {flags.loss}",
             "length": f"at most {flags.max_steps:,} steps" if flags.max_steps else "until the last stage is mastered",
             "data": f"{source.name} generator {identity.version}; {splits.directory} ({splits.fingerprint[:12]})",
         },

@@ -22,7 +22,8 @@ from ds_train.checkpoints.save import Checkpoints, read_state
 from ds_train.checkpoints.state import InitialWeights, TrainState
 from ds_train.checkpoints.weights import Weights, model_with_weights, record_of
 from ds_train.config.deepspeed_json import default_json
-from ds_train.config.flags import compared_values
+from ds_train.config.flags import compared_values, former_values
+from ds_train.config.trainer_flags import GROUPS
 from ds_train.model.causal_lm import build_model, hub_id, load_model, save_description
 from ds_train.model.footprint import model_shape, training_flops
 from ds_train.model.parts import without_decay
@@ -207,7 +208,10 @@ def _restored(inputs: CommonInputs, chosen: Path, current: TrainState, is_branch
     saved = read_state(chosen)
     if is_branch:
         saved = branched(saved, current, chosen)
-    state = adapted_state(saved, current, chosen, strict_layout=flags.strict_layout, accepted=flags.accept_change or ())
+    state = adapted_state(
+        saved, current, chosen, strict_layout=flags.strict_layout, accepted=flags.accept_change or (),
+        former=former_values(GROUPS[inputs.phase]),
+    )  # fmt: skip
     model = _wrapped(inputs, build_model(inputs.model_config, flags.seed))  # its weights are about to be replaced
     engine = restored_engine(model, inputs.engine.deepspeed, chosen, saved, current, world, inputs.run_directory)
     return engine, state

@@ -23,7 +23,7 @@ def test_defaults_are_the_trainers():
                                                pretrain.PretrainFlags) for f in fields(group)}  # fmt: skip
     of_commands = {
         "split": {"mixin_loss", "seq_len"},
-        "stream": {"seed", "seq_len", "train_answer", "accuracy", "generator"},
+        "stream": {"seed", "seq_len", "train_answer", "accuracy", "loss", "answers", "generator"},
         "mixture": {
             "seed",
             "total_steps",

@@ -92,3 +92,11 @@ def test_deepspeed_converts_in_another_process(tmp_path: Path) -> None:
     os.truncate(optimizer, 100)
     with pytest.raises(UserError, match=r"DeepSpeed could not convert .*step_00000007 for another layout in .*again"):
         convert_to_universal(tmp_path / STEP, tmp_path / "again" / STEP)
+
+
+def test_a_checkpoint_that_is_older_than_a_flag_had_its_default() -> None:
+    saved, former = state(), {"loss": "weighted"}
+    kept = adapted_state(saved, state(loss="weighted"), STEP, strict_layout=False, accepted=(), former=former)
+    assert kept.fingerprints["loss"] == "weighted"
+    with pytest.raises(UserError, match=r"loss: saved weighted, now answer.*--accept_change loss"):
+        adapted_state(saved, state(loss="answer"), STEP, strict_layout=False, accepted=(), former=former)
