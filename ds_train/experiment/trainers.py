@@ -56,7 +56,7 @@ class Trainers:
         shared = self._parsed(PRETRAIN)
         if not shared["global_batch"]:
             raise UserError(f"{file.path}: global_batch is missing under pretrain; it decides the size of the pack.")
-        if shared["total_steps"] <= shared["eval_every"]:
+        if shared["total_steps"] <= shared["eval_every"] and not shared["eval_at"]:
             raise UserError(
                 f"{file.path}: pretrain: eval_every {shared['eval_every']} gives one evaluation in "
                 f"{shared['total_steps']} steps, and curves need two; choose a smaller one."

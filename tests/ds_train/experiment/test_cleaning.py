@@ -22,7 +22,7 @@ def grid(tmp_path: Path) -> Experiment:
         for number in range(10, 60, 10):
             (run / "checkpoints" / f"step_{number:08d}").mkdir(parents=True)
             (run / "checkpoints" / f"step_{number:08d}" / "file").write_text("content")
-        (run / "run.yaml").write_text("keep_every: 20\n")
+        (run / "run.yaml").write_text("keep_every: 30\n")
     (grid.trainers.run("B", 1337) / "checkpoints" / "step_00000010" / KEPT).touch()
     for step in steps["B/seed_1337"].needs:
         step.product.mkdir(parents=True, exist_ok=True)
@@ -39,8 +39,8 @@ def test_last_and_kept_checkpoints_stay(
 ) -> None:
     monkeypatch.setattr("builtins.input", lambda text: "y")
     clean(grid)
-    assert left(grid, "B") == [10, 20, 40, 50] and left(grid, "C") == [10, 20, 30, 40, 50]
-    assert "1 checkpoint " in capsys.readouterr().out
+    assert left(grid, "B") == [10, 30, 50] and left(grid, "C") == [10, 20, 30, 40, 50]
+    assert "2 checkpoints " in capsys.readouterr().out
     clean(grid)
     assert "no finished run" in capsys.readouterr().out
 
