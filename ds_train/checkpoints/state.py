@@ -19,6 +19,7 @@ _TENSORS = ("rng",)  # fields that are no plain JSON
 _ADDED = {
     "flops",
     "gpu_hours",
+    "stage_steps",
     "initial_weights",
     "branched_from",
 }  # fields that checkpoints of version 0.1 lack; the default is their former value
@@ -70,6 +71,7 @@ class TrainState:
     stage: Natural = 0
     c4_block_idx: Natural = 0
     mixin_idx: Natural = 0
+    stage_steps: Natural = 0  # optimizer steps since the last promotion
     window: list[Flag] = field(default_factory=list)  # accuracy flags since the last promotion, newest last
     evaluation_pending: bool = False  # the evaluation of this step was interrupted, and is repeated on resume
     finished: bool = False  # the phase is at its end: the last stage is mastered, or total_steps are done

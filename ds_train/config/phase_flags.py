@@ -73,6 +73,7 @@ class PPTrainFlags:
         1, "first stage; alpha = stage / max_lookahead", "trajectory", through=AT_START, within="[1, 1e6]"
     )
     stage_step: int = flag(1, "stages gained by a promotion", "trajectory", within="[1, 1e6]")
+    min_stage_steps: int = flag(0, "optimizer steps of each stage at least", "trajectory", within="[0, 1e9]")
     keep_stages: list[str] | None = flag(
         None, "save where these stages are mastered, and keep that forever; all: each", "record"
     )

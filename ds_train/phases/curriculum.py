@@ -2,10 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import count
+
+from scipy.special import bdtrc
 
 from data_tools.base.errors import UserError
+
+# A window is too small if a model that is this far below the threshold passes one of so many checks more often.
+_SHORTFALL, _NUM_CHECKS, _TOLERATED = 0.02, 20, 0.05
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,7 @@ class Curriculum:
         check_every: the rule is applied at optimizer steps divisible by this.
         start_stage: first stage.
         stage_step: stages gained by a promotion; the last one is clamped so that max_stage is always trained.
+        min_stage_steps: optimizer steps that each stage is trained at least.
     """
 
     max_stage: int
@@ -27,6 +34,7 @@ class Curriculum:
     check_every: int = 10
     start_stage: int = 1
     stage_step: int = 1
+    min_stage_steps: int = 0
 
     def __post_init__(self) -> None:
         if self.start_stage > self.max_stage:
@@ -34,6 +42,13 @@ class Curriculum:
                 f"--start_stage {self.start_stage} is beyond the last stage {self.max_stage} (--max_lookahead); "
                 f"choose 1 … {self.max_stage}."
             )
+
+    def __str__(self) -> str:
+        at_least = f", after {self.min_stage_steps:,} steps at least" if self.min_stage_steps else ""
+        return (
+            f"stages {self.start_stage} … {self.max_stage}; the next one once {self.threshold:.0%} of the last "
+            f"{self.window} answers are right{at_least}"
+        )
 
     @property
     def required(self) -> int:
@@ -47,9 +62,48 @@ class Curriculum:
         """The window after a step's flags, oldest first, at most ``window`` long."""
         return [*flags, *new][-self.window :]
 
-    def is_mastered(self, step: int, flags: Sequence[int]) -> bool:
-        """Whether the promotion rule holds at this optimizer step (from 1)."""
-        return step % self.check_every == 0 and len(flags) == self.window and sum(flags) >= self.required
+    def is_mastered(self, step: int, flags: Sequence[int], stage_steps: int) -> bool:
+        """Whether the promotion rule holds at this optimizer step (from 1), after ``stage_steps`` of the stage."""
+        is_checked = step % self.check_every == 0 and stage_steps >= self.min_stage_steps
+        return is_checked and len(flags) == self.window and sum(flags) >= self.required
+
+    def fewest_stage_steps(self, global_batch: int) -> int:
+        """Optimizer steps after which a stage that follows a check can be mastered."""
+        steps = max(-(-self.window // global_batch), self.min_stage_steps)
+        return -(-steps // self.check_every) * self.check_every
+
+    def chance_to_pass(self, accuracy: float) -> float:
+        """The probability that the rule holds for a full window of independent answers, each right with ``accuracy``.
+
+        This is the tail of a binomial distribution.
+        """
+        return float(bdtrc(self.required - 1, self.window, accuracy))
+
+    def warnings(self, global_batch: int) -> list[str]:
+        """What is wrong with the size of the window, in sentences."""
+        found = []
+        if self.window < global_batch:
+            found.append(
+                f"--curr_window {self.window:,} is smaller than the global batch: of its {global_batch:,} answers each "
+                "check counts the last ones only"
+            )
+        accuracy = max(0.0, self.threshold - _SHORTFALL)
+        once, ever = self._odds(accuracy)
+        if ever > _TOLERATED:
+            sizes = (replace(self, window=self.window * 2**doublings) for doublings in count(1))
+            larger = next(size for size in sizes if size._odds(accuracy)[1] <= _TOLERATED)
+            found.append(
+                f"--curr_window {self.window:,} promotes by chance: a model whose true accuracy is {accuracy:.3g} "
+                f"passes a check at --curr_threshold {self.threshold:g} in {once:.2%} of cases, and one of "
+                f"{_NUM_CHECKS} checks in {ever:.1%}. With a window of {larger.window:,} it passes a check in "
+                f"{larger._odds(accuracy)[0]:.2%}"
+            )
+        return found
+
+    def _odds(self, accuracy: float) -> tuple[float, float]:
+        """The chance to pass one check, and at least one of `_NUM_CHECKS` that share no answers."""
+        once = self.chance_to_pass(accuracy)
+        return once, 1 - (1 - once) ** _NUM_CHECKS
 
     @property
     def stages(self) -> list[int]:

@@ -51,6 +51,7 @@ class PPTrain:
 
     def record(self, state: TrainState, result: StepResult) -> None:
         state.window = self.curriculum.extended(state.window, result.flags)
+        state.stage_steps += 1
 
     def train_columns(self, state: TrainState, result: StepResult) -> dict[str, Any]:
         accuracy = sum(state.window) / len(state.window) if state.window else None
@@ -62,12 +63,12 @@ class PPTrain:
         return f"stage {row['stage']}/{rule.max_stage}  accuracy {accuracy} of {rule.threshold:g}"
 
     def promote(self, state: TrainState) -> bool:
-        if not self.curriculum.is_mastered(state.step, state.window):
+        if not self.curriculum.is_mastered(state.step, state.window, state.stage_steps):
             return False
         stage = self.curriculum.next_stage(state.stage)
         state.finished = stage is None
         state.stage = stage or state.stage
-        state.window = []
+        state.window, state.stage_steps = [], 0
         return True
 
     def is_finished(self, state: TrainState) -> bool:
@@ -196,6 +197,7 @@ def make_curriculum(flags: PPTrainFlags, max_lookahead: int) -> Curriculum:
         check_every=flags.curr_check_every,
         start_stage=flags.start_stage,
         stage_step=flags.stage_step,
+        min_stage_steps=flags.min_stage_steps,
     )
 
 
@@ -212,6 +214,8 @@ def _setup(
         splits.rows("eval"), inputs.tokenizer, seq_len=seq_len, subset_size=data.eval_subset_size, seed=run.seed
     )
     _check_overflow(heldout, seq_len)
+    for warning in curriculum.warnings(layout.global_batch):
+        logger.warning("%s", warning)
     # Rank 0 is the first to import an external generator, and compiles it if need be; workers follow.
     identity = on_main(inputs.world, source.identity)
     _check_generator(splits, source, identity, run.accept_change or ())
@@ -236,8 +240,7 @@ def _setup(
         first_stage=flags.start_stage,
         fingerprints=_fingerprints(curriculum, splits, source, identity),
         summary={
-            "curriculum": f"stages {flags.start_stage} … {curriculum.max_stage}; the next one once "
-            f"{curriculum.threshold:.0%} of the last {curriculum.window} answers are right",
+            "curriculum": str(curriculum),
             "samples": f"{flags.answers} answers, loss {flags.loss}",
             "length": f"at most {flags.max_steps:,} steps" if flags.max_steps else "until the last stage is mastered",
             "data": f"{source.name} generator {identity.version}; {splits.directory} ({splits.fingerprint[:12]})",

@@ -21,7 +21,7 @@ def full_state() -> TrainState:
     """A state with a distinct value in every field."""
     return TrainState(
         **LAYOUT, step=200, consumed_index=6400, stage=7, c4_block_idx=6100, mixin_idx=300, window=[1, 0, 1, 1],
-        tokens=10**12, mixin_tokens=10**10, overflows=12, flops=3 * 10**21, gpu_hours=1.5,
+        stage_steps=4, tokens=10**12, mixin_tokens=10**10, overflows=12, flops=3 * 10**21, gpu_hours=1.5,
         initial_weights=InitialWeights("/s/pptrain/checkpoints/step_9", "/s/pptrain", 9, 3, "ab"), ledger="ab" * 16,
         rng=[rng_state(), rng_state()],
         fingerprints={"splits": "x", "pack": "y"}, versions={"torch": "2"},

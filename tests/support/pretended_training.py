@@ -96,7 +96,8 @@ def pretended_result(plan) -> StepResult:
 def pretended_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
     """Run the loop; returns the exit code, the checkpoints, and what happened in order."""
 
-    def run(phase_name="pptrain", state=None, kill_at=None, signal_at=None, eval_every=None, **cadence):
+    def run(phase_name="pptrain", state=None, kill_at=None, signal_at=None, eval_every=None, curriculum=CURRICULUM,
+            **cadence):  # fmt: skip
         """``signal_at`` counts the polls for a signal: one before each optimizer step and each evaluation batch."""
         events: list[tuple] = []
         polls = itertools.count(1)
@@ -129,7 +130,7 @@ def pretended_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         monkeypatch.setattr(pretrain, "evaluate_c4", lambda *a, **k: None)
 
         world = World(0, 0, 1)
-        phase = PPTrain(CURRICULUM, heldout, lambda stage: at_stage, world, GLOBAL_BATCH, "any", eval_every)
+        phase = PPTrain(curriculum, heldout, lambda stage: at_stage, world, GLOBAL_BATCH, "any", eval_every)
         sampler = CurriculumSampler(GLOBAL_BATCH)
         if phase_name == "pretrain":
             blocks = SimpleNamespace(num_blocks=MIXTURE.num_c4_blocks)

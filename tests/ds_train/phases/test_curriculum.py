@@ -1,6 +1,8 @@
 """When the stage advances, by the rule of the specification in exact decimal arithmetic."""
 
+import math
 from decimal import Decimal
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,8 +23,8 @@ def window_with(num_right: int, size: int) -> list[int]:
 def test_the_users_threshold_is_196_of_200():
     curriculum = Curriculum(max_stage=64)
     assert (curriculum.window, curriculum.threshold, curriculum.check_every) == (200, 0.98, 10)
-    assert not curriculum.is_mastered(10, window_with(195, 200))
-    assert curriculum.is_mastered(10, window_with(196, 200))
+    assert not curriculum.is_mastered(10, window_with(195, 200), 10)
+    assert curriculum.is_mastered(10, window_with(196, 200), 10)
 
 
 @pytest.mark.parametrize("threshold", ["0.98", "0.07", "0.29", "0.57", "0.9", "0.975", "0.3333", "1e-3", "1"])
@@ -31,14 +33,14 @@ def test_threshold_means_its_decimal_digits(threshold):
     for size in range(1, 301):
         fewest = next(n for n in range(size + 1) if n >= Decimal(threshold) * size)
         curriculum = Curriculum(max_stage=5, window=size, threshold=float(threshold), check_every=1)
-        assert curriculum.is_mastered(1, window_with(fewest, size))
-        assert not (fewest and curriculum.is_mastered(1, window_with(fewest - 1, size)))
+        assert curriculum.is_mastered(1, window_with(fewest, size), 1)
+        assert not (fewest and curriculum.is_mastered(1, window_with(fewest - 1, size), 1))
 
 
 def test_only_a_full_window_counts():
     curriculum = Curriculum(max_stage=5, window=8, threshold=0.5, check_every=1)
-    assert not curriculum.is_mastered(1, [1] * 7)
-    assert curriculum.is_mastered(1, [1] * 8)
+    assert not curriculum.is_mastered(1, [1] * 7, 1)
+    assert curriculum.is_mastered(1, [1] * 8, 1)
 
 
 def test_window_holds_the_latest_flags_oldest_first():
@@ -50,8 +52,39 @@ def test_window_holds_the_latest_flags_oldest_first():
 
 def test_rule_is_applied_every_check_every_steps_only():
     curriculum = Curriculum(max_stage=5, window=4, check_every=10)
-    mastered = [step for step in range(1, 41) if curriculum.is_mastered(step, [1, 1, 1, 1])]
+    mastered = [step for step in range(1, 41) if curriculum.is_mastered(step, [1, 1, 1, 1], step)]
     assert mastered == [10, 20, 30, 40]
+
+
+def test_a_stage_lasts_its_fewest_steps_and_up_to_a_check():
+    curriculum = Curriculum(max_stage=5, window=20, check_every=10, min_stage_steps=25)
+    assert [step for step in range(1, 61) if curriculum.is_mastered(step, [1] * 20, step)] == [30, 40, 50, 60]
+    assert not curriculum.is_mastered(50, [1] * 20, 24) and curriculum.is_mastered(50, [1] * 20, 25)
+    assert curriculum.fewest_stage_steps(global_batch=8) == 30
+    assert Curriculum(max_stage=5, window=100).fewest_stage_steps(global_batch=8) == 20, "13 fill the window"
+
+
+@pytest.mark.parametrize(
+    ("window", "once", "one_of_20"), [(200, "9.50%", "86.4%"), (1000, "0.03%", "0.6%"), (300, "4.28%", "58.3%")]
+)
+def test_odds_of_a_promotion_by_chance_are_the_exact_binomial_tail(window, once, one_of_20):
+    curriculum, accuracy = Curriculum(max_stage=5, window=window), Fraction(24, 25)
+    fewest = math.ceil(window * Fraction(49, 50))
+    tail = sum(math.comb(window, n) * accuracy**n * (1 - accuracy) ** (window - n) for n in range(fewest, window + 1))
+    assert curriculum.chance_to_pass(0.96) == pytest.approx(float(tail), rel=1e-9)
+    assert (f"{float(tail):.2%}", f"{float(1 - (1 - tail) ** 20):.1%}") == (once, one_of_20)
+
+
+def test_a_window_that_promotes_by_chance_is_reported_with_its_odds():
+    (found,) = Curriculum(max_stage=5).warnings(global_batch=32)
+    assert "true accuracy is 0.96 passes a check at --curr_threshold 0.98 in 9.50% of cases" in found
+    assert found.endswith("one of 20 checks in 86.4%. With a window of 800 it passes a check in 0.12%")
+    assert Curriculum(max_stage=5, window=800).warnings(global_batch=800) == []
+    (found,) = Curriculum(max_stage=5, window=800).warnings(global_batch=801)
+    assert "--curr_window 800 is smaller than the global batch: of its 801 answers" in found
+    assert len(Curriculum(max_stage=5).warnings(global_batch=512)) == 2
+    assert Curriculum(max_stage=5, threshold=0.01).warnings(1) == [], "nothing is below that"
+    assert "true accuracy is 0.98 passes" in Curriculum(max_stage=5, threshold=1.0, window=50).warnings(1)[0]
 
 
 @pytest.mark.parametrize(

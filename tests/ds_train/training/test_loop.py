@@ -10,7 +10,7 @@ from ds_train.ranks.signals import ExitCode
 from ds_train.training import loop
 from tests.support.comparing import comparable
 from tests.support.launching import read_log
-from tests.support.pretended_training import GLOBAL_BATCH, pretended_launch
+from tests.support.pretended_training import CURRICULUM, GLOBAL_BATCH, pretended_launch
 from tests.support.runs import EVAL_FIELDS
 
 
@@ -122,6 +122,15 @@ def test_a_killed_run_continues_as_if_it_had_not_been(launch, tmp_path, phase, k
     assert code == ExitCode.FINISHED
     assert after[max(after)] == whole[max(whole)]
     assert [rows(tmp_path, phase, name, timed=False) for name in ("train", "eval")] == expected
+
+
+@pytest.mark.parametrize("kill_at", range(2, 28, 5))
+def test_steps_of_a_stage_are_counted_over_a_kill(launch, tmp_path, kill_at):
+    curriculum = replace(CURRICULUM, min_stage_steps=7)  # checked every 3
+    _, saved, _ = launch(curriculum=curriculum, kill_at=kill_at)
+    launch(curriculum=curriculum, state=saved[max(saved)] if saved else None)
+    evaluations = [(row["step"], row["stage"]) for row in rows(tmp_path, "pptrain", "eval")]
+    assert evaluations == [(0, 1), (9, 3), (18, 4), (27, 4)]
 
 
 @pytest.mark.parametrize("phase", ["pptrain", "pretrain"])
