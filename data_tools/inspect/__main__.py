@@ -105,14 +105,14 @@ def _mixture_flags(parser: CommandParser) -> None:
     parser.add_argument(
         "--mixin_percent", type=fraction, default=0.02, help="synthetic share of tokens, a fraction (default 0.02)"
     )
-    schedules = ("constant", "linear", "cosine")
+    schedules = ("constant", "linear", "cosine", "exponential")
     parser.add_argument(
         "--mixin_schedule",
         choices=schedules,
         default="constant",
         help="how the share changes over the run (default constant)",
     )
-    parser.add_argument("--mixin_end", type=fraction, help="share at the last step of a linear or cosine schedule")
+    parser.add_argument("--mixin_end", type=fraction, help="share that the schedule ends at (all but constant)")
     parser.add_argument(
         "--mixin_pack",
         choices=("packed", "single"),

@@ -88,7 +88,7 @@ class MixinShare:
     Attributes:
         start: share at step 1 (``--mixin_percent``, a fraction).
         end: share at the last step; equal to start for the constant schedule.
-        schedule: ``constant``, ``linear`` or ``cosine``, in the fraction of steps done.
+        schedule: ``constant``, ``linear``, ``cosine`` or ``exponential``, in the fraction of steps done.
         total_steps: length of the run in optimizer steps.
     """
 
@@ -101,6 +101,8 @@ class MixinShare:
         """The requested share at optimizer step ``step`` (from 1)."""
         if self.schedule == "constant" or self.total_steps < 2:
             return self.start
+        if self.schedule == "exponential":  # at the last step 0.7 % of the way are left
+            return self.end + (self.start - self.end) * math.exp(-5 * (step - 1) / self.total_steps)
         progress = min(1.0, (step - 1) / (self.total_steps - 1))
         if self.schedule == "cosine":
             progress = (1 - math.cos(math.pi * progress)) / 2
@@ -121,7 +123,9 @@ def mixin_share(percent: float, schedule: str, end: float | None, total_steps: i
     if schedule != "constant" and end is None:
         problems.append(f"--mixin_schedule {schedule} needs --mixin_end, the share at the last step.")
     if schedule == "constant" and end is not None:
-        problems.append("--mixin_end was given with a constant schedule; choose --mixin_schedule linear or cosine.")
+        problems.append(
+            "--mixin_end was given with a constant schedule; choose --mixin_schedule linear, cosine or exponential."
+        )
     if problems:
         raise UserError(" ".join(problems))
     return MixinShare(percent, percent if end is None else end, schedule, total_steps)
@@ -205,6 +209,13 @@ class MixtureSampler:
 @lru_cache(maxsize=4)
 def _order(seed: int, purpose: str, num_blocks: int, pass_index: int) -> np.ndarray:
     return permutation(seed, purpose, num_blocks, pass_index)
+
+
+def mixin_passes(sampler: MixtureSampler, total_steps: int) -> float:
+    """How many times a run of ``total_steps`` reads the table of synthetic blocks."""
+    if not sampler.num_mixin_blocks:
+        return 0.0
+    return sampler.cursor_before(total_steps + 1).mixin_idx / sampler.num_mixin_blocks
 
 
 def c4_blocks_needed(sampler: MixtureSampler, total_steps: int) -> int:

@@ -125,12 +125,12 @@ class PretrainFlags:
     mixin_percent: float = flag(
         0.02, "synthetic share of real tokens, as a fraction: 0.02 is 2 %%", "trajectory", within="[0, 1]"
     )
-    mixin_schedule: Literal["constant", "linear", "cosine"] = flag(
+    mixin_schedule: Literal["constant", "linear", "cosine", "exponential"] = flag(
         "constant", "how the synthetic share moves from mixin_percent to mixin_end", "trajectory"
     )
     mixin_end: float | None = flag(
         None,
-        "synthetic share at the last step, as a fraction (linear and cosine schedules)",
+        "synthetic share that the schedule ends at, as a fraction (all but constant)",
         "trajectory",
         within="[0, 1]",
     )

@@ -1,6 +1,7 @@
 """The phase pretrain: packed C4 with a share of synthetic graph-search blocks mixed in."""
 
 import logging
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,14 @@ from data_tools.base.errors import Problems, UserError
 from data_tools.corpus.shards import PackedBlocks
 from data_tools.samples.mixin_table import MixinTable, load_mixin_table
 from data_tools.samples.readers import C4Reader, MixinReader
-from data_tools.samples.samplers import MixinShare, MixtureSampler, SampleKind, c4_blocks_needed, mixin_share
+from data_tools.samples.samplers import (
+    MixinShare,
+    MixtureSampler,
+    SampleKind,
+    c4_blocks_needed,
+    mixin_passes,
+    mixin_share,
+)
 from data_tools.search.splits import Splits, find_data_dir, split_file_name
 from ds_train.checkpoints.manifest import NEWEST, step_directories
 from ds_train.checkpoints.save import DESCRIPTION
@@ -188,6 +196,8 @@ def _setup(
             f"the run needs {needed} C4 blocks but {blocks.directory} holds {blocks.num_blocks}; pack more, take fewer "
             "--total_steps, or give --allow_repeat."
         )
+    passes = mixin_passes(sampler, flags.total_steps)
+    _warn_of_repeats(passes, splits)
 
     # Held-out problems.
     heldout = heldout_examples(
@@ -217,11 +227,26 @@ def _setup(
         fingerprints={"splits": splits.fingerprint, "pack": blocks.meta.fingerprint, **inputs.transfer.fingerprints},
         summary={
             "length": f"{flags.total_steps:,} steps, {needed:,} of {blocks.num_blocks:,} blocks",
-            "mixin": f"{' → '.join(f'{end:.1%}' for end in dict.fromkeys((share.start, share.end)))} of the tokens, "
-            f"{table.num_blocks:,} blocks",
+            "mixin": f"{' → '.join(f'{end:.1%}' for end in dict.fromkeys((share.start, share.end)))} of the tokens "
+            f"({share.schedule}), {table.num_blocks:,} blocks read {passes:.1f} times",
             "data": f"{blocks.directory} ({blocks.meta.fingerprint[:12]}); "
             f"{splits.directory} ({splits.fingerprint[:12]})",
         },
+    )
+
+
+def _warn_of_repeats(passes: float, splits: Splits) -> None:
+    """Warn where the run trains on the same synthetic examples again."""
+    if passes <= 1:
+        return
+    num_examples = splits.meta.files[split_file_name("mixin")].num_examples
+    enough = math.ceil(num_examples * passes)
+    unit = 10 ** max(0, len(str(enough)) - 2)
+    logger.warning(
+        "the run reads the %d examples of mixin.jsonl %.1f times; %d would suffice (build_data_splits.py --mixin_size)",
+        num_examples,
+        passes,
+        math.ceil(enough / unit) * unit,  # with room: another table is filled a little differently
     )
 
 

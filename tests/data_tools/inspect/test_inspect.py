@@ -118,6 +118,7 @@ def test_stream_without_splits_is_the_same_stream(tiny_scratch, shown):
     [
         ["--mixin_percent", 0.3],
         ["--mixin_percent", 0.1, "--mixin_schedule", "linear", "--mixin_end", 0.9, "--mixin_loss", "answer"],
+        ["--mixin_percent", 0.9, "--mixin_schedule", "exponential", "--mixin_end", 0.1],
         [
             "--mixin_percent",
             0.5,
@@ -131,7 +132,7 @@ def test_stream_without_splits_is_the_same_stream(tiny_scratch, shown):
             "seed",
         ],
     ],
-    ids=["constant", "linear", "single"],
+    ids=["constant", "linear", "exponential", "single"],
 )
 def test_mixture_is_what_pretrain_reads(tiny_scratch, tokenizer, shown, flags):
     run = ["--total_steps", 6, *flags]

@@ -16,6 +16,7 @@ from data_tools.samples.samplers import (
     Sampler,
     block_probability,
     c4_blocks_needed,
+    mixin_passes,
 )
 from ds_train.config.layout import Layout
 
@@ -130,9 +131,10 @@ def test_a_repeated_pack_is_read_in_order_again():
         CurriculumSampler(32),
         mixture(0.2, global_batch=32, num_mixin_blocks=23, num_c4_blocks=700),
         mixture(global_batch=32, share=MixinShare(0.0, 0.6, "cosine", 30), num_mixin_blocks=1),
+        mixture(global_batch=32, share=MixinShare(0.9, 0.1, "exponential", 30)),
         mixture(0.2, global_batch=32, num_mixin_blocks=23, num_c4_blocks=700, shuffles_c4=True),
     ],
-    ids=["curriculum", "mixture", "moving mixture", "shuffled C4"],
+    ids=["curriculum", "mixture", "moving mixture", "falling mixture", "shuffled C4"],
 )
 def test_restart_from_any_cursor_continues_identically(sampler):
     whole = plans(sampler, 30, Cursor(stage=2))
@@ -184,6 +186,9 @@ def test_share_schedules():
     quarter = 0.1 + 0.4 * (1 - math.cos(math.pi / 4)) / 2
     assert [cosine.at(k) for k in (1, 26, 51, 101)] == pytest.approx([0.1, quarter, 0.3, 0.5])
     assert MixinShare(0.1, 0.5, "linear", 1).at(1) == 0.1
+    exponential = MixinShare(0.1, 0.5, "exponential", 100)
+    for done in (0, 25, 99):
+        assert exponential.at(done + 1) == pytest.approx(0.5 + (0.1 - 0.5) * math.exp(-5 * done / 100))
     down = MixinShare(0.5, 0.0, "linear", 11)
     assert [down.at(k) for k in (1, 6, 11)] == pytest.approx([0.5, 0.25, 0.0])
 
@@ -197,7 +202,7 @@ def test_a_moving_share_is_followed():
         assert abs(counts[step - 1] - GLOBAL_BATCH * q) < 5 * math.sqrt(GLOBAL_BATCH * q * (1 - q))
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "exponential"])
 @pytest.mark.parametrize("global_batch", [1, 7, 32])
 def test_c4_blocks_needed_is_what_a_run_reads(schedule, global_batch):
     share = MixinShare(0.3, 0.3 if schedule == "constant" else 0.0, schedule, 60)
@@ -218,6 +223,13 @@ def test_the_cursor_before_any_step_is_found_without_the_plans(schedule):
         assert sampler.cursor_before(plan.step) == cursor
         cursor = plan.next_cursor
     assert sampler.cursor_before(41) == cursor and cursor.mixin_idx > 0
+
+
+@pytest.mark.parametrize(("num_blocks", "num_steps"), [(100, 10), (7, 3), (0, 5)])
+def test_passes_over_the_table_are_those_of_the_run(num_blocks, num_steps):
+    sampler = mixture(0.5 if num_blocks else 0.0, global_batch=40, num_mixin_blocks=num_blocks)
+    num_read = len(indices_of(plans(sampler, num_steps), SampleKind.MIXIN))
+    assert mixin_passes(sampler, num_steps) == (num_read / num_blocks if num_blocks else 0)
 
 
 def ledger_of(found: list[GlobalBatchPlan]) -> str:
