@@ -182,7 +182,7 @@ def _pack_flags(parser: CommandParser) -> None:
 
 
 def _mixin_loss_flag(parser: CommandParser) -> None:
-    choices = ("lm", "answer", "weighted")
+    choices = ("lm", "answer", "weighted", "perseq")
     parser.add_argument(
         "--mixin_loss", choices=choices, default="lm", help="loss weights of mixin examples (default lm)"
     )

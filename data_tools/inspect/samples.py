@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Iterator
+from typing import Any
 
 from data_tools.base.errors import UserError
 from data_tools.base.text_table import pluralize
@@ -35,7 +36,9 @@ def split_lines(args: Namespace) -> Iterator[str]:
         if tokenizer:
             answers = row["output_texts"][:1] if args.split == "mixin" else row["output_texts"]
             (encoded,) = encode_examples(tokenizer, [row["input_text"]], [answers])
-            how = {"loss": args.mixin_loss} if args.split == "mixin" else {"loss": "weighted", "scored": "any"}
+            how: dict[str, Any] = {"loss": "weighted", "scored": "any"}
+            if args.split == "mixin":
+                how = {"loss": args.mixin_loss, "seq_len": args.seq_len}
             documents = example_documents(encoded, **how)
             facts += f", {encoded.longest:,} tokens"
             if encoded.longest > args.seq_len:
@@ -88,7 +91,7 @@ def mixture_lines(args: Namespace) -> Iterator[str]:
     sampler = MixtureSampler(
         args.global_batch, args.seed, share, blocks.num_blocks, table.num_blocks, table.fill, args.c4_order == "seed"
     )
-    reader = MixinReader(rows, table, tokenizer, args.mixin_loss)
+    reader = MixinReader(rows, table, tokenizer, args.mixin_loss, blocks.meta.seq_len)
     view = _view(args, tokenizer)
     for title, source, block in _planned(args, sampler):
         if source == SampleKind.C4:

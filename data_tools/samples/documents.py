@@ -55,24 +55,26 @@ class Document:
     is_synthetic: bool = True
 
 
-def target_weights(num_targets: int, answer_targets: int, loss: str) -> np.ndarray:
+def target_weights(num_targets: int, answer_targets: int, loss: str, seq_len: int = 0) -> np.ndarray:
     """Loss weights (num_targets,) float32 of a synthetic document.
 
     ``lm``: 1 everywhere. ``answer``: 1 on the answer, else 0. ``weighted``: 1, and 1 + total / answer on the answer
-    (both counted in targets), so that the answer weighs about as much as the rest.
+    (both counted in targets), so that the answer weighs about as much as the rest. ``perseq``: ``seq_len`` in all,
+    evenly on the answer, else 0, so that the answer's mean loss weighs as much as that of a C4 block.
     """
-    weights = np.full(num_targets, 0.0 if loss == "answer" else 1.0, np.float32)
-    weights[num_targets - answer_targets :] = 1 + num_targets / answer_targets if loss == "weighted" else 1.0
+    weights = np.full(num_targets, 0.0 if loss in ("answer", "perseq") else 1.0, np.float32)
+    on_answer = {"weighted": 1 + num_targets / answer_targets, "perseq": seq_len / answer_targets}
+    weights[num_targets - answer_targets :] = on_answer.get(loss, 1.0)
     return weights
 
 
 def example_documents(
-    example: EncodedExample, *, loss: str, trained: int = 0, scored: str | None = None
+    example: EncodedExample, *, loss: str, seq_len: int = 0, trained: int = 0, scored: str | None = None
 ) -> list[Document]:
     """The documents of one example: one with the answer to train on, and zero-weight ones for other scored answers.
 
     Args:
-        loss: see `target_weights`.
+        loss, seq_len: see `target_weights`.
         trained: number of the answer that is trained on.
         scored: ``any`` (every valid answer), ``first`` (the first one), or None: nothing is scored.
     """
@@ -83,8 +85,8 @@ def example_documents(
             continue
         tokens = np.concatenate([example.prompt, answer])
         num_targets = len(tokens) - 1
-        weights = (
-            target_weights(num_targets, len(answer), loss) if number == trained else np.zeros(num_targets, np.float32)
-        )
+        weights = np.zeros(num_targets, np.float32)
+        if number == trained:
+            weights = target_weights(num_targets, len(answer), loss, seq_len)
         documents.append(Document(tokens, weights, len(answer) if is_scored else 0, number == 0))
     return documents

@@ -175,6 +175,7 @@ class MixinReader:
     table: MixinTable
     tokenizer: TextTokenizer
     loss: str
+    seq_len: int
 
     def read(self, indices: Sequence[int], stage: int) -> list[Sample]:
         members = [self.table.examples_of(index) for index in indices]
@@ -183,6 +184,12 @@ class MixinReader:
             encode_examples(self.tokenizer, [r["input_text"] for r in rows], [r["output_texts"][:1] for r in rows])
         )
         return [
-            Sample([document for _ in block for document in example_documents(next(encoded), loss=self.loss)])
+            Sample(
+                [
+                    document
+                    for _ in block
+                    for document in example_documents(next(encoded), loss=self.loss, seq_len=self.seq_len)
+                ]
+            )
             for block in members
         ]

@@ -137,7 +137,9 @@ class PretrainFlags:
     mixin_pack: Literal["packed", "single"] = flag(
         "packed", "whole examples packed to seq_len, or one per block", "trajectory"
     )
-    mixin_loss: Literal["lm", "answer", "weighted"] = flag("lm", "loss weights of synthetic targets", "trajectory")
+    mixin_loss: Literal["lm", "answer", "weighted", "perseq"] = flag(
+        "lm", "loss weights of synthetic targets; perseq: each answer weighs as much as a C4 block", "trajectory"
+    )
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,7 @@ def _setup(
         sampler=sampler,
         readers={
             SampleKind.C4: C4Reader(blocks),
-            SampleKind.MIXIN: MixinReader(splits.rows("mixin"), table, inputs.tokenizer, flags.mixin_loss),
+            SampleKind.MIXIN: MixinReader(splits.rows("mixin"), table, inputs.tokenizer, flags.mixin_loss, seq_len),
         },
         first_stage=0,
         weights_place=place_of(flags.pptrain_checkpoint, Path(run.scratch_dir) / flags.pptrain_run),
@@ -228,7 +228,7 @@ def _setup(
         summary={
             "length": f"{flags.total_steps:,} steps, {needed:,} of {blocks.num_blocks:,} blocks",
             "mixin": f"{' → '.join(f'{end:.1%}' for end in dict.fromkeys((share.start, share.end)))} of the tokens "
-            f"({share.schedule}), {table.num_blocks:,} blocks read {passes:.1f} times",
+            f"({share.schedule}), {table.num_blocks:,} blocks read {passes:.1f} times, loss {flags.mixin_loss}",
             "data": f"{blocks.directory} ({blocks.meta.fingerprint[:12]}); "
             f"{splits.directory} ({splits.fingerprint[:12]})",
         },

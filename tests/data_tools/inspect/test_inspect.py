@@ -118,7 +118,7 @@ def test_stream_without_splits_is_the_same_stream(tiny_scratch, shown):
     [
         ["--mixin_percent", 0.3],
         ["--mixin_percent", 0.1, "--mixin_schedule", "linear", "--mixin_end", 0.9, "--mixin_loss", "answer"],
-        ["--mixin_percent", 0.9, "--mixin_schedule", "exponential", "--mixin_end", 0.1],
+        ["--mixin_percent", 0.9, "--mixin_schedule", "exponential", "--mixin_end", 0.1, "--mixin_loss", "perseq"],
         [
             "--mixin_percent",
             0.5,
@@ -210,7 +210,7 @@ def test_splits_are_as_they_are_evaluated(tiny_scratch, tokenizer, shown, name):
     assert 0 < sum("longer than seq_len" in part for part in parts) < len(parts)
 
 
-@pytest.mark.parametrize("loss", ["lm", "answer", "weighted"])
+@pytest.mark.parametrize("loss", ["lm", "answer", "weighted", "perseq"])
 def test_rows_of_mixin_are_as_pretraining_reads_them(tiny_scratch, tokenizer, shown, loss):
     rows = Splits(find_data_dir(tiny_scratch)).rows("mixin")
     output = shown("split", "--scratch_dir", tiny_scratch, "--tokenizer", tiny_scratch / "tokenizer", "--split",
@@ -218,7 +218,7 @@ def test_rows_of_mixin_are_as_pretraining_reads_them(tiny_scratch, tokenizer, sh
     for number, part in zip(range(145, 150), sections(output), strict=True):
         row = rows[number]
         (encoded,) = encode_examples(tokenizer, [row["input_text"]], [row["output_texts"][:1]])
-        assert_shows(part, tokenizer, example_documents(encoded, loss=loss))
+        assert_shows(part, tokenizer, example_documents(encoded, loss=loss, seq_len=2048))
 
 
 def test_blocks_with_the_ends_of_documents(tiny_scratch, tokenizer, shown):

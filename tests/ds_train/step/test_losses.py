@@ -179,6 +179,21 @@ def test_gradient_is_that_of_the_whole_batch_in_every_layout(layout):
     assert largest_difference(gradients(model), expected_gradients) < 1e-5
 
 
+def test_perseq_is_the_mean_of_the_means_of_sequences():
+    model, rng = tiny_model("gpt_neox"), np.random.default_rng(6)
+    examples = [random_example(rng) for _ in range(5)]
+    block = c4_document(np.array(random_ids(rng, 41), np.int64))
+    documents = [block, *(d for e in examples for d in example_documents(e, loss="perseq", seq_len=40))]
+    nlls = [
+        nll_of(logits, document).detach()
+        for logits, document in zip(padded_logits(model, documents), documents, strict=True)
+    ]
+    means = [nlls[0].mean(), *(n[-len(e.answers[0]) :].mean() for n, e in zip(nlls[1:], examples, strict=True))]
+    batch = pack([[document] for document in documents])
+    loss_sum, _, _ = model(batch)
+    assert (loss_sum / batch.weights.sum()).item() == pytest.approx(float(np.mean(means)), rel=1e-5)
+
+
 def greedy_answer(model: PackedLM, prompt: list[int], length: int) -> list[int]:
     """The most likely next token, ``length`` times."""
     tokens = list(prompt)

@@ -49,9 +49,10 @@ def test_target_weights_follow_the_formula(num_targets, num_answer):
         "lm": [1] * num_targets,
         "answer": [0] * (num_targets - num_answer) + [1] * num_answer,
         "weighted": [1] * (num_targets - num_answer) + [heavy] * num_answer,
+        "perseq": [0] * (num_targets - num_answer) + [Fraction(2048, num_answer)] * num_answer,
     }
     for loss, expected in plain.items():
-        weights = target_weights(num_targets, num_answer, loss)
+        weights = target_weights(num_targets, num_answer, loss, seq_len=2048)
         assert weights.dtype == np.float32
         assert weights.tolist() == [float(np.float32(float(value))) for value in expected]
 
@@ -228,7 +229,7 @@ class ExamplesByIndex:
         if self.kind == "c4":
             return Sample([c4_document(np.array(random_ids(rng, 33), np.int64))])
         example = random_example(rng, num_answers=1 + index % 3)
-        documents = example_documents(example, loss=self.loss, scored=self.scored)
+        documents = example_documents(example, loss=self.loss, seq_len=32, scored=self.scored)
         return Sample(documents, [Overflow(index, 0, 99)] if index % 5 == 0 else [])
 
 
@@ -241,7 +242,7 @@ def rank_batches(layout: Layout, loss: str, scored: str | None = None):
 
 
 @pytest.mark.parametrize("layout", [Layout(1, 24, 1), Layout(2, 3, 4), Layout(8, 1, 3), Layout(24, 1, 1)], ids=str)
-@pytest.mark.parametrize("loss", ["lm", "answer", "weighted"])
+@pytest.mark.parametrize("loss", ["lm", "answer", "weighted", "perseq"])
 def test_rank_batches_add_up_to_the_global_batch(layout, loss):
     plan, batches = rank_batches(layout, loss, scored="any")
     kinds = {SampleKind.C4: ExamplesByIndex("c4"), SampleKind.MIXIN: ExamplesByIndex("mixin", loss, "any")}
@@ -264,7 +265,7 @@ def test_rank_batches_add_up_to_the_global_batch(layout, loss):
         assert named == sorted(named) and all(0 <= number < batch.num_examples for number in named)
 
 
-@pytest.mark.parametrize("loss", ["lm", "answer", "weighted"])
+@pytest.mark.parametrize("loss", ["lm", "answer", "weighted", "perseq"])
 def test_real_tokens_do_not_depend_on_the_loss(loss):
     """The prompt of a synthetic example is read, also where only its answer is trained; scored copies do not count."""
     plan, (batch,) = rank_batches(Layout(1, 24, 1), loss, scored="any")
