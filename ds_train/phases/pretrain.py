@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.base.errors import Problems, UserError
-from data_tools.corpus.shards import PackedBlocks
+from data_tools.corpus.shards import PackedBlocks, pack_directory
 from data_tools.samples.mixin_table import MixinTable, load_mixin_table
 from data_tools.samples.readers import C4Reader, MixinReader
 from data_tools.samples.samplers import (
@@ -152,7 +152,7 @@ def prepare(argv: list[str] | None, world: World) -> CheckedRun:
     with problems.collect():
         splits = Splits(find_data_dir(run.scratch_dir, data.data_dir))
     with problems.collect():
-        blocks = PackedBlocks(flags.pack_dir or Path(run.scratch_dir) / "data" / "c4_packed")
+        blocks = PackedBlocks(flags.pack_dir or pack_directory(run.scratch_dir))
     with problems.collect():
         share = mixin_share(flags.mixin_percent, flags.mixin_schedule, flags.mixin_end, flags.total_steps)
     with problems.collect():

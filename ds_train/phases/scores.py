@@ -13,7 +13,7 @@ from tqdm import tqdm
 from data_tools.base.errors import UserError
 from data_tools.base.files import write_json
 from data_tools.base.text_table import pluralize
-from data_tools.corpus.shards import META_NAME, PackedBlocks
+from data_tools.corpus.shards import META_NAME, PackedBlocks, pack_directory
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from data_tools.runs.intervals import wilson_interval
 from data_tools.search.splits import Splits, find_data_dir
@@ -154,7 +154,7 @@ def _report(
 
 def _pack(args: argparse.Namespace, tokenizer_fingerprint: str) -> PackedBlocks | None:
     """The pack whose validation blocks are scored; None if there is no default pack."""
-    directory = args.pack_dir or Path(args.scratch_dir) / "data" / "c4_packed"
+    directory = args.pack_dir or pack_directory(args.scratch_dir)
     if not args.pack_dir and not (directory / META_NAME).exists():
         return None
     blocks = PackedBlocks(directory)

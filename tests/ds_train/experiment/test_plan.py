@@ -238,3 +238,11 @@ def test_a_launcher_without_a_place_for_the_phase(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--launcher 'deepspeed' has no \{\}"):
         __main__.main([str(write(tmp_path)), str(tmp_path / "scratch"), "--launcher", "deepspeed"])
     assert not (tmp_path / "scratch").exists()
+
+
+def test_an_experiment_of_version_0_1_is_not_continued(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "experiment.json").write_text("{}")
+    with pytest.raises(UserError, match=r"of version 0.1.*Give a new directory.*data_tools.compare"):
+        __main__.main([str(write(tmp_path)), str(tmp_path / "scratch")])
+    assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["experiment.json"]
