@@ -113,6 +113,8 @@ def _mixture_flags(parser: CommandParser) -> None:
         help="how the share changes over the run (default constant)",
     )
     parser.add_argument("--mixin_end", type=fraction, help="share that the schedule ends at (all but constant)")
+    text = "examples of mixin.jsonl, or fresh ones of the splits' generator (default table)"
+    parser.add_argument("--mixin_source", choices=("table", "generator"), default="table", help=text)
     parser.add_argument(
         "--mixin_pack",
         choices=("packed", "single"),

@@ -1,7 +1,8 @@
 """The lines that ``data_tools.inspect`` prints for samples, which it reads as training does."""
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from data_tools.base.errors import UserError
@@ -12,11 +13,13 @@ from data_tools.inspect.terminal import Terminal
 from data_tools.inspect.token_view import View
 from data_tools.runs.settings import DEFAULT_TOKENIZER, tokenizer_of_runs
 from data_tools.samples.documents import Document, encode_examples, example_documents
+from data_tools.samples.fresh_mixin import fresh_mixin
 from data_tools.samples.mixin_table import MixinTable, load_mixin_table
-from data_tools.samples.readers import MixinReader, StreamReader, c4_document, training_source
+from data_tools.samples.readers import MixinReader, Reader, StreamReader, c4_document, training_source
 from data_tools.samples.samplers import MixtureSampler, SampleKind, mixin_share
 from data_tools.search.examples import GeneratorChoice
 from data_tools.search.flags import generator_choice
+from data_tools.search.generator import ExampleGenerator
 from data_tools.search.splits import Splits, find_data_dir, split_file_name
 
 DEFAULT_MAX_INPUT_SIZE, DEFAULT_MAX_LOOKAHEAD = 384, 64  # those of build_data_splits
@@ -82,33 +85,67 @@ def mixture_lines(args: Namespace) -> Iterator[str]:
     splits, blocks = _splits(args), _pack(args)
     tokenizer = _pack_tokenizer(args, blocks)
     share = mixin_share(args.mixin_percent, args.mixin_schedule, args.mixin_end, args.total_steps)
-    rows = splits.rows("mixin")
-    table = MixinTable.empty()
-    if share.start or share.end:
-        sha256 = splits.meta.files[split_file_name("mixin")].sha256
-        cache = args.scratch_dir / "data" / "cache"
-        table = load_mixin_table(rows, sha256, tokenizer, blocks.meta.seq_len, args.mixin_pack, cache)
+    if args.mixin_source == "generator" and share.is_positive:
+        mixin = _fresh(args, splits, tokenizer, blocks.meta.seq_len)
+    else:
+        mixin = _of_table(args, splits, tokenizer, blocks.meta.seq_len, is_empty=not share.is_positive)
     sampler = MixtureSampler(
-        args.global_batch, args.seed, share, blocks.num_blocks, table.num_blocks, table.fill, args.c4_order == "seed"
+        args.global_batch, args.seed, share, blocks.num_blocks, mixin.num_blocks, mixin.fill, args.c4_order == "seed"
     )
-    reader = MixinReader(rows, table, tokenizer, args.mixin_loss, blocks.meta.seq_len)
     view = _view(args, tokenizer)
     for title, source, block in _planned(args, sampler):
         if source == SampleKind.C4:
             yield from _block(view, blocks, block, title)
             continue
-        members = table.examples_of(block)
-        (sample,) = reader.read([block], 0)
+        members = mixin.examples_of(block)
+        (sample,) = mixin.reader.read([block], 0)
         num_targets = sum(len(document.weights) for document in sample.documents)
-        for number, (member, document) in enumerate(zip(members, sample.documents, strict=True), 1):
-            row = rows[member]
+        for number, ((origin, row), document) in enumerate(zip(members, sample.documents, strict=True), 1):
             facts = (
-                f"row {member} of mixin.jsonl: {_graph_facts(row['lookahead'], row['num_edges'])}"
+                f"{origin}: {_graph_facts(row['lookahead'], row['num_edges'])}"
                 f"{len(document.tokens):,} tokens; "
                 f"the block holds {num_targets:,} of {blocks.meta.seq_len:,} targets"
             )
             which = f"{title}mixin block {block}, example {number} of {len(members)}"
             yield from view.example(which, facts, row["input_text"], row["output_texts"], [document])
+
+
+@dataclass(frozen=True)
+class _Mixin:
+    """Synthetic blocks: what reads them, how many there are (None: endless), and the examples of one, with origins."""
+
+    reader: Reader
+    num_blocks: int | None
+    fill: float
+    examples_of: Callable[[int], list[tuple[str, dict[str, Any]]]]
+
+
+def _of_table(args: Namespace, splits: Splits, tokenizer: TextTokenizer, seq_len: int, is_empty: bool) -> _Mixin:
+    rows, table = splits.rows("mixin"), MixinTable.empty()
+    if not is_empty:
+        sha256 = splits.meta.files[split_file_name("mixin")].sha256
+        cache = args.scratch_dir / "data" / "cache"
+        table = load_mixin_table(rows, sha256, tokenizer, seq_len, args.mixin_pack, cache)
+    return _Mixin(
+        MixinReader(rows, table, tokenizer, args.mixin_loss, seq_len),
+        table.num_blocks,
+        table.fill,
+        lambda block: [(f"row {row} of mixin.jsonl", rows[row]) for row in table.examples_of(block)],
+    )
+
+
+def _fresh(args: Namespace, splits: Splits, tokenizer: TextTokenizer, seq_len: int) -> _Mixin:
+    how = {"mode": args.mixin_pack, "loss": args.mixin_loss}
+    fresh = fresh_mixin(splits, tokenizer, seq_len=seq_len, seed=args.seed, **how)
+    _check_generator(splits, fresh.stream.source)
+
+    def examples_of(block: int) -> list[tuple[str, dict[str, Any]]]:
+        return [
+            (f"example {each.index} of the generator, attempt {each.attempt}", asdict(each.example))
+            for each in fresh.examples_of([block])[0]
+        ]
+
+    return _Mixin(fresh, None, fresh.fill(), examples_of)
 
 
 def _graph_facts(lookahead: int | None, num_edges: int | None) -> str:
@@ -120,7 +157,10 @@ def _graph_facts(lookahead: int | None, num_edges: int | None) -> str:
 def _planned(args: Namespace, sampler: MixtureSampler) -> Iterator[tuple[str, SampleKind, int]]:
     """Yield the requested samples of the run: a title, the kind of sample, and its index."""
     if args.blocks:
-        for block in _picked(args, sampler.num_mixin_blocks, "synthetic blocks"):
+        num_blocks = sampler.num_mixin_blocks
+        if num_blocks is None:
+            num_blocks = sampler.cursor_before(args.total_steps + 1).mixin_idx
+        for block in _picked(args, num_blocks, "synthetic blocks"):
             yield "", SampleKind.MIXIN, block
         return
     size = args.global_batch
@@ -180,8 +220,8 @@ def _stream_reader(args: Namespace, splits: Splits | None) -> StreamReader:
         max_lookahead=args.max_lookahead or lookahead,
         seed=args.seed,
     )
-    if splits and (problem := splits.generator_change(source, source.identity())):
-        raise UserError(f"{problem}. Restore it, or build the splits again.")
+    if splits:
+        _check_generator(splits, source)
     source.example(0, args.stage)  # an impossible stage is an error before the tokenizer is loaded
     return StreamReader(
         source,
@@ -194,6 +234,11 @@ def _stream_reader(args: Namespace, splits: Splits | None) -> StreamReader:
         args.loss,
         args.answers,
     )
+
+
+def _check_generator(splits: Splits, source: ExampleGenerator) -> None:
+    if problem := splits.generator_change(source, source.identity()):
+        raise UserError(f"{problem}. Restore it, or build the splits again.")
 
 
 def _tokenizer(args: Namespace) -> TextTokenizer:

@@ -22,7 +22,7 @@ class SampleKind(IntEnum):
 
     STREAM = 0  # sample ``index`` of the endless synthetic stream, at the plan's stage
     C4 = 1  # packed block ``index``
-    MIXIN = 2  # synthetic block ``index`` of the mixin table
+    MIXIN = 2  # synthetic block ``index``, of the mixin table or of the series of fresh ones
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,10 @@ class MixinShare:
     schedule: str
     total_steps: int
 
+    @property
+    def is_positive(self) -> bool:
+        return self.start > 0 or self.end > 0
+
     def at(self, step: int) -> float:
         """The requested share at optimizer step ``step`` (from 1)."""
         if self.schedule == "constant" or self.total_steps < 2:
@@ -146,7 +150,8 @@ class MixtureSampler:
 
     Attributes:
         num_c4_blocks: blocks of the pack; C4 indices wrap around (the start of a run checks whether they may).
-        num_mixin_blocks: blocks of the mixin table, visited in a new seeded permutation each pass.
+        num_mixin_blocks: blocks of the mixin table, visited in a new seeded permutation each pass; None: there are as
+            many as are drawn, and they come in order.
         shuffles_c4: whether the blocks of the pack are visited so too, and not in their order.
         mixin_fill: mean real tokens of a synthetic block / seq_len.
     """
@@ -155,7 +160,7 @@ class MixtureSampler:
     seed: int
     share: MixinShare
     num_c4_blocks: int
-    num_mixin_blocks: int
+    num_mixin_blocks: int | None
     mixin_fill: float
     shuffles_c4: bool = False
 
@@ -168,7 +173,11 @@ class MixtureSampler:
             indices[~is_mixin] = self._shuffled("pretrain/c4 order", self.num_c4_blocks, cursor.c4_block_idx, num_c4)
         else:
             indices[~is_mixin] = (cursor.c4_block_idx + np.arange(num_c4)) % max(1, self.num_c4_blocks)
-        indices[is_mixin] = self._shuffled("pretrain/mixin order", self.num_mixin_blocks, cursor.mixin_idx, num_mixin)
+        if self.num_mixin_blocks is None:
+            indices[is_mixin] = cursor.mixin_idx + np.arange(num_mixin)
+        else:
+            order = "pretrain/mixin order"
+            indices[is_mixin] = self._shuffled(order, self.num_mixin_blocks, cursor.mixin_idx, num_mixin)
         return GlobalBatchPlan(
             step=step,
             stage=cursor.stage,
@@ -212,7 +221,7 @@ def _order(seed: int, purpose: str, num_blocks: int, pass_index: int) -> np.ndar
 
 
 def mixin_passes(sampler: MixtureSampler, total_steps: int) -> float:
-    """How many times a run of ``total_steps`` reads the table of synthetic blocks."""
+    """How many times a run of ``total_steps`` reads the table of synthetic blocks; 0 without one."""
     if not sampler.num_mixin_blocks:
         return 0.0
     return sampler.cursor_before(total_steps + 1).mixin_idx / sampler.num_mixin_blocks

@@ -134,6 +134,9 @@ class PretrainFlags:
         "trajectory",
         within="[0, 1]",
     )
+    mixin_source: Literal["table", "generator"] = flag(
+        "table", "synthetic examples of mixin.jsonl, or fresh ones of the splits' generator", "trajectory"
+    )
     mixin_pack: Literal["packed", "single"] = flag(
         "packed", "whole examples packed to seq_len, or one per block", "trajectory"
     )

@@ -1,8 +1,7 @@
 """The phase pptrain: an endless stream of graph-search problems, whose difficulty rises with the model's accuracy."""
 
-import json
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,16 +9,15 @@ from typing import Any
 from data_tools.base.errors import Problems, UserError
 from data_tools.samples.readers import StreamReader, training_source
 from data_tools.samples.samplers import CurriculumSampler, SampleKind
-from data_tools.search.examples import SEARCH
 from data_tools.search.generator import ExampleGenerator, GeneratorIdentity
 from data_tools.search.splits import Splits, find_data_dir
-from ds_train.checkpoints.resume import GENERATOR_EXAMPLES
 from ds_train.checkpoints.state import TrainState
 from ds_train.config.flags import parse_flags
 from ds_train.config.phase_flags import PPTrainFlags
 from ds_train.config.trainer_flags import GROUPS, DataFlags
 from ds_train.phases.curriculum import Curriculum
 from ds_train.phases.evaluation import BeforeBatch, HeldOut, evaluate_heldout, heldout_columns, heldout_examples
+from ds_train.phases.generator_check import check_generator, generator_fingerprints
 from ds_train.phases.stage_examples import StageExamples
 from ds_train.ranks.collectives import on_main
 from ds_train.ranks.entry import set_up_logging
@@ -106,27 +104,11 @@ def _check_data(flags: PPTrainFlags, splits: Splits) -> None:
 def _fingerprints(
     curriculum: Curriculum, splits: Splits, source: ExampleGenerator, identity: GeneratorIdentity
 ) -> dict[str, str]:
-    choice = source.choice
-    asked = "" if choice.task == SEARCH else f" {choice.task}"
-    asked += f" {json.dumps(choice.options, sort_keys=True)}" if choice.options else ""
-    examples = {GENERATOR_EXAMPLES: identity.examples} if identity.examples else {}
     return {
         "splits": splits.fingerprint,
-        "generator": f"{source.name} {identity.version}{asked}",
         "max_stage": str(curriculum.max_stage),
-        **examples,
+        **generator_fingerprints(source, identity),
     }
-
-
-def _check_generator(
-    splits: Splits, source: ExampleGenerator, identity: GeneratorIdentity, accepted: Collection[str]
-) -> None:
-    """Refuse a generator that has changed since the splits were built, unless that is accepted."""
-    if (problem := splits.generator_change(source, identity)) is None:
-        return
-    if GENERATOR_EXAMPLES not in accepted:
-        raise UserError(f"{problem}. Restore it, build the splits again, or give --accept_change {GENERATOR_EXAMPLES}.")
-    logger.warning("--accept_change %s: %s", GENERATOR_EXAMPLES, problem)
 
 
 def _check_overflow(heldout: HeldOut, seq_len: int) -> None:
@@ -218,7 +200,7 @@ def _setup(
         logger.warning("%s", warning)
     # Rank 0 is the first to import an external generator, and compiles it if need be; workers follow.
     identity = on_main(inputs.world, source.identity)
-    _check_generator(splits, source, identity, run.accept_change or ())
+    check_generator(splits, source, identity, run.accept_change or ())
     reader = StreamReader(
         source, inputs.tokenizer, seq_len, splits.reserved_digests(), run.seed, flags.train_answer, flags.accuracy,
         flags.loss, flags.answers,

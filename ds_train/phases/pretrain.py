@@ -1,7 +1,6 @@
 """The phase pretrain: packed C4 with a share of synthetic graph-search blocks mixed in."""
 
 import logging
-import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,8 +8,7 @@ from typing import Any
 
 from data_tools.base.errors import Problems, UserError
 from data_tools.corpus.shards import PackedBlocks, pack_directory
-from data_tools.samples.mixin_table import MixinTable, load_mixin_table
-from data_tools.samples.readers import C4Reader, MixinReader
+from data_tools.samples.readers import C4Reader
 from data_tools.samples.samplers import (
     MixinShare,
     MixtureSampler,
@@ -19,7 +17,7 @@ from data_tools.samples.samplers import (
     mixin_passes,
     mixin_share,
 )
-from data_tools.search.splits import Splits, find_data_dir, split_file_name
+from data_tools.search.splits import Splits, find_data_dir
 from ds_train.checkpoints.manifest import NEWEST, step_directories
 from ds_train.checkpoints.save import DESCRIPTION
 from ds_train.checkpoints.state import TrainState
@@ -36,8 +34,8 @@ from ds_train.phases.evaluation import (
     heldout_columns,
     heldout_examples,
 )
+from ds_train.phases.mixin import make_mixin, warn_of_repeats
 from ds_train.phases.pack_check import PackCheck
-from ds_train.ranks.collectives import on_main
 from ds_train.ranks.entry import set_up_logging
 from ds_train.ranks.world import World, world_from_env
 from ds_train.run.assembly import CheckedRun, launch
@@ -170,7 +168,10 @@ def prepare(argv: list[str] | None, world: World) -> CheckedRun:
         "min_lr_ratio": inputs.engine.effective.get("scheduler", {}).get("params", {}).get("cos_min_ratio"),
     }  # fmt: skip
     setup = partial(_setup, inputs, flags, data, share, splits, blocks)
-    return CheckedRun(inputs, all_flags, sources, run.num_workers, defaults, setup)
+    # An external generator reseeds global generators: it must never run in the trainer itself.
+    is_external = flags.mixin_source == "generator" and splits.meta.generator.name is not None
+    num_workers = max(int(is_external), run.num_workers)
+    return CheckedRun(inputs, all_flags, sources, num_workers, defaults, setup)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -183,12 +184,13 @@ def _setup(
     inputs: CommonInputs, flags: PretrainFlags, data: DataFlags, share: MixinShare, splits: Splits, blocks: PackedBlocks
 ) -> PhaseParts:
     run, layout, seq_len = inputs.run_flags, inputs.engine.layout, inputs.model_flags.seq_len
-    if share.start or share.end:
-        on_main(inputs.world, lambda: bool(splits.reserved_digests()))  # raises where held-out problems are mixed in
     # The mixture, and whether the pack has enough blocks for it.
-    table = on_main(inputs.world, lambda: _mixin_table(inputs, flags, share, splits))
+    mixin = make_mixin(
+        flags, share, splits, inputs.tokenizer, seq_len=seq_len, seed=run.seed, world=inputs.world,
+        cache_dir=Path(run.scratch_dir) / "data" / "cache", accepted=run.accept_change or (),
+    )  # fmt: skip
     sampler = MixtureSampler(
-        layout.global_batch, run.seed, share, blocks.num_blocks, table.num_blocks, table.fill, flags.c4_order == "seed"
+        layout.global_batch, run.seed, share, blocks.num_blocks, mixin.num_blocks, mixin.fill, flags.c4_order == "seed"
     )
     needed = c4_blocks_needed(sampler, flags.total_steps)
     if needed > blocks.num_blocks and not flags.allow_repeat:
@@ -197,7 +199,8 @@ def _setup(
             "--total_steps, or give --allow_repeat."
         )
     passes = mixin_passes(sampler, flags.total_steps)
-    _warn_of_repeats(passes, splits)
+    warn_of_repeats(passes, splits)
+    read = "fresh examples" if mixin.num_blocks is None else f"{mixin.num_blocks:,} blocks read {passes:.1f} times"
 
     # Held-out problems.
     heldout = heldout_examples(
@@ -217,51 +220,21 @@ def _setup(
         ),
         cadence=Cadence.of(run, _SAVE_EVERY, flags.total_steps),
         sampler=sampler,
-        readers={
-            SampleKind.C4: C4Reader(blocks),
-            SampleKind.MIXIN: MixinReader(splits.rows("mixin"), table, inputs.tokenizer, flags.mixin_loss, seq_len),
-        },
+        readers={SampleKind.C4: C4Reader(blocks), SampleKind.MIXIN: mixin.reader},
         first_stage=0,
         weights_place=place_of(flags.pptrain_checkpoint, Path(run.scratch_dir) / flags.pptrain_run),
         branch_from=branch_point(flags),
-        fingerprints={"splits": splits.fingerprint, "pack": blocks.meta.fingerprint, **inputs.transfer.fingerprints},
+        fingerprints={
+            "splits": splits.fingerprint,
+            "pack": blocks.meta.fingerprint,
+            **mixin.fingerprints,
+            **inputs.transfer.fingerprints,
+        },
         summary={
             "length": f"{flags.total_steps:,} steps, {needed:,} of {blocks.num_blocks:,} blocks",
             "mixin": f"{' → '.join(f'{end:.1%}' for end in dict.fromkeys((share.start, share.end)))} of the tokens "
-            f"({share.schedule}), {table.num_blocks:,} blocks read {passes:.1f} times, loss {flags.mixin_loss}",
+            f"({share.schedule}), {read}, loss {flags.mixin_loss}",
             "data": f"{blocks.directory} ({blocks.meta.fingerprint[:12]}); "
             f"{splits.directory} ({splits.fingerprint[:12]})",
         },
     )
-
-
-def _warn_of_repeats(passes: float, splits: Splits) -> None:
-    """Warn where the run trains on the same synthetic examples again."""
-    if passes <= 1:
-        return
-    num_examples = splits.meta.files[split_file_name("mixin")].num_examples
-    enough = math.ceil(num_examples * passes)
-    unit = 10 ** max(0, len(str(enough)) - 2)
-    logger.warning(
-        "the run reads the %d examples of mixin.jsonl %.1f times; %d would suffice (build_data_splits.py --mixin_size)",
-        num_examples,
-        passes,
-        math.ceil(enough / unit) * unit,  # with room: another table is filled a little differently
-    )
-
-
-def _mixin_table(inputs: CommonInputs, flags: PretrainFlags, share: MixinShare, splits: Splits) -> MixinTable:
-    if share.start == share.end == 0:
-        return MixinTable.empty()
-    table = load_mixin_table(
-        splits.rows("mixin"),
-        splits.meta.files[split_file_name("mixin")].sha256,
-        inputs.tokenizer,
-        inputs.model_flags.seq_len,
-        flags.mixin_pack,
-        Path(inputs.run_flags.scratch_dir) / "data" / "cache",
-    )
-    logger.info("mixin: %d blocks, %.1f %% filled", table.num_blocks, 100 * table.fill)
-    if table.num_too_long:
-        logger.warning("%d mixin examples are longer than seq_len and are left out", table.num_too_long)
-    return table

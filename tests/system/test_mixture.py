@@ -9,7 +9,10 @@ from tests.support.comparing import comparable
 from tests.support.launching import read_log, run_all
 
 STEPS = 8
-MIXTURES = {"perseq": "--mixin_loss perseq --mixin_schedule exponential --mixin_end 0.2"}
+MIXTURES = {
+    "perseq": "--mixin_loss perseq --mixin_schedule exponential --mixin_end 0.2",
+    "fresh": "--mixin_source generator",
+}
 
 
 def _arguments(scratch: Path, mixture: str, name: str, *more: str) -> list[str]:

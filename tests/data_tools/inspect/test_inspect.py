@@ -131,8 +131,10 @@ def test_stream_without_splits_is_the_same_stream(tiny_scratch, shown):
             "--c4_order",
             "seed",
         ],
+        ["--mixin_percent", 0.4, "--mixin_source", "generator", "--seed", 7],
+        ["--mixin_percent", 0.4, "--mixin_source", "generator", "--mixin_pack", "single", "--mixin_loss", "answer"],
     ],
-    ids=["constant", "linear", "exponential", "single"],
+    ids=["constant", "linear", "exponential", "single", "fresh", "fresh single"],
 )
 def test_mixture_is_what_pretrain_reads(tiny_scratch, tokenizer, shown, flags):
     run = ["--total_steps", 6, *flags]
@@ -163,13 +165,17 @@ OF_PHASE = {
         "mixture",
         "--pptrain_checkpoint none --total_steps 6 --mixin_percent 0.4 --mixin_loss answer".split(),
     ),
+    "pretrain on fresh examples": (
+        "mixture",
+        "--pptrain_checkpoint none --total_steps 6 --mixin_percent 0.4 --mixin_source generator".split(),
+    ),
 }
 
 
 @pytest.mark.parametrize("phase", OF_PHASE)
 def test_a_run_is_shown_with_its_own_settings(tiny_scratch, tmp_path, shown, phase):
     command, flags = OF_PHASE[phase]
-    module = {"pptrain": pptrain, "pretrain": pretrain}[phase]
+    module = pptrain if phase == "pptrain" else pretrain
     prepared = module.prepare([*tiny.flags(tiny_scratch), *RUN, *flags], WORLD)
     LaunchRecord(prepared.all_flags, prepared.sources, prepared.inputs.engine).record(tmp_path, WORLD, full_state(), 0)
     given = ["--scratch_dir", tiny_scratch, "--tokenizer", tiny_scratch / "tokenizer", "--seed", 5]
@@ -181,11 +187,12 @@ def test_a_run_is_shown_with_its_own_settings(tiny_scratch, tmp_path, shown, pha
     assert shown(command, "--run", tmp_path, "--seed", 6, *pick) == shown(command, *given, "--seed", 6, *pick)
 
 
-def test_synthetic_blocks_by_their_own_number(tiny_scratch, tokenizer, shown):
-    setup = trained_by(pretrain, tiny_scratch, "--pptrain_checkpoint", "none", "--total_steps", 6)
-    parts = sections(
-        shown("mixture", "--scratch_dir", tiny_scratch, "--blocks", "--index", 2, "--count", 3, "--show", "tokens")
-    )
+@pytest.mark.parametrize("source", ["table", "generator"])
+def test_synthetic_blocks_by_their_own_number(tiny_scratch, tokenizer, shown, source):
+    flags = ["--mixin_source", source]
+    setup = trained_by(pretrain, tiny_scratch, "--pptrain_checkpoint", "none", "--total_steps", 6, *flags)
+    pick = ["--blocks", "--index", 2, "--count", 3, "--show", "tokens"]
+    parts = sections(shown("mixture", "--scratch_dir", tiny_scratch, *flags, *pick))
     for block, sample in zip((2, 3, 4), setup.readers[SampleKind.MIXIN].read([2, 3, 4], 0), strict=True):
         for number, document in enumerate(sample.documents, 1):
             part = next(parts)

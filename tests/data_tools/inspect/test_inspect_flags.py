@@ -30,6 +30,7 @@ def test_defaults_are_the_trainers():
             "mixin_percent",
             "mixin_schedule",
             "mixin_end",
+            "mixin_source",
             "mixin_pack",
             "mixin_loss",
             "c4_order",

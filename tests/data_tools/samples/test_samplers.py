@@ -28,7 +28,7 @@ LAYOUTS = [
 
 
 def mixture(
-    share: float | MixinShare = 0.1, *, global_batch: int = GLOBAL_BATCH, fill: float = 0.8, **changes: int
+    share: float | MixinShare = 0.1, *, global_batch: int = GLOBAL_BATCH, fill: float = 0.8, **changes: int | None
 ) -> MixtureSampler:
     sizes = {"seed": 5, "num_c4_blocks": 10**9, "num_mixin_blocks": 997, **changes}
     if isinstance(share, float):
@@ -131,10 +131,11 @@ def test_a_repeated_pack_is_read_in_order_again():
         CurriculumSampler(32),
         mixture(0.2, global_batch=32, num_mixin_blocks=23, num_c4_blocks=700),
         mixture(global_batch=32, share=MixinShare(0.0, 0.6, "cosine", 30), num_mixin_blocks=1),
+        mixture(0.3, global_batch=32, num_mixin_blocks=None),
         mixture(global_batch=32, share=MixinShare(0.9, 0.1, "exponential", 30)),
         mixture(0.2, global_batch=32, num_mixin_blocks=23, num_c4_blocks=700, shuffles_c4=True),
     ],
-    ids=["curriculum", "mixture", "moving mixture", "falling mixture", "shuffled C4"],
+    ids=["curriculum", "mixture", "moving mixture", "endless mixture", "falling mixture", "shuffled C4"],
 )
 def test_restart_from_any_cursor_continues_identically(sampler):
     whole = plans(sampler, 30, Cursor(stage=2))
@@ -225,7 +226,12 @@ def test_the_cursor_before_any_step_is_found_without_the_plans(schedule):
     assert sampler.cursor_before(41) == cursor and cursor.mixin_idx > 0
 
 
-@pytest.mark.parametrize(("num_blocks", "num_steps"), [(100, 10), (7, 3), (0, 5)])
+def test_an_endless_series_of_synthetic_blocks_is_read_in_order():
+    mixin = indices_of(plans(mixture(0.5, global_batch=40, num_mixin_blocks=None), 20), SampleKind.MIXIN)
+    assert np.array_equal(mixin, np.arange(len(mixin))) and len(mixin) > 300
+
+
+@pytest.mark.parametrize(("num_blocks", "num_steps"), [(None, 5), (100, 10), (7, 3), (0, 5)])
 def test_passes_over_the_table_are_those_of_the_run(num_blocks, num_steps):
     sampler = mixture(0.5 if num_blocks else 0.0, global_batch=40, num_mixin_blocks=num_blocks)
     num_read = len(indices_of(plans(sampler, num_steps), SampleKind.MIXIN))
