@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.base.errors import Problems, UserError
+from data_tools.base.text_table import pluralize
 from data_tools.corpus.shards import PackedBlocks, pack_directory
 from data_tools.samples.readers import C4Reader
 from data_tools.samples.samplers import (
@@ -68,11 +69,10 @@ class Pretrain:
         if self.pack_check:
             self.pack_check.raise_if_damaged()
         num_new = int((result.plan.sources == SampleKind.C4).sum())
-        passes, before = (
-            index // self.blocks.num_blocks for index in (state.c4_block_idx, state.c4_block_idx - num_new)
-        )
-        if passes > before:
-            logger.warning("step %d: the pack has been read %d times", state.step, passes)
+        last, before = (max(0, number - 1) for number in (state.c4_block_idx, state.c4_block_idx - num_new))
+        if (passes := last // self.blocks.num_blocks) > before // self.blocks.num_blocks:
+            times = pluralize(passes, "time")
+            logger.warning("step %d: the pack has been read %s, and is read again", state.step, times)
 
     def train_columns(self, state: TrainState, result: StepResult) -> dict[str, Any]:
         num_mixin = int((result.plan.sources == SampleKind.MIXIN).sum())
