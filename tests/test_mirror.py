@@ -55,7 +55,6 @@ TESTED_IN = {
     "ds_train.phases.generator_check": "ds_train/phases/test_external_generator",
     "ds_train.phases.launch_check": "ds_train/test_preflight",
     "ds_train.phases.pptrain": "system/test_entry_points",
-    "ds_train.phases.pretrain": "system/test_entry_points",
     "ds_train.phases.score_table": "ds_train/phases/test_scores",
     "ds_train.pptrain": "system/test_entry_points",
     "ds_train.pretrain": "system/test_entry_points",
