@@ -60,6 +60,14 @@ class PPTrainFlags:
     answers: Literal["valid", "shuffled"] = flag(
         "valid", "shuffled: a control that cannot be learnt, each two samples swap their answers", "trajectory"
     )
+    curriculum: Literal["gated", "none", "replay"] = flag(
+        "gated",
+        "stages advance with the accuracy; none: only the last stage is trained; replay: as they did in --replay_run",
+        "trajectory",
+    )
+    replay_run: str | None = flag(
+        None, "run of pptrain whose stages are repeated, step by step", "trajectory", through="replay", is_path=True
+    )
     curr_window: int = flag(
         200, "number of latest answers that the promotion rule looks at", "trajectory", within="[1, 1e9]"
     )

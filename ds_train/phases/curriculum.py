@@ -9,9 +9,23 @@ from itertools import count
 from scipy.special import bdtrc
 
 from data_tools.base.errors import UserError
+from data_tools.base.text_table import pluralize
 
 # A window is too small if a model that is this far below the threshold passes one of so many checks more often.
 _SHORTFALL, _NUM_CHECKS, _TOLERATED = 0.02, 20, 0.05
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The promotions of another run, in place of the rule.
+
+    Attributes:
+        steps: the optimizer steps at which it was promoted.
+        last_step: the last one that it has trained; it may be promoted later.
+    """
+
+    steps: tuple[int, ...]
+    last_step: int
 
 
 @dataclass(frozen=True)
@@ -26,6 +40,7 @@ class Curriculum:
         start_stage: first stage.
         stage_step: stages gained by a promotion; the last one is clamped so that max_stage is always trained.
         min_stage_steps: optimizer steps that each stage is trained at least.
+        replay: replaces the rule, if given.
     """
 
     max_stage: int
@@ -35,6 +50,7 @@ class Curriculum:
     start_stage: int = 1
     stage_step: int = 1
     min_stage_steps: int = 0
+    replay: Replay | None = None
 
     def __post_init__(self) -> None:
         if self.start_stage > self.max_stage:
@@ -44,11 +60,12 @@ class Curriculum:
             )
 
     def __str__(self) -> str:
+        stages = f"stages {self.start_stage} … {self.max_stage}"
+        if self.replay:
+            times = pluralize(len(self.replay.steps), "promotion")
+            return f"{stages}; {times} as in the run replayed, which is known to step {self.replay.last_step:,}"
         at_least = f", after {self.min_stage_steps:,} steps at least" if self.min_stage_steps else ""
-        return (
-            f"stages {self.start_stage} … {self.max_stage}; the next one once {self.threshold:.0%} of the last "
-            f"{self.window} answers are right{at_least}"
-        )
+        return f"{stages}; the next one once {self.threshold:.0%} of the last {self.window} answers are right{at_least}"
 
     @property
     def required(self) -> int:
@@ -64,13 +81,17 @@ class Curriculum:
 
     def is_mastered(self, step: int, flags: Sequence[int], stage_steps: int) -> bool:
         """Whether the promotion rule holds at this optimizer step (from 1), after ``stage_steps`` of the stage."""
+        if self.replay:
+            return step in self.replay.steps
         is_checked = step % self.check_every == 0 and stage_steps >= self.min_stage_steps
         return is_checked and len(flags) == self.window and sum(flags) >= self.required
 
-    def fewest_stage_steps(self, global_batch: int) -> int:
-        """Optimizer steps after which a stage that follows a check can be mastered."""
-        steps = max(-(-self.window // global_batch), self.min_stage_steps)
-        return -(-steps // self.check_every) * self.check_every
+    def fewest_steps(self, global_batch: int) -> int:
+        """Optimizer steps after which all stages can be mastered; of a replay, those of the other run."""
+        if self.replay:
+            return self.replay.last_step
+        of_stage = max(-(-self.window // global_batch), self.min_stage_steps)
+        return len(self.stages) * -(-of_stage // self.check_every) * self.check_every
 
     def chance_to_pass(self, accuracy: float) -> float:
         """The probability that the rule holds for a full window of independent answers, each right with ``accuracy``.
@@ -81,6 +102,8 @@ class Curriculum:
 
     def warnings(self, global_batch: int) -> list[str]:
         """What is wrong with the size of the window, in sentences."""
+        if self.replay:
+            return []
         found = []
         if self.window < global_batch:
             found.append(

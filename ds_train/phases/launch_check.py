@@ -118,11 +118,10 @@ def _length_rows(prepared: CheckedRun, setup: PhaseParts, launch: Launch) -> dic
     assert isinstance(setup.phase, pptrain.PPTrain)
     curriculum, samples = setup.phase.curriculum, setup.phase.heldout.samples
     tokens = layout.global_batch * sum(len(documents[0].weights) for documents in samples) / len(samples)
-    stages = -(-(curriculum.max_stage - curriculum.start_stage) // curriculum.stage_step) + 1
     rows |= {
         "steps": f"at most {steps:,}" if steps else "until finished",
-        "stages": f"{stages:,}",
-        "steps to master all, at least": f"{stages * curriculum.fewest_stage_steps(layout.global_batch):,}",
+        "stages": f"{len(curriculum.stages):,}",
+        "steps to master all, at least": f"{curriculum.fewest_steps(layout.global_batch):,}",
         "tokens a step, last stage": f"{tokens:,.0f}",
     }
     in_all = _tokens_in_all(prepared, tokens, steps)

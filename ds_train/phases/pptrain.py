@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from data_tools.base.errors import Problems, UserError
@@ -18,6 +19,7 @@ from ds_train.config.trainer_flags import GROUPS, DataFlags
 from ds_train.phases.curriculum import Curriculum
 from ds_train.phases.evaluation import BeforeBatch, HeldOut, evaluate_heldout, heldout_columns, heldout_examples
 from ds_train.phases.generator_check import check_generator, generator_fingerprints
+from ds_train.phases.replay import check_same_data, read_replay
 from ds_train.phases.stage_examples import StageExamples
 from ds_train.ranks.collectives import on_main
 from ds_train.ranks.entry import set_up_logging
@@ -148,6 +150,8 @@ def prepare(argv: list[str] | None, world: World) -> CheckedRun:
             )
         with problems.collect():
             curriculum = make_curriculum(flags, splits.meta.max_lookahead)
+            if flags.replay_run:
+                curriculum = replace(curriculum, replay=read_replay(Path(flags.replay_run), curriculum.stages))
             curriculum.named_stages(flags.keep_stages or ())
             if source:
                 source.budget(curriculum.alpha(curriculum.start_stage))  # refuses a stage that allows no edge
@@ -171,13 +175,25 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_curriculum(flags: PPTrainFlags, max_lookahead: int) -> Curriculum:
-    """The curriculum that the flags define for splits of this lookahead."""
+    """The curriculum that the flags define for splits of this lookahead, without the promotions to replay.
+
+    Raises:
+        UserError: flags contradict one another, or the first stage is beyond the last.
+    """
+    if (flags.curriculum == "replay") != bool(flags.replay_run):
+        raise UserError("--curriculum replay and --replay_run RUN need each other; give both, or neither.")
+    is_last_only = flags.curriculum == "none"
+    if is_last_only and flags.start_stage not in (1, max_lookahead):
+        raise UserError(
+            f"--curriculum none trains stage {max_lookahead} only, but --start_stage is {flags.start_stage}; leave out "
+            "one of them."
+        )
     return Curriculum(
         max_stage=max_lookahead,
         window=flags.curr_window,
         threshold=flags.curr_threshold,
         check_every=flags.curr_check_every,
-        start_stage=flags.start_stage,
+        start_stage=max_lookahead if is_last_only else flags.start_stage,
         stage_step=flags.stage_step,
         min_stage_steps=flags.min_stage_steps,
     )
@@ -201,6 +217,12 @@ def _setup(
     # Rank 0 is the first to import an external generator, and compiles it if need be; workers follow.
     identity = on_main(inputs.world, source.identity)
     check_generator(splits, source, identity, run.accept_change or ())
+    of_data = _fingerprints(curriculum, splits, source, identity)
+    max_steps, replay = flags.max_steps, curriculum.replay
+    if flags.replay_run and replay:
+        replayed = Path(flags.replay_run)
+        on_main(inputs.world, lambda: check_same_data(replayed, run.seed, layout.global_batch, of_data))
+        max_steps = min(max_steps or replay.last_step, replay.last_step)
     reader = StreamReader(
         source, inputs.tokenizer, seq_len, splits.reserved_digests(), run.seed, flags.train_answer, flags.accuracy,
         flags.loss, flags.answers,
@@ -216,15 +238,15 @@ def _setup(
             flags.eval_every,
             source.longest_lookahead,
         ),
-        cadence=Cadence.of(run, _SAVE_EVERY, flags.max_steps, curriculum.named_stages(flags.keep_stages or ())),
+        cadence=Cadence.of(run, _SAVE_EVERY, max_steps, curriculum.named_stages(flags.keep_stages or ())),
         sampler=CurriculumSampler(layout.global_batch),
         readers={SampleKind.STREAM: reader},
-        first_stage=flags.start_stage,
-        fingerprints=_fingerprints(curriculum, splits, source, identity),
+        first_stage=curriculum.start_stage,
+        fingerprints={**of_data, "replay": " ".join(map(str, replay.steps)) if replay else "nothing"},
         summary={
             "curriculum": str(curriculum),
             "samples": f"{flags.answers} answers, loss {flags.loss}",
-            "length": f"at most {flags.max_steps:,} steps" if flags.max_steps else "until the last stage is mastered",
+            "length": f"at most {max_steps:,} steps" if max_steps else "until the last stage is mastered",
             "data": f"{source.name} generator {identity.version}; {splits.directory} ({splits.fingerprint[:12]})",
         },
     )

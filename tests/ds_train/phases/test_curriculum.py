@@ -60,8 +60,8 @@ def test_a_stage_lasts_its_fewest_steps_and_up_to_a_check():
     curriculum = Curriculum(max_stage=5, window=20, check_every=10, min_stage_steps=25)
     assert [step for step in range(1, 61) if curriculum.is_mastered(step, [1] * 20, step)] == [30, 40, 50, 60]
     assert not curriculum.is_mastered(50, [1] * 20, 24) and curriculum.is_mastered(50, [1] * 20, 25)
-    assert curriculum.fewest_stage_steps(global_batch=8) == 30
-    assert Curriculum(max_stage=5, window=100).fewest_stage_steps(global_batch=8) == 20, "13 fill the window"
+    assert curriculum.fewest_steps(global_batch=8) == 5 * 30
+    assert Curriculum(max_stage=5, window=100).fewest_steps(global_batch=8) == 5 * 20, "13 fill the window"
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,19 @@ PPTRAIN = {
     ),
     "first stage without an edge": (_given("--generator_options", "max_edges=4"), r"allows no edge.*stage 2 of 8"),
     "contradicting max_lookahead": (_given("--max_lookahead", "9"), r"--max_lookahead 9 contradicts.*built with 8"),
+    "replay of nothing": (
+        _given("--curriculum", "replay"),
+        r"--curriculum replay and --replay_run RUN need each other",
+    ),
+    "run that is not replayed": (_given("--replay_run", "/nowhere"), r"need each other; give both, or neither"),
+    "replay of no run": (
+        _given("--curriculum", "replay", "--replay_run", "/nowhere"),
+        r"--replay_run /nowhere: .*cannot be read",
+    ),
+    "first stage without a curriculum": (
+        _given("--curriculum", "none", "--start_stage", "2"),
+        r"none trains stage 8 only, but --start_stage is 2",
+    ),
     "threshold": (_given("--curr_threshold", "98"), r"--curr_threshold is 98\.0, expected a number in \(0, 1\]"),
     "start stage": (_given("--start_stage", "9"), r"--start_stage 9"),
     "seq_len too small": (_given("--seq_len", "16"), r"longer than --seq_len 16"),
