@@ -15,6 +15,8 @@ from data_tools.base.text_table import aligned
 from data_tools.runs.facts import accuracy_by_lookahead, evaluation_facts, mastered_stages, run_facts
 from data_tools.runs.logs import RunLogs, checkpoint_name, distinct_names, read_evaluation
 
+_LONGEST = 60  # characters of a cell
+
 
 def summarize_runs(directories: Sequence[Path]) -> str:
     """A table of the runs, and one of the stages that each has mastered, with what they took.
@@ -43,7 +45,11 @@ def summarize_evaluations(paths: Sequence[Path]) -> str:
 
 
 def _table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    return aligned([["", *columns], *([label, *cells] for label, cells in rows.items())])
+    """Long cells, such as commands, are cut; the report of plot_run has them whole."""
+    shortened = {
+        label: [cell if len(cell) <= _LONGEST else f"{cell[:_LONGEST]} …" for cell in rows[label]] for label in rows
+    }
+    return aligned([["", *columns], *([label, *cells] for label, cells in shortened.items())])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

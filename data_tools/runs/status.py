@@ -140,7 +140,9 @@ def _hours(run: RunFiles) -> str:
 
 
 def _time_left(run: RunFiles) -> str:
-    """To the first of the limits, at the pace of the latest rows."""
+    """To the first of the limits, at the pace of the latest rows; none where the run has ended by itself."""
+    if number_in(run.exit, "exit_code") == 0:
+        return ABSENT
     limits = {"step": run.last_step, "tokens": run.flags.get("max_tokens"), "pflops": run.flags.get("max_pflops")}
     left = [seconds for column, limit in limits.items() if (seconds := _seconds_to(run, column, limit)) is not None]
     return _duration(min(left)) if left else ABSENT

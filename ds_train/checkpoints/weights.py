@@ -105,8 +105,8 @@ def _newest(run_directory: Path, fix: str) -> Path:
     state = read_state(newest)
     if not state.finished:
         stages = state.fingerprints.get("max_stage")
-        reached = f"before the last, at stage {state.stage} of {stages}" if stages else "before the last"
-        logger.warning("%s: these are the weights of step %s, %s", newest, f"{state.step:,}", reached)
+        end = f"the curriculum was at stage {state.stage} of {stages}" if stages else "training was not at its end"
+        logger.warning("%s: at step %s %s", newest, f"{state.step:,}", end)
     return newest
 
 

@@ -47,7 +47,7 @@ from ds_train.step.probe import check_isolation
 from ds_train.step.stream import RankBatchBuilder, Stream
 from ds_train.training.loop import Run, train
 from ds_train.training.monitors import join_wandb
-from ds_train.training.phase import PhaseParts
+from ds_train.training.phase import Cadence, PhaseParts
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ def _build_run(
             directory,
             world,
             describe=lambda target: save_description(target, inputs.model_config, inputs.tokenizer),
-            retention=Retention(directory, flags.keep_last, flags.keep_every),
+            retention=_retention(inputs, setup.cadence),
             sync=flags.sync_save,
             last_saved_step=state.step if own else 0,
         ),
@@ -187,6 +187,16 @@ def _build_run(
         watchdog=watchdog,
         skip_nonfinite=flags.skip_nonfinite,
     )
+
+
+def _retention(inputs: CommonInputs, cadence: Cadence) -> Retention:
+    flags = inputs.run_flags
+    if flags.keep_every % cadence.save_every and inputs.world.is_main:
+        logger.warning(
+            "--keep_every %d keeps only what is saved: steps that are multiples of --save_every %d, too",
+            flags.keep_every, cadence.save_every,
+        )  # fmt: skip
+    return Retention(inputs.run_directory / "checkpoints", flags.keep_last, flags.keep_every)
 
 
 def _enter_directory(inputs: CommonInputs, settings: LaunchRecord, state: TrainState, own: Path | None) -> None:

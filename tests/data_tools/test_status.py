@@ -76,6 +76,16 @@ def test_hours_leave_out_pauses_and_what_was_undone(tmp_path: Path) -> None:
     assert "left" not in line_of(run)
 
 
+def test_a_run_that_has_ended_at_a_limit_has_no_time_left(tmp_path: Path) -> None:
+    rows = [row | {"timestamp": LAUNCHED + 60 * n} for n, row in enumerate(pptrain_rows([9] * 6), 1)]
+    run = write_run(tmp_path / "run", rows, settings="max_tokens: 9000\n")
+    assert "left" in line_of(run)
+    (run / "exits.jsonl").write_text(
+        json.dumps({"timestamp": LAUNCHED + 999, "exit_code": 0, "meaning": "finished"}) + "\n"
+    )
+    assert "left" not in line_of(run)
+
+
 def test_the_time_left_is_that_of_the_last_launch(tmp_path: Path) -> None:
     times = [10, 20, 30, 140, 142]
     rows = [row | {"timestamp": LAUNCHED + at} for row, at in zip(pptrain_rows([1] * 5), times, strict=True)]

@@ -100,6 +100,14 @@ def test_compute_and_origin_of_a_run(tmp_path, weights, words):
     assert shown.get("initial weights") == (words and [words])
 
 
+def test_a_long_command_does_not_widen_the_table(tmp_path):
+    run = write_run(tmp_path, PPTRAIN_TRAIN, [])
+    launch = {"step": 0, "timestamp": 1e9, "command": "pptrain.py " + "--flag value " * 100}
+    (run / "launches.jsonl").write_text(json.dumps(launch) + "\n")
+    text = summarize_run.summarize_runs([run])
+    assert "pptrain.py --flag value" in text and max(map(len, text.splitlines())) < 120
+
+
 def test_runs_stand_side_by_side_and_pretrain_shows_both_losses(tmp_path):
     runs = [
         write_run(tmp_path / "pptrain", PPTRAIN_TRAIN, PPTRAIN_EVAL),

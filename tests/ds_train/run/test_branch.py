@@ -116,12 +116,12 @@ def test_a_resume_in_the_middle_is_exact_and_needs_its_origin_no_more(scratch: P
 )
 def test_what_is_no_branch_is_refused_and_nothing_is_written(scratch: Path, more: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        train(scratch, "refused", *branch_flags(scratch), *more)
-    assert not list((scratch / "refused").glob("[!.]*")), "no more than the lock"
+        train(scratch, "refused_branch", *branch_flags(scratch), *more)
+    assert not list((scratch / "refused_branch").glob("[!.]*")), "no more than the lock"
 
 
 def test_a_decay_has_no_branches(scratch: Path) -> None:
     with pytest.raises(UserError, match=r"its run had the learning rate .* at step 9 .* until step 8, then linear"):
-        train(scratch, "refused", *branch_flags(scratch, "branch", POINT + 2))
+        train(scratch, "refused_branch", *branch_flags(scratch, "branch", POINT + 2))
     with pytest.raises(UserError, match=r"--branch_from needs --decay_steps"):
-        train(scratch, "refused", *branch_flags(scratch)[:2])
+        train(scratch, "refused_branch", *branch_flags(scratch)[:2])
