@@ -80,9 +80,7 @@ def test_a_run_that_has_ended_at_a_limit_has_no_time_left(tmp_path: Path) -> Non
     rows = [row | {"timestamp": LAUNCHED + 60 * n} for n, row in enumerate(pptrain_rows([9] * 6), 1)]
     run = write_run(tmp_path / "run", rows, settings="max_tokens: 9000\n")
     assert "left" in line_of(run)
-    (run / "exits.jsonl").write_text(
-        json.dumps({"timestamp": LAUNCHED + 999, "exit_code": 0, "meaning": "finished"}) + "\n"
-    )
+    write_exit(run, LAUNCHED + 999, 0, "finished")
     assert "left" not in line_of(run)
 
 
