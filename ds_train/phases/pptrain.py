@@ -212,6 +212,8 @@ def _setup(
         splits.rows("eval"), inputs.tokenizer, seq_len=seq_len, subset_size=data.eval_subset_size, seed=run.seed
     )
     _check_overflow(heldout, seq_len)
+    # Rank 0's reading counts: a run that is replayed while it trains may be promoted before another rank looks.
+    curriculum = on_main(inputs.world, lambda: curriculum)
     for warning in curriculum.warnings(layout.global_batch):
         logger.warning("%s", warning)
     # Rank 0 is the first to import an external generator, and compiles it if need be; workers follow.
@@ -222,7 +224,10 @@ def _setup(
     if flags.replay_run and replay:
         replayed = Path(flags.replay_run)
         on_main(inputs.world, lambda: check_same_data(replayed, run.seed, layout.global_batch, of_data))
-        max_steps = min(max_steps or replay.last_step, replay.last_step)
+        if max_steps and max_steps > replay.last_step:
+            raise UserError(f"--max_steps {max_steps} is beyond step {replay.last_step}, the last of --replay_run.")
+        max_steps = max_steps or replay.last_step
+    promotions = [step for step in replay.steps if step <= max_steps] if replay and max_steps else []
     reader = StreamReader(
         source, inputs.tokenizer, seq_len, splits.reserved_digests(), run.seed, flags.train_answer, flags.accuracy,
         flags.loss, flags.answers,
@@ -242,7 +247,7 @@ def _setup(
         sampler=CurriculumSampler(layout.global_batch),
         readers={SampleKind.STREAM: reader},
         first_stage=curriculum.start_stage,
-        fingerprints={**of_data, "replay": " ".join(map(str, replay.steps)) if replay else "nothing"},
+        fingerprints={**of_data, "replay": " ".join(map(str, promotions)) if replay else "nothing"},
         summary={
             "curriculum": str(curriculum),
             "samples": f"{flags.answers} answers, loss {flags.loss}",

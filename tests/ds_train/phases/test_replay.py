@@ -10,12 +10,17 @@ from data_tools.base.errors import UserError
 from ds_train.checkpoints.state import TrainState
 from ds_train.config.flags import parse_flags
 from ds_train.config.phase_flags import PPTrainFlags
+from ds_train.config.trainer_flags import RunFlags
+from ds_train.phases import pptrain
 from ds_train.phases.curriculum import Curriculum, Replay
 from ds_train.phases.pptrain import make_curriculum
 from ds_train.phases.replay import check_same_data, read_replay
 from ds_train.ranks.signals import ExitCode
+from ds_train.ranks.world import World
+from tests.support import tiny
 from tests.support.launching import read_log
 from tests.support.pretended_training import CURRICULUM, pretended_launch
+from tests.support.runs import write_run
 
 NEVER = replace(CURRICULUM, threshold=1.0)  # seven of eight pretended answers are right
 
@@ -90,3 +95,40 @@ def curriculum(*flags: str) -> Curriculum:
 def test_without_a_curriculum_is_gated_from_the_last_stage_on() -> None:
     assert curriculum("--curriculum", "none") == curriculum("--start_stage", "8") != curriculum()
     assert curriculum("--curriculum", "none", "--start_stage", "8").stages == [8]
+
+
+@pytest.fixture
+def setup(tiny_scratch: Path, tmp_path: Path):
+    """What pptrain makes of a replay of a run that was promoted at steps 1 and 2, and is at step 3."""
+    replayed = write_run(
+        tmp_path / "climbing",
+        [{"step": step, "stage": step, "alpha": step / 8} for step in (1, 2, 3)],
+        [{"step": step, "stage": step + 1, "alpha": (step + 1) / 8, "mastered": step > 0} for step in (0, 1, 2)],
+    )
+    checkpoint = replayed / "checkpoints" / "step_00000003"
+    checkpoint.mkdir(parents=True)
+    state = TrainState(RunFlags(scratch_dir="").seed, 1, 8, 1, 8, 0, "fp32")
+    torch.save(state.to_client_state(), checkpoint / "mp_rank_00_model_states.pt")
+    flags = ["--curriculum", "replay", "--replay_run", str(replayed), "--global_batch", "8", "--micro_batch", "4"]
+    return lambda *more: pptrain.prepare([*tiny.flags(tiny_scratch), *flags, *more], World(0, 0, 1)).make_setup()
+
+
+def test_only_promotions_within_the_length_are_compared_on_resume(setup) -> None:
+    assert (setup().fingerprints["replay"], setup().cadence.max_steps) == ("1 2", 3)
+    assert setup("--max_steps", "1").fingerprints["replay"] == "1"
+    with pytest.raises(UserError, match="--max_steps 4 is beyond step 3, the last of --replay_run"):
+        setup("--max_steps", "4")
+
+
+def test_all_ranks_take_what_rank_0_has_read(setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run that is replayed may be promoted between the looks of two ranks."""
+    of_rank_0 = Replay((1,), 2)
+
+    def on_main(world: World, call):
+        found = call()
+        return replace(found, replay=of_rank_0) if isinstance(found, Curriculum) else found
+
+    monkeypatch.setattr(pptrain, "on_main", on_main)
+    found = setup()
+    assert found.phase.curriculum.replay == of_rank_0
+    assert (found.fingerprints["replay"], found.cadence.max_steps) == ("1", 2)
