@@ -3,6 +3,7 @@
 import argparse
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,7 +25,7 @@ from ds_train.model.isolation import settle_rows
 from ds_train.phases.evaluation import HeldOut, HeldOutResult, evaluate_c4, evaluate_heldout, heldout_examples
 from ds_train.phases.harness import Harness
 from ds_train.phases.score_table import ScoreTable
-from ds_train.ranks.collectives import check_num_nodes, device_of, init_distributed, is_emulated
+from ds_train.ranks.collectives import check_num_nodes, device_of, init_distributed, is_emulated, on_main
 from ds_train.ranks.entry import set_up_logging
 from ds_train.ranks.world import World, check_num_ranks, world_from_env
 from ds_train.step.losses import PackedLM
@@ -59,9 +60,10 @@ def score(args: argparse.Namespace) -> int:
     init_distributed(world)
     check_num_nodes(world, args.num_nodes)
 
-    # Load and evaluate one after another.
+    # Load and evaluate one after another those that rank 0 has found: a run that still trains saves and deletes.
+    pending = on_main(world, lambda: pending)
     for weights in pending:
-        if args.all_checkpoints and (defect := defect_of(weights.path)):
+        if args.all_checkpoints and (defect := on_main(world, partial(defect_of, weights.path))):
             logger.warning("skipping %s: %s", weights.path, defect)
             continue
         inputs = _inputs(args, splits, weights, inputs)

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,8 @@ def _build_run(
         logger.info("%s %s at step %d", "resumed from" if own else "branched from", chosen, state.step)
         note_other_weights(state.initial_weights, setup.weights_place)
     else:
+        # "latest" may mean a later checkpoint to a rank that looked later: that run may still train.
+        inputs = replace(inputs, weights=on_main(world, lambda: inputs.weights))
         state.initial_weights = on_main(world, lambda: _checked_origin(inputs))
         engine = fresh_engine(_wrapped(inputs, _initial_model(inputs)), inputs.engine.deepspeed)
     check_isolation(engine, engine.module, engine.device)

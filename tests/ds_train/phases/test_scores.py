@@ -11,7 +11,7 @@ import pytest
 from data_tools.base.errors import UserError
 from ds_train import evaluate
 from ds_train.checkpoints.save import read_state
-from ds_train.phases import pptrain
+from ds_train.phases import pptrain, scores
 from tests.support import tiny
 from tests.support.process_group import own_process_group
 
@@ -106,3 +106,20 @@ def test_what_a_table_cannot_hold_is_refused(
 def test_a_directory_without_checkpoints_is_named(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--all_checkpoints: .* has no checkpoints"):
         score(run, tmp_path, "--all_checkpoints")
+
+
+def test_all_ranks_evaluate_what_rank_0_has_found(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rank 0 saw two checkpoints of a run that still trains, and the first of them damaged; this rank sees three."""
+
+    def on_main(world, work):
+        found = work()
+        if isinstance(found, list):
+            return found[:2]
+        return "damaged on rank 0" if work.args[0] == checkpoint(run, STEPS[0]) else found
+
+    monkeypatch.setattr(scores, "on_main", on_main)
+    score(run, run, "--all_checkpoints", "--csv", tmp_path / "agreed.csv")
+    assert [int(row["step"]) for row in rows_of(tmp_path / "agreed.csv")] == [STEPS[1]]
+    assert "step_00000002: damaged on rank 0" in capsys.readouterr().err
