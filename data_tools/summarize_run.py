@@ -45,11 +45,12 @@ def summarize_evaluations(paths: Sequence[Path]) -> str:
 
 
 def _table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    """Long cells, such as commands, are cut; the report of plot_run has them whole."""
-    shortened = {
-        label: [cell if len(cell) <= _LONGEST else f"{cell[:_LONGEST]} …" for cell in rows[label]] for label in rows
-    }
-    return aligned([["", *columns], *([label, *cells] for label, cells in shortened.items())])
+    """A table in which long cells, such as commands, are cut; the report of plot_run has them whole."""
+    return aligned([["", *columns], *([label, *map(_cut, cells)] for label, cells in rows.items())])
+
+
+def _cut(cell: str) -> str:
+    return cell if len(cell) <= _LONGEST else f"{cell[:_LONGEST]} …"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,3 +14,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 def pluralize(number: int, thing: str) -> str:
     """``1 rank``, ``2 ranks``."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def round_up(number: int) -> int:
+    """To two digits, followed by zeros."""
+    unit = 10 ** max(0, len(str(number)) - 2)
+    return -(-number // unit) * unit

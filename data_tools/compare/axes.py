@@ -13,8 +13,9 @@ CHARGEABLE = ("tokens", "pflops", "gpu_hours")  # pre-pretraining has no C4 toke
 
 
 def positions_on(logs: RunLogs, axis: str, steps: np.ndarray) -> np.ndarray:
-    """Positions of steps on one of `AXES`, (steps,); between rows of the log they are interpolated, and NaN
-    where the log ends too early.
+    """Positions of steps on one of `AXES`, (steps,).
+
+    Between rows of the log they are interpolated. More than one interval of rows after its end they are NaN.
 
     Raises:
         UserError: the log lacks the column.

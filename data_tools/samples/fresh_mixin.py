@@ -6,7 +6,6 @@ from itertools import chain, count
 
 import numpy as np
 
-from data_tools.base.processes import worker_processes
 from data_tools.corpus.tokenizer import TextTokenizer
 from data_tools.samples.documents import example_documents
 from data_tools.samples.readers import Candidate, Sample, StreamReader
@@ -49,11 +48,7 @@ class FreshMixinReader:
 
     def fill(self) -> float:
         """Mean real targets of a block / seq_len, measured over the first blocks."""
-        if self.stream.source.is_external:  # it may reseed the generators that training draws from
-            with worker_processes(1) as workers:
-                blocks = workers.submit(self.examples_of, range(_MEASURED)).result()
-        else:
-            blocks = self.examples_of(range(_MEASURED))
+        blocks = self.stream.source.call_apart(self.examples_of, range(_MEASURED))
         return sum(_num_targets(each) for block in blocks for each in block) / (_MEASURED * self.stream.seq_len)
 
     def _group(self, number: int) -> list[list[Candidate]]:

@@ -5,16 +5,19 @@ A generator is built from ``max_input_size`` and ``seed``; its ``generate_batch`
 an address.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from data_tools.base.errors import UserError
+from data_tools.base.processes import worker_processes
 from data_tools.base.rng import CounterStream, hashed_seed_31bit
 from data_tools.search.examples import SEARCH, Example, GeneratorChoice
 from data_tools.search.external import external_example, module_directory, probe
 from data_tools.search.graphs import SearchBudget, sample_search_graph, search_budget
 from data_tools.search.prompts import draw_attributes, render_prompt
+
+T = TypeVar("T")
 
 BUILTIN_NAME = "built-in"
 # Raise it whenever an address gives another example than before. Splits and checkpoints record it.
@@ -212,6 +215,13 @@ class ExampleGenerator:
             max_lookahead=self.max_lookahead,
             **self.choice.options,
         )
+
+    def call_apart(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function that requests examples, in a worker process if the generator is an external one."""
+        if not self.is_external:
+            return function(*arguments)
+        with worker_processes(1) as workers:
+            return workers.submit(function, *arguments).result()
 
     def _arguments(self, seed: int, stage: int) -> dict[str, Any]:
         return {

@@ -48,11 +48,6 @@ class Condition:
         """Directory of its first phase; empty without one."""
         return {"pptrain": self.pptrain, "c4": f"{self.pptrain}_on_c4", "none": ""}[self.first]
 
-    @property
-    def needs_size(self) -> bool:
-        """Whether its length, or that of its first phase, follows from the pre-pretraining."""
-        return self.has_total_compute or self.first == "c4"
-
 
 BUILT_IN = {
     condition.name: condition

@@ -74,11 +74,5 @@ def most_spent(checked: EarlyCheck) -> Spent:
     return Spent(steps, tokens, tokens * of_token, batch, flops)
 
 
-def round_up(num_blocks: int) -> int:
-    """Two digits, so that runs of similar length share a pack."""
-    unit = 10 ** max(0, len(str(num_blocks)) - 2)
-    return -(-num_blocks // unit) * unit
-
-
 def _whole(steps: float) -> float:
     return steps if steps == inf else ceil(steps)

@@ -71,12 +71,13 @@ class Records:
             return False
 
     def add(self, step: Step, seconds: float) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True)
+        path = self._path(step)
+        path.parent.mkdir(parents=True, exist_ok=True)
         record = {"fingerprint": step.fingerprint, "command": [*step.command], "seconds": round(seconds, 1)}
-        write_json(self._path(step), record)
+        write_json(path, record)
 
     def _path(self, step: Step) -> Path:
-        return self._directory / f"{step.name.replace('/', '_')}.json"
+        return self._directory / f"{step.name}.json"
 
 
 def run_steps(plan: Callable[[], Sequence[Step]], records: Records) -> int:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.base.errors import UserError
+from data_tools.base.text_table import round_up
 from ds_train import evaluate
 from ds_train.config.deepspeed_json import default_json
 from ds_train.config.flags import flags_known_to, parse_flags
 from ds_train.config.trainer_flags import GROUPS
 from ds_train.experiment.conditions import PPTRAIN, Condition
 from ds_train.experiment.file import ExperimentFile
-from ds_train.experiment.sizes import Spent, round_up
+from ds_train.experiment.sizes import Spent
 
 PRETRAIN = "pretrain"
 _LIMITS = ("max_steps", "max_tokens", "max_pflops")
@@ -154,7 +155,7 @@ class Trainers:
 
 
 def _sized_pack(name: str, half: str, num_blocks: int) -> Pack:
-    num_blocks = round_up(num_blocks)
+    num_blocks = round_up(num_blocks)  # runs of similar length share a pack
     return Pack(f"{name}_{num_blocks}" if num_blocks else name + "_…", half, num_blocks)
 
 

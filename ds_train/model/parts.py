@@ -41,7 +41,7 @@ def without_decay(model: PreTrainedModel, kinds: Collection[str]) -> set[str]:
 
 
 def _parts_in_base(model: PreTrainedModel, name: str) -> set[str]:
-    """The parts of a parameter of the model below its head: the first module on the way to it that tells decides."""
+    """The parts of a parameter of the model below its head, by the outermost module around it that shows them."""
     *path, leaf = name.split(".")
     classes = [type(model.get_submodule(".".join(path[:depth]))).__name__ for depth in range(1, len(path) + 1)]
     norms = {"norms"} if _NORM.search(classes[-1]) else set()
@@ -55,7 +55,7 @@ def _parts_in_base(model: PreTrainedModel, name: str) -> set[str]:
 
 
 def _kind(names: list[str]) -> set[str]:
-    """Attention or mlp, by the outermost of these names that tells; empty if none does."""
+    """Attention or mlp, by the outermost of these names that shows it; empty if none does."""
     for name in names:
         if _ATTENTION.search(name):
             return {"attention"}

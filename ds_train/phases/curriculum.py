@@ -11,7 +11,8 @@ from scipy.special import bdtrc
 from data_tools.base.errors import UserError
 from data_tools.base.text_table import pluralize
 
-# A window is too small if a model that is this far below the threshold passes one of so many checks more often.
+# A window is too small if a model whose accuracy is `_SHORTFALL` below the threshold passes one of `_NUM_CHECKS` checks
+# with a probability above `_TOLERATED`.
 _SHORTFALL, _NUM_CHECKS, _TOLERATED = 0.02, 20, 0.05
 
 

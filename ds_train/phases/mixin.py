@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_tools.base.text_table import round_up
 from data_tools.corpus.tokenizer import TextTokenizer
 from data_tools.samples.fresh_mixin import fresh_mixin
 from data_tools.samples.mixin_table import MixinTable, load_mixin_table
@@ -91,12 +92,10 @@ def warn_of_repeats(passes: float, splits: Splits) -> None:
     if passes <= 1:
         return
     num_examples = splits.meta.files[split_file_name("mixin")].num_examples
-    enough = math.ceil(num_examples * passes)
-    unit = 10 ** max(0, len(str(enough)) - 2)
     logger.warning(
         "the run reads the %d examples of mixin.jsonl %.1f times; %d would suffice (build_data_splits.py "
         "--mixin_size), and --mixin_source generator takes fresh ones",
         num_examples,
         passes,
-        math.ceil(enough / unit) * unit,  # with room: another table is filled a little differently
+        round_up(math.ceil(num_examples * passes)),  # with room: another table is filled a little differently
     )

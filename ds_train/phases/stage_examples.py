@@ -4,7 +4,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from data_tools.base.processes import worker_processes
 from data_tools.samples.documents import example_documents
 from data_tools.samples.readers import StreamReader
 from data_tools.search.generator import ExampleGenerator
@@ -40,11 +39,7 @@ class StageExamples:
         sizes = {"max_input_size": trained.max_input_size, "max_lookahead": trained.max_lookahead}
         source = ExampleGenerator(trained.choice, **sizes, seed=trained.seed, purpose=PURPOSE)
         reader = replace(self.training, source=source)
-        if source.is_external:  # it may reseed the generators that training draws from
-            with worker_processes(1) as workers:
-                candidates = workers.submit(reader.candidates, range(self.count), stage).result()
-        else:
-            candidates = reader.candidates(range(self.count), stage)
+        candidates = source.call_apart(reader.candidates, range(self.count), stage)
         return HeldOut(
             samples=[example_documents(each.encoded, loss="weighted", scored="any") for each in candidates],
             lookahead=np.full(self.count, -1, np.int64),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -13,6 +14,8 @@ from tests.support.launching import REPOSITORY
 from tests.support.packages import require_namespaces, require_programs
 from tests.support.running import ONE_NODE_STEPS, finish, script, trainer_flags
 from tests.support.slurm import Slurm
+
+System = TypeVar("System", Hosts, Slurm)
 
 
 @pytest.fixture(scope="session")
@@ -30,29 +33,26 @@ def one_node(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return scratch / "one_node"
 
 
+def _running(system: System, programs: dict[str, str]) -> Iterator[System]:
+    """A system that is started, and stopped at the end; its programs are installed if need be."""
+    require_programs(programs)
+    require_namespaces()
+    try:
+        system.start()
+        yield system
+    finally:
+        system.stop()
+
+
 @pytest.fixture(scope="session")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     """Two running hosts; a test that kills one switches it on again."""
-    require_programs(hosts_module.PROGRAMS)
-    require_namespaces()
-    pair = Hosts(tmp_path_factory.mktemp("hosts"))
-    try:
-        pair.start()
-        yield pair
-    finally:
-        pair.stop()
+    yield from _running(Hosts(tmp_path_factory.mktemp("hosts")), hosts_module.PROGRAMS)
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    require_programs(slurm_module.PROGRAMS)
-    require_namespaces()
-    started = Slurm(tmp_path_factory.mktemp("slurm"))
-    try:
-        started.start()
-        yield started
-    finally:
-        started.stop()
+    yield from _running(Slurm(tmp_path_factory.mktemp("slurm")), slurm_module.PROGRAMS)
 
 
 @pytest.fixture

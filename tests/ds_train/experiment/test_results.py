@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from data_tools.base.files import write_json
+from data_tools.base.text_table import round_up
 from data_tools.runs.intervals import wilson_interval
 from ds_train.experiment.conditions import BUILT_IN
 from ds_train.experiment.forecast import Forecast, check_and_forecast, grid_table
 from ds_train.experiment.plan import Experiment
 from ds_train.experiment.results import result_table
-from ds_train.experiment.sizes import round_up
 from ds_train.model.causal_lm import load_model_config
 from ds_train.model.footprint import training_flops
 from tests.support.experiments import SHIPPED, TRAINING, experiment, write
