@@ -145,16 +145,18 @@ def test_lost_rank_is_named_and_the_job_resumes(slurm: Slurm, scratch: Path, che
 def test_a_job_that_was_suspended_continues(slurm: Slurm, scratch: Path, checkout: Path) -> None:
     """Suspended for longer than a hang may last: no rank takes the others, or itself, for dead."""
     run = scratch / "suspended"
-    flags = trainer_flags(scratch, run.name, max_steps=100_000, hang_timeout_s=_HANG_S)
+    slow_steps = {"micro_batch": 1, "global_batch": 4096}  # some seconds each: the watch looks within one
+    flags = trainer_flags(scratch, run.name, max_steps=100_000, hang_timeout_s=_HANG_S, **slow_steps)
     number, log = _submit(slurm, checkout, *flags, options=_TWO_NODES)
-    wait_for_step(run, 10)
+    wait_for_step(run, 1)
+    time.sleep(2.5)  # into the next step, which has reported its progress at its beginning
     slurm("scontrol", "suspend", number)
     wait_until(lambda: slurm.job(number).state == "SUSPENDED", "the job to be suspended")
     before = max(steps_logged(run))
     time.sleep(2.5 * _HANG_S)  # what is tested is that time passes
     assert max(steps_logged(run)) <= before + 1, "it was not suspended"
     slurm("scontrol", "resume", number)
-    wait_for_step(run, before + 100)
+    wait_for_step(run, before + 2)
     (run / "STOP").touch()
     job = slurm.wait_for_end(number)
     assert (job.restarts, job.exit_code) == (0, 86), _text(log)[-3000:]
