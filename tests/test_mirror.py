@@ -47,7 +47,6 @@ TESTED_IN = {
     "ds_train.experiment.forecast": "ds_train/experiment/test_results",
     "ds_train.experiment.sizes": "ds_train/experiment/test_results",
     "ds_train.experiment.trainers": "ds_train/experiment/test_plan",
-    "ds_train.model.attention": "ds_train/step/test_losses",
     "ds_train.model.rows": "ds_train/step/test_probe",
     "ds_train.model.small_config": "ds_train/model/test_isolation",
     "ds_train.phases.early_check": "ds_train/experiment/test_plan",

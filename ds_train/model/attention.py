@@ -4,8 +4,9 @@ A mask takes memory quadratic in the row, and every token would be compared with
 what its documents cost. Registered with transformers as ``packed``.
 """
 
+from collections.abc import Sequence
+from functools import cache
 from inspect import signature
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import AttentionInterface, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from data_tools.base.errors import UserError
+from ds_train.model.small_config import size_of
 
 PACKED = "packed"
 _ELSEWHERE = ("softcap", "s_aux", "position_bias", "sliding_window")  # additions of some models, not supported
@@ -28,7 +30,7 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     cu_seq_lens_q: torch.Tensor | None = None,
-    max_length_q: int | None = None,
+    document_lengths: Sequence[int] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each document, with the signature that transformers calls.
@@ -36,7 +38,7 @@ def packed_attention(
     Args:
         query: (rows, heads, T, head size); key and value may have fewer heads, each for a group of query heads.
         cu_seq_lens_q: (documents + 1,) int32, where each document begins in the concatenated rows, and the end of all.
-        max_length_q: the longest document.
+        document_lengths: of each document in tokens: numbers of the host, which no layer has to fetch from a GPU.
 
     Returns:
         (rows, T, heads, head size), and no attention weights.
@@ -44,35 +46,43 @@ def packed_attention(
     unsupported = [name for name in _ELSEWHERE if kwargs.get(name) is not None]
     if not getattr(module, "is_causal", True):
         unsupported.append("later tokens")
-    if cu_seq_lens_q is None or max_length_q is None or attention_mask is not None or unsupported:
+    if cu_seq_lens_q is None or document_lengths is None or attention_mask is not None or unsupported:
         problem = f"its attention needs {', '.join(unsupported)}" if unsupported else "it does not pass on keywords"
         raise UserError(f"{type(module).__name__} cannot use packed attention ({problem}); use another.")
 
     # One call where rows are documents, or where a kernel takes several lengths; else one call per document.
-    rows_are_documents = len(cu_seq_lens_q) - 1 == query.shape[0]
+    rows_are_documents = len(document_lengths) == query.shape[0]
     grouped = query.shape[1] != key.shape[1]
     options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "is_causal": True, "enable_gqa": grouped}
     if rows_are_documents:
         return scaled_dot_product_attention(query, key, value, **options).transpose(1, 2).contiguous(), None
-    if _has_kernel(query, dropout) and query.shape[-1] == value.shape[-1]:
-        return _by_kernel(query, key, value, cu_seq_lens_q, max_length_q, scaling), None
-    starts = cu_seq_lens_q.tolist()
-    parts = [
-        scaled_dot_product_attention(query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], **options)
-        for start, end in pairwise(starts)
-    ]
-    return torch.cat([part.transpose(1, 2) for part in parts], dim=1), None
+    if dropout == 0 and why_no_kernel(query.device, query.dtype, query.shape[-1], value.shape[-1]) is None:
+        return _by_kernel(query, key, value, cu_seq_lens_q, max(document_lengths), scaling), None
+    by_document = zip(*(x.split(document_lengths, dim=2) for x in (query, key, value)), strict=True)
+    parts = [scaled_dot_product_attention(*document, **options).transpose(1, 2) for document in by_document]
+    return torch.cat(parts, dim=1), None
 
 
-def _has_kernel(query: torch.Tensor, dropout: float) -> bool:
-    """Whether torch's variable-length flash attention can take all documents in one call."""
-    return (
-        query.is_cuda
-        and query.dtype in (torch.bfloat16, torch.float16)
-        and query.shape[-1] <= 256
-        and dropout == 0
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
-    )
+@cache
+def why_no_kernel(device: torch.device, dtype: torch.dtype, head_size: int, value_size: int) -> str | None:
+    """Why torch's variable-length flash attention cannot take all documents in one call; None if it can.
+
+    The limits are those of torch's ``mha_varlen_fwd`` and, for the backward, of its ``sdp_utils.cpp``.
+    """
+    if device.type != "cuda":
+        return "on a CPU"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return "in fp32"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return "before Ampere"
+    if head_size != value_size:
+        return f"values of size {value_size}, not {head_size}"
+    if head_size % 8 or head_size > 256:
+        return f"head size {head_size} is not a multiple of 8 up to 256"
+    if 192 < head_size <= 224 and ((8, 6) <= capability <= (8, 9) or capability >= (12, 0)):
+        return f"head size {head_size} has no backward on this GPU"
+    return None
 
 
 def _by_kernel(
@@ -110,6 +120,13 @@ def describe_attention(config: PretrainedConfig, device: torch.device, dtype: to
     chosen = config._attn_implementation
     if chosen != PACKED:
         return f"attention {chosen}"
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    query = torch.empty(1, 1, 1, head_size, dtype=dtype, device=device)
-    return "attention by document, torch's " + ("varlen kernel" if _has_kernel(query, 0.0) else "scaled dot product")
+    if problem := why_no_kernel(device, dtype, *_head_sizes(config)):
+        return f"attention by document, torch's scaled dot product ({problem})"
+    return "attention by document, torch's varlen kernel"
+
+
+def _head_sizes(config: PretrainedConfig) -> tuple[int, int]:
+    """The size of a head's queries and keys, and that of its values, which differ in DeepSeek's latent attention."""
+    usual = size_of(config, "head_dim") or config.hidden_size // config.num_attention_heads
+    of_keys = size_of(config, "qk_nope_head_dim") + size_of(config, "qk_rope_head_dim") or usual
+    return of_keys, size_of(config, "v_head_dim") or usual

@@ -21,42 +21,44 @@ class DocumentRows:
         input_ids: (rows, T) int64.
         position_ids: (rows, T) int64, restarting at each document.
         cu_seq_lens: (documents + 1,) int32, where documents begin when laid end to end, and the end of all.
-        max_length: tokens of the longest document.
+        lengths: tokens of each document, on the host: a GPU is never asked for them.
         places: (tokens,) int64, where each token of the documents is in the rows laid end to end; None: in order.
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     cu_seq_lens: torch.Tensor
-    max_length: int
+    lengths: tuple[int, ...]
     places: torch.Tensor | None = None
 
     @classmethod
     def end_to_end(cls, documents: Sequence[np.ndarray]) -> "DocumentRows":
         """One row that holds the tokens of all documents."""
-        lengths = [len(tokens) for tokens in documents]
+        lengths = tuple(len(tokens) for tokens in documents)
         return cls(
             input_ids=torch.from_numpy(np.concatenate(documents))[None],
             position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
             cu_seq_lens=torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32),
-            max_length=max(lengths),
+            lengths=lengths,
         )
 
     @property
-    def num_documents(self) -> int:
-        return len(self.cu_seq_lens) - 1
+    def max_length(self) -> int:
+        """Tokens of the longest document."""
+        return max(self.lengths)
 
     def one_in_each(self) -> "DocumentRows":
         """The same documents, each in a row of its own and padded at its end, where no token of a causal LM looks."""
-        if self.num_documents == self.input_ids.shape[0]:
+        num_documents = len(self.lengths)
+        if num_documents == self.input_ids.shape[0]:
             return self
-        shape, num_tokens = (self.num_documents, self.max_length), self.input_ids.numel()
-        numbers = torch.arange(self.num_documents, device=self.input_ids.device)
+        shape, num_tokens = (num_documents, self.max_length), self.input_ids.numel()
+        numbers = torch.arange(num_documents, device=self.input_ids.device)
         document = numbers.repeat_interleave(self.cu_seq_lens.diff(), output_size=num_tokens)
         places = document * self.max_length + self.position_ids.flatten()
         padded = self.input_ids.new_zeros(shape).view(-1).index_copy(0, places, self.input_ids.flatten())
         positions = torch.arange(self.max_length, device=self.input_ids.device).expand(shape)
-        return DocumentRows(padded.view(shape), positions, self.cu_seq_lens, self.max_length, places)
+        return DocumentRows(padded.view(shape), positions, self.cu_seq_lens, self.lengths, places)
 
     def in_order(self, logits: torch.Tensor) -> torch.Tensor:
         """(rows, T, vocabulary) logits → (tokens, vocabulary) of the documents laid end to end, without the padding."""
@@ -88,7 +90,7 @@ class RowReader:
         if "position_ids" in self._accepted:
             inputs["position_ids"] = rows.position_ids
         if self._causal_lm.config._attn_implementation == PACKED:
-            inputs |= {"cu_seq_lens_q": rows.cu_seq_lens, "max_length_q": rows.max_length}
+            inputs |= {"cu_seq_lens_q": rows.cu_seq_lens, "document_lengths": rows.lengths}
         is_one_row = rows.places is None and len(rows.input_ids) == 1
         if wanted is not None and is_one_row and "logits_to_keep" in self._accepted:
             return self._causal_lm(**inputs, logits_to_keep=wanted).logits.flatten(0, 1)

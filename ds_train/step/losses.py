@@ -33,7 +33,7 @@ class PackedLM(nn.Module):
 
     def rows(self, batch: MicroBatch) -> DocumentRows:
         """The batch's documents in the rows that the model reads."""
-        rows = DocumentRows(batch.input_ids, batch.position_ids, batch.cu_seq_lens, batch.max_length)
+        rows = DocumentRows(batch.input_ids, batch.position_ids, batch.cu_seq_lens, batch.lengths)
         return rows.one_in_each() if self.one_document_a_row else rows
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

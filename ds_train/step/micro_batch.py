@@ -31,7 +31,7 @@ class MicroBatch:
         document_example: (D,) int64 sample of the rank's batch each scored document belongs to.
         document_is_first: (D,) bool, whether it holds the example's first answer.
         cu_seq_lens: (documents + 1,) int32, where each document begins in the concatenated rows, and the end of all.
-        max_length: inputs of the longest document.
+        lengths: inputs of each document, on the host wherever the tensors are.
     """
 
     input_ids: torch.Tensor
@@ -45,12 +45,7 @@ class MicroBatch:
     document_example: torch.Tensor
     document_is_first: torch.Tensor
     cu_seq_lens: torch.Tensor
-    max_length: int
-
-    @property
-    def lengths(self) -> list[int]:
-        """Inputs of each document."""
-        return self.cu_seq_lens.diff().tolist()
+    lengths: tuple[int, ...]
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "MicroBatch":
         changed: dict[str, Any] = {name: change(tensor) for name, tensor in self.tensors().items()}
@@ -109,7 +104,7 @@ def pack(samples: Sequence[Sequence[Document]], first_example: int = 0) -> Micro
         document_example=_tensor(examples[scored].astype(np.int64)),
         document_is_first=_tensor(np.array([documents[n].is_first_answer for n in scored], bool)),
         cu_seq_lens=_tensor(np.append(0, ends).astype(np.int32)),
-        max_length=int(lengths.max()),
+        lengths=tuple(lengths.tolist()),
     )
 
 

@@ -71,5 +71,5 @@ def encoded(prompt: list[int], answers: list[list[int]]) -> EncodedExample:
 
 def assert_same_micro_batch(batch: MicroBatch, other: MicroBatch) -> None:
     ours, theirs = batch.tensors(), other.tensors()
-    assert ours.keys() == theirs.keys() and batch.max_length == other.max_length
+    assert ours.keys() == theirs.keys() and batch.lengths == other.lengths
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())

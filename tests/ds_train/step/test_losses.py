@@ -137,7 +137,7 @@ def test_documents_are_isolated_by_where_they_begin(architecture, attention):
     model, samples = tiny_model(architecture, attention), mixed_samples()
     batch = pack(samples)
     length = batch.input_ids.shape[1]
-    one = {"cu_seq_lens": torch.tensor([0, length], dtype=torch.int32), "max_length": length}
+    one = {"cu_seq_lens": torch.tensor([0, length], dtype=torch.int32), "lengths": (length,)}
     leaking = replace(batch, **(one if attention == "packed" else {"position_ids": torch.arange(length)[None]}))
     assert (packed_logits(model, leaking) - packed_logits(model, batch)).abs().max() > 0.1
 
