@@ -3,13 +3,13 @@
 DeepSpeed ignores unknown top-level keys, and reports other mistakes only while it builds the engine.
 """
 
-import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 from data_tools.base.command_line import did_you_mean
 from data_tools.base.errors import Problems, is_number
 from data_tools.base.kinds import complaint, is_of_kind
+from ds_train.config.optimizers import check_optimizer
 
 # Top-level keys that mean something here.
 KNOWN_KEYS = frozenset(
@@ -32,7 +32,6 @@ _LOSSY = """bf16.bf16_master_weights_and_grads bf16.bf16_optimizer_states fp16.f
     zero_optimization.zero_quantized_gradients""".split()
 _BLOCKS = """optimizer optimizer.params scheduler scheduler.params bf16 fp16 data_types zero_optimization aio checkpoint
     comms_logger flops_profiler tensorboard wandb csv_monitor comet""".split()
-_OF_DEEPSPEEDS_ADAM = ("torch_adam", "adam_w_mode", "bias_correction", "fp32_optimizer_states")
 _SWITCH, _NOT_NEGATIVE = "true or false", "number in [0, 1e9]"
 _KINDS = {
     "gradient_clipping": _NOT_NEGATIVE,
@@ -41,12 +40,9 @@ _KINDS = {
     "checkpoint.tag_validation": "Ignore | Warn | Fail",
     "data_types.param_dtype": "fp32 | bf16 | fp16",
     "data_types.buffer_dtype": "fp32 | bf16 | fp16",
-    "optimizer.params.weight_decay": _NOT_NEGATIVE,
-    "optimizer.params.eps": _NOT_NEGATIVE,
-    "optimizer.params.maximize": "false",
 } | dict.fromkeys(
-    """zero_allow_untested_optimizer zero_force_ds_cpu_optimizer wall_clock_breakdown memory_breakdown dump_state
-    optimizer.legacy_fusion""".split(),
+    """zero_allow_untested_optimizer zero_force_ds_cpu_optimizer wall_clock_breakdown memory_breakdown
+    dump_state""".split(),
     _SWITCH,
 )
 
@@ -78,7 +74,7 @@ def check_blocks(config: dict[str, Any], problems: Problems) -> None:
             _check_block(key, config[key], model, problems)
     for key, defaults in _block_defaults().items():
         _check_like(key, config.get(key, {}), defaults, problems)
-    _check_optimizer(config.get("optimizer", {}), problems)
+    check_optimizer(config, problems)
     for name, kind in _KINDS.items():
         block, key = _place(config, name)
         if key in block and not is_of_kind(block[key], kind):
@@ -223,46 +219,3 @@ def _check_read_as_given(where: str, block: dict[str, Any], read: Any, problems:
             problems.add(complaint(f"{where}.{key}", value, "number"))
         elif value == "auto" and taken != value:
             problems.add(f"{where}.{key} is 'auto', which nothing resolves here; leave it out or set a value.")
-
-
-def _check_optimizer(optimizer: dict[str, Any], problems: Problems) -> None:
-    _check_names("optimizer", optimizer, ("type", "params", "legacy_fusion"), problems)
-    kind, params = optimizer.get("type"), optimizer.get("params", {})
-    if kind is None:
-        problems.add('optimizer.type is missing; set it, e.g. {"type": "AdamW", "params": {"lr": 5e-4}}.')
-        return
-    known, params_of_kind = _optimizers()
-    if not isinstance(kind, str) or (kind not in known and kind.lower() not in known):
-        hint = did_you_mean(str(kind), known, "; use AdamW, or another of DeepSpeed or torch.optim.", cutoff=0.5)
-        problems.add(f"optimizer.type is {kind!r}, which DeepSpeed does not know{hint}")
-        return
-    allowed = params_of_kind(kind)
-    if allowed is not None:
-        _check_names("optimizer.params", params, allowed, problems)
-        for key in sorted(set(params) & set(allowed)):
-            is_switch = allowed[key] is None or isinstance(allowed[key], bool)
-            if is_switch and not isinstance(params[key], bool):
-                problems.add(complaint(f"optimizer.params.{key}", params[key], _SWITCH))
-    betas = params.get("betas", [0.9, 0.999])
-    if not isinstance(betas, list) or [is_of_kind(beta, "number in [0, 1)") for beta in betas] != [True, True]:
-        problems.add(f"optimizer.params.betas is {betas!r}, expected two numbers in [0, 1).")
-    if kind.lower() == "adamw" and params.get("adam_w_mode") is False:
-        problems.add("optimizer.params.adam_w_mode is false, which AdamW does not read; give the type Adam instead.")
-
-
-def _optimizers() -> tuple[set[str], Callable[[str], dict[str, Any] | None]]:
-    """Names that DeepSpeed resolves, and the parameters of each with their defaults (None: only its own code knows)."""
-    import torch
-    from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
-
-    def params_of(kind: str) -> dict[str, Any] | None:
-        is_adam = kind.lower() in ("adam", "adamw")
-        if kind.lower() in DEEPSPEED_OPTIMIZERS and not is_adam:
-            return None
-        signature = inspect.signature(torch.optim.AdamW if is_adam else getattr(torch.optim, kind))
-        of_torch = {name: parameter.default for name, parameter in signature.parameters.items() if name != "params"}
-        return of_torch | dict.fromkeys(_OF_DEEPSPEEDS_ADAM if is_adam else (), True)
-
-    classes = inspect.getmembers(torch.optim, lambda entry: inspect.isclass(entry))
-    of_torch = {name for name, entry in classes if issubclass(entry, torch.optim.Optimizer)} - {"Optimizer"}
-    return of_torch | set(DEEPSPEED_OPTIMIZERS), params_of

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from data_tools.base.errors import UserError
 from data_tools.base.files import exclusive
 from ds_train.checkpoints.full_state import fresh_engine
 from ds_train.checkpoints.manifest import choose_checkpoint, set_aside
@@ -23,6 +24,7 @@ from ds_train.checkpoints.state import InitialWeights, TrainState
 from ds_train.checkpoints.weights import Weights, model_with_weights, record_of
 from ds_train.config.deepspeed_json import default_json
 from ds_train.config.flags import compared_values, former_values
+from ds_train.config.optimizers import needs_gpu
 from ds_train.config.trainer_flags import GROUPS
 from ds_train.model.causal_lm import build_model, hub_id, load_model, save_description
 from ds_train.model.footprint import model_shape, training_flops
@@ -85,6 +87,8 @@ def launch(prepared: CheckedRun) -> ExitCode:
         return ExitCode.FINISHED
     for line in inputs.engine.overrides:
         logger.info(line)
+    if device_of(world).type == "cpu" and (problem := needs_gpu(inputs.engine.deepspeed)):
+        raise UserError(problem)
     if is_emulated(inputs.engine.precision, device_of(world)):
         logger.warning(
             "this CPU has no %s arithmetic and emulates it: a step may take minutes. Train in fp32: --mixed_precision "

@@ -48,6 +48,9 @@ def build_engine(model: PackedLM, config: dict[str, Any]) -> Engine:
         ) from error
     if is_plain(engine):
         engine.optimizer.register_step_pre_hook(_drop_nonfinite_gradients)
+    # Taken before a checkpoint is loaded, which brings the rates of the step that it was saved after.
+    lr = config["optimizer"]["params"]["lr"]
+    engine.rate_factors = [group["lr"] / lr for group in engine.optimizer.param_groups]
     return engine
 
 
@@ -66,9 +69,12 @@ def _parameter_groups(model: PackedLM) -> list[dict[str, Any]]:
 
 
 def set_learning_rate(engine: Engine, lr: float) -> None:
-    """Set the learning rate of the next step. No scheduler keeps state, so the rate depends on the step only."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+    """Set the learning rate of the next step. No scheduler keeps state, so the rate depends on the step only.
+
+    A group with a rate of its own (of Muon) keeps its proportion to the JSON's ``optimizer.params.lr``.
+    """
+    for group, factor in zip(engine.optimizer.param_groups, engine.rate_factors, strict=True):
+        group["lr"] = lr * factor
 
 
 @dataclass(frozen=True)
