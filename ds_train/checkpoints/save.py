@@ -21,7 +21,6 @@ from ds_train.checkpoints.rank_rng import restore_rng, rng_state
 from ds_train.checkpoints.retention import Retention
 from ds_train.checkpoints.state import STATE_FILE, TrainState, mapped_file
 from ds_train.ranks.collectives import gather_objects, on_main
-from ds_train.ranks.watchdog import NEVER
 from ds_train.ranks.world import World
 from ds_train.step.engine import Engine
 
@@ -120,8 +119,8 @@ class Checkpoints:
         self._asked_step = self.last_saved_step
         self._lacked_room = False  # at the last save; known on rank 0
         self._group = None
-        if self.world.size > 1:  # its ranks wait for the slowest writer, and the watchdog for them
-            self._group = dist.new_group(backend="gloo", timeout=NEVER)
+        if self.world.size > 1:
+            self._group = dist.new_group(backend="gloo")
 
     def save(self, engine: Engine, state: TrainState, milestones: Sequence[str] = ()) -> None:
         """Begin a checkpoint of this step, after waiting for one that is still being written. Collective.

@@ -55,7 +55,7 @@ class RunFlags:
         None, "number of nodes that this launch must have; any other is an error", "speed", within="[1, 1e6]"
     )
     hang_timeout_s: float = flag(
-        600.0, "seconds without progress on a rank after which the job ends, exit code 87", "speed", within="(0, 1e7]"
+        600.0, "seconds without progress after which the job ends, exit code 87", "speed", within="(0, 1e7]"
     )
     strict_layout: bool = flag(False, "refuse to resume in another layout (ranks, ZeRO stage, micro batch)", "speed")
     accept_change: list[str] | None = flag(

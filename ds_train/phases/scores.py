@@ -2,10 +2,13 @@
 
 import argparse
 import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +25,20 @@ from ds_train.checkpoints.manifest import defect_of, step_directories
 from ds_train.checkpoints.weights import Weights, find_weights, model_with_weights, saved_seq_len
 from ds_train.model.causal_lm import cast_parameters, load_model_config, prepare_config
 from ds_train.model.isolation import settle_rows
-from ds_train.phases.evaluation import HeldOut, HeldOutResult, evaluate_c4, evaluate_heldout, heldout_examples
+from ds_train.phases.evaluation import (
+    BeforeBatch,
+    HeldOut,
+    HeldOutResult,
+    evaluate_c4,
+    evaluate_heldout,
+    heldout_examples,
+)
 from ds_train.phases.harness import Harness
 from ds_train.phases.score_table import ScoreTable
-from ds_train.ranks.collectives import check_num_nodes, device_of, init_distributed, is_emulated, on_main
+from ds_train.ranks.collectives import check_num_nodes, device_of, is_emulated, on_main
 from ds_train.ranks.entry import set_up_logging
+from ds_train.ranks.judge import Patience
+from ds_train.ranks.watchdog import Watchdog, supervision
 from ds_train.ranks.world import World, check_num_ranks, world_from_env
 from ds_train.step.losses import PackedLM
 from ds_train.step.probe import check_isolation
@@ -35,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _DEFAULT_SEQ_LEN = 2048
+_PATIENCE = Patience(stalled_s=1800.0, long_s=math.inf)  # with a batch; the tasks of the harness report no progress
 
 
 def score(args: argparse.Namespace) -> int:
@@ -57,23 +70,24 @@ def score(args: argparse.Namespace) -> int:
     if is_emulated(args.dtype, device_of(world)):
         logger.warning("this CPU has no %s arithmetic and emulates it, which is slow; use --dtype fp32", args.dtype)
     inputs = _inputs(args, splits, pending[0]) if pending else None  # mistakes are found before ranks meet
-    init_distributed(world)
-    check_num_nodes(world, args.num_nodes)
+    with supervision(world, _PATIENCE) as watchdog:
+        check_num_nodes(world, args.num_nodes)
 
-    # Load and evaluate one after another those that rank 0 has found: a run that still trains saves and deletes.
-    pending = on_main(world, lambda: pending)
-    for weights in pending:
-        if args.all_checkpoints and (defect := on_main(world, partial(defect_of, weights.path))):
-            logger.warning("skipping %s: %s", weights.path, defect)
-            continue
-        inputs = _inputs(args, splits, weights, inputs)
-        report = _report(args, splits, weights, inputs, harness, world)
-        if world.is_main:
-            print(as_table(report))
-            if args.output:
-                write_json(args.output, report)
-            if table:
-                table.add(weights, report)
+        # Load and evaluate one after another those that rank 0 has found: a run that still trains saves and deletes.
+        pending = on_main(world, lambda: pending)
+        for weights in pending:
+            watchdog.progress(f"loading {weights.path}", is_long=True)
+            if args.all_checkpoints and (defect := on_main(world, partial(defect_of, weights.path))):
+                logger.warning("skipping %s: %s", weights.path, defect)
+                continue
+            inputs = _inputs(args, splits, weights, inputs)
+            report = _report(args, splits, weights, inputs, harness, world, watchdog)
+            if world.is_main:
+                print(as_table(report))
+                if args.output:
+                    write_json(args.output, report)
+                if table:
+                    table.add(weights, report)
     return 0
 
 
@@ -124,19 +138,25 @@ def _inputs(args: argparse.Namespace, splits: Splits, weights: Weights, before: 
 
 
 def _report(
-    args: argparse.Namespace, splits: Splits, weights: Weights, inputs: _Inputs, harness: Harness | None, world: World
+    args: argparse.Namespace,
+    splits: Splits,
+    weights: Weights,
+    inputs: _Inputs,
+    harness: Harness | None,
+    world: World,
+    watchdog: Watchdog,
 ) -> dict[str, Any]:
     """Evaluate one checkpoint, in the form that ``--output`` writes."""
     heldout, dtype = inputs.heldout, _DTYPES[args.dtype]
     model = _load(weights, world, inputs.seq_len, inputs.tokenizer.vocab_size, dtype)
     check_isolation(model, model, device_of(world))
     logger.info("evaluating %s on %s of %s", weights.path, pluralize(len(heldout.samples), "example"), args.split)
-    c4_loss, how = None, (args.micro_batch, world)
-    with _bar(args.split, len(heldout.samples), *how) as bar:
-        result = evaluate_heldout(model, heldout, micro_batch=args.micro_batch, world=world, before_batch=bar.update)
+    c4_loss, how = None, {"micro_batch": args.micro_batch, "world": world}
+    with _progress(args.split, len(heldout.samples), watchdog, **how) as before_batch:
+        result = evaluate_heldout(model, heldout, before_batch=before_batch, **how)
     if blocks := inputs.blocks:
-        with _bar("C4", blocks.num_validation_blocks, *how) as bar:
-            c4_loss = evaluate_c4(model, blocks, micro_batch=args.micro_batch, world=world, before_batch=bar.update)
+        with _progress("C4", blocks.num_validation_blocks, watchdog, **how) as before_batch:
+            c4_loss = evaluate_c4(model, blocks, before_batch=before_batch, **how)
     report = {
         "checkpoint": str(weights.path),
         "data_dir": str(splits.directory),
@@ -147,6 +167,7 @@ def _report(
     }
     if harness:
         del model
+        watchdog.progress("tasks of the harness", is_long=True)
         report["tasks"] = harness.scores(
             weights, inputs.tokenizer, seq_len=inputs.seq_len, dtype=dtype, device=device_of(world),
             batch_size=args.micro_batch,
@@ -168,10 +189,19 @@ def _pack(args: argparse.Namespace, tokenizer_fingerprint: str) -> PackedBlocks 
     return blocks
 
 
-def _bar(name: str, num_samples: int, micro_batch: int, world: World) -> "tqdm[NoReturn]":
-    """Rank 0's progress bar over the batches of all ranks; hidden where the output is a file."""
+@contextmanager
+def _progress(
+    name: str, num_samples: int, watchdog: Watchdog, *, micro_batch: int, world: World
+) -> Iterator[BeforeBatch]:
+    """Report each batch to the watchdog, and on rank 0's progress bar, which is hidden where the output is a file."""
     total = -(-num_samples // (micro_batch * world.size))
-    return tqdm(desc=name, total=total, unit="batch", disable=None if world.is_main else True, leave=False)
+    with tqdm(desc=name, total=total, unit="batch", disable=None if world.is_main else True, leave=False) as bar:
+
+        def before_batch() -> None:
+            watchdog.progress(f"evaluation on {name}")
+            bar.update()
+
+        yield before_batch
 
 
 def _load(weights: Weights, world: World, seq_len: int, vocab_size: int, dtype: torch.dtype) -> PackedLM:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from data_tools.base.errors import UserError, user_message
 from data_tools.base.processes import num_cores
@@ -16,6 +17,12 @@ from ds_train.ranks.meeting import meet
 from ds_train.ranks.world import World, rendezvous
 
 T = TypeVar("T")
+
+NEVER = timedelta(days=365)
+_MEETING_S = 3600.0  # for ranks that start late, or read their inputs slowly
+# Torch's own watchdog of NCCL would end a process without naming the rank that is gone: right after an error of a
+# connection, and where CUDA is silent for 8 minutes.
+_NCCL_LEAVES_IT_TO_OURS = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
 
 
 def device_of(world: World) -> torch.device:
@@ -46,29 +53,45 @@ def take_device(world: World) -> torch.device:
     return device
 
 
-def init_distributed(world: World, timeout_s: float = 1800.0) -> None:
-    """Join the process group (NCCL on GPUs, gloo on CPU) and give each CPU rank its share of the cores.
+def init_distributed(world: World) -> None:
+    """Meet the other ranks and join them in a process group, without a watchdog. Collective."""
+    store = meet_all(world)
+    join_process_group(world)
+    del store  # torch has its own now, on the same port
 
-    Args:
-        timeout_s: longest wait for the other ranks to arrive. Also of every collective, until `Watchdog` replaces it.
+
+def meet_all(world: World) -> dist.Store:
+    """Wait for the other ranks; returns the store where they met. Collective.
 
     Raises:
         UserError: the ranks cannot meet at their port.
     """
-    import deepspeed
-
     address, port = rendezvous(world) or ("127.0.0.1", _free_port())
-    store = meet(world, address, port, timeout_s)
+    store = meet(world, address, port, _MEETING_S)
     for name, value in (
         ("RANK", world.rank), ("LOCAL_RANK", device_of(world).index or 0), ("WORLD_SIZE", world.size),
         ("MASTER_ADDR", address), ("MASTER_PORT", port),
     ):  # fmt: skip
         os.environ[name] = str(value)
-    if take_device(world).type == "cpu":
+    return store
+
+
+def join_process_group(world: World) -> None:
+    """Make the ranks that have met a process group: NCCL on GPUs, gloo on CPU, which gets its share of the cores.
+
+    No collective ever times out: the clock of a time-out also counts time in which the process slept. A watchdog ends
+    a wait that is too long.
+    """
+    import deepspeed
+
+    # For the groups that DeepSpeed makes: torch's defaults are 10 minutes under NCCL, 30 under gloo.
+    distributed_c10d.default_pg_timeout = distributed_c10d.default_pg_nccl_timeout = NEVER
+    if take_device(world).type == "cuda":
+        os.environ.update(_NCCL_LEAVES_IT_TO_OURS | os.environ)
+    else:
         # DeepSpeed's shared-memory collectives serve CPU inference only, and compiling them takes a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout_s))
-    del store  # torch has its own now, on the same port
+    deepspeed.init_distributed(verbose=False, timeout=NEVER)
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         ranks_here = gather_objects(socket.gethostname()).count(socket.gethostname())
         torch.set_num_threads(max(1, num_cores() // ranks_here))

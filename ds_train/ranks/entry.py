@@ -32,12 +32,11 @@ def _is_main() -> bool:
         return True
 
 
-def _leave_together() -> None:
-    """Wait for all ranks before exit, if there is a process group."""
+def _leave_process_group() -> None:
+    """Leave the process group, if there is one. All ranks have finished, but a launcher signals the slower ones."""
     dist = sys.modules.get("torch.distributed")
     if dist and dist.is_initialized():
-        ignore_signals()  # launchers signal the others as soon as one rank exits with a code other than 0
-        dist.barrier()
+        ignore_signals()
         dist.destroy_process_group()
 
 
@@ -49,7 +48,7 @@ def run_entry(main: Callable[[], int]) -> None:
     """
     try:
         code = main()
-        _leave_together()
+        _leave_process_group()
     except Exception as error:
         message = user_message(error)
         if type(error).__name__ == "OutOfMemoryError":  # torch's

@@ -29,9 +29,10 @@ from ds_train.config.trainer_flags import GROUPS
 from ds_train.model.causal_lm import build_model, hub_id, load_model, save_description
 from ds_train.model.footprint import model_shape, training_flops
 from ds_train.model.parts import without_decay
-from ds_train.ranks.collectives import check_num_nodes, device_of, init_distributed, is_emulated, on_main, take_device
+from ds_train.ranks.collectives import check_num_nodes, device_of, is_emulated, on_main, take_device
+from ds_train.ranks.judge import Patience
 from ds_train.ranks.signals import ExitCode, StopRequests, StopTraining
-from ds_train.ranks.watchdog import LONG_S, Watchdog, exit_rank_lost, supervision
+from ds_train.ranks.watchdog import RankLostError, Watchdog, supervision
 from ds_train.run.branch import branched
 from ds_train.run.fingerprints import common_fingerprints, versions
 from ds_train.run.inputs import DEFAULT_MODEL, CommonInputs
@@ -101,37 +102,37 @@ def launch(prepared: CheckedRun) -> ExitCode:
         torch.use_deterministic_algorithms(True)
 
     # Fork the workers before any thread exists. Then join the process group, and set up all that can stop the run.
-    with ExitStack() as stack:
-        stream = stack.enter_context(Stream(prepared.num_workers, take_device(world)))
-        # The time-out exceeds the watchdog's, which ends the job with a better explanation.
-        init_distributed(world, timeout_s=2 * max(LONG_S, flags.hang_timeout_s))
-        check_num_nodes(world, flags.num_nodes)
-        stop = StopRequests(inputs.run_directory, world.is_main, device_of(world), flags.max_hours)
-        watchdog = stack.enter_context(supervision(world, flags.hang_timeout_s))
-        on_main(world, lambda: stack.enter_context(_run_lock(inputs.run_directory)))
+    run, code = None, ExitCode.ERROR
+    try:
+        with ExitStack() as stack:
+            stream = stack.enter_context(Stream(prepared.num_workers, take_device(world)))
+            watchdog = stack.enter_context(supervision(world, Patience(stalled_s=flags.hang_timeout_s)))
+            check_num_nodes(world, flags.num_nodes)
+            stop = StopRequests(inputs.run_directory, world.is_main, device_of(world), flags.max_hours)
+            on_main(world, lambda: stack.enter_context(_run_lock(inputs.run_directory)))
 
-        # Build and train. A request to stop can arrive during either.
-        run, code = None, ExitCode.ERROR
-        try:
-            run = _build_run(inputs, prepared.make_setup(), settings, stream, stop, watchdog)
-            train(run)
-            code = ExitCode.FINISHED
-        except StopTraining as stopped:
-            stop.consume()
-            step = run.state.step if run else 0
-            where = f"after step {step:,}, which is saved" if step else "before training began"
-            logger.warning(
-                "stopped %s: %s. Exit code %d; %s continues", where, stopped, stopped.exit_code, stopped.repeat
-            )
-            code = stopped.exit_code
-        except RuntimeError:
-            if lost := stream.lost_worker():
-                exit_rank_lost(world, lost)
-            raise
-        finally:
-            if run and world.is_main:
-                record_exit(inputs.run_directory, run.state.step, code)
-        return code
+            # Build and train. A request to stop can arrive during either.
+            try:
+                run = _build_run(inputs, prepared.make_setup(), settings, stream, stop, watchdog)
+                train(run)
+                code = ExitCode.FINISHED
+            except StopTraining as stopped:
+                stop.consume()
+                _report_stop(stopped, run.state.step if run else 0)
+                code = stopped.exit_code
+            except RuntimeError as error:
+                if lost := stream.lost_worker():
+                    raise RankLostError(lost) from error
+                raise
+    finally:  # only now it is known that this rank ends by itself, and not with one that is gone
+        if run and world.is_main:
+            record_exit(inputs.run_directory, run.state.step, code)
+    return code
+
+
+def _report_stop(stopped: StopTraining, step: int) -> None:
+    where = f"after step {step:,}, which is saved" if step else "before training began"
+    logger.warning("stopped %s: %s. Exit code %d; %s continues", where, stopped, stopped.exit_code, stopped.repeat)
 
 
 def _build_run(

@@ -1,9 +1,13 @@
-"""One rank of a job without a model, under the watchdog: sums over ranks until step 6, where one rank fails.
+"""One rank of a job without a model, under the watchdog: sums over ranks, until one rank fails at step 6.
 
-    python tests/system/watched_rank.py FAULT RANK TIMEOUT_S          with the launcher's variables in the environment
+    python tests/system/watched_rank.py FAULT RANK BACKEND          with the launcher's variables in the environment
 
-FAULT: killed, frozen, stuck, error (an exception), refused (a UserError), slow (but long work was announced), paused
-(all ranks, for longer than all time-outs; they wake one after the other), none.
+FAULT: killed, frozen, stuck, error (an exception), refused (a UserError), slow (but long work was announced), reading
+(the same, and it takes longer than the limit), paused (all ranks, for longer than all limits; they wake one after the
+other), none.
+
+BACKEND: gloo, or "asynchronous" with collectives like NCCL's: they return at once, and a result is awaited where it is
+read, forever if a rank is gone.
 """
 
 import os
@@ -11,40 +15,61 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import timedelta
+from pathlib import Path
 
 import torch
-from torch.distributed.distributed_c10d import _set_pg_timeout
+import torch.distributed as dist
 
 from data_tools.base.errors import UserError
-from ds_train.ranks.collectives import gather_objects, init_distributed, sum_over_ranks
+from ds_train.ranks.collectives import gather_objects, sum_over_ranks
 from ds_train.ranks.entry import run_entry
+from ds_train.ranks.judge import Patience
 from ds_train.ranks.signals import install_handlers
 from ds_train.ranks.watchdog import supervision
 from ds_train.ranks.world import world_from_env
 
-FAULT_STEP, STEPS = 6, 8
+FAULT_STEP, STEPS = 6, 12
+READ_EVERY = 4  # steps: until then an asynchronous rank runs ahead of the others
+# Less than users have, so that a test takes seconds.
+PATIENCE = Patience(stalled_s=6, long_s=12, silent_s=4, suspect_s=2, pause_s=1, grace_s=4, beat_s=0.2)
 
 
 def main() -> int:
-    fault, broken, seconds = (argument for argument in sys.argv[1:] if not argument.startswith("--"))
-    rank, timeout_s = int(broken), float(seconds)
+    fault, broken, backend = (argument for argument in sys.argv[1:] if not argument.startswith("--"))
     install_handlers()
     world = world_from_env()
-    init_distributed(world)
-    pids = gather_objects(os.getpid())
-    if fault == "paused":
-        _set_pg_timeout(timedelta(seconds=timeout_s))
-    with supervision(world, timeout_s) as watchdog:
+    with supervision(world, PATIENCE) as watchdog:
+        pids = gather_objects(os.getpid())
+        launched: list[dist.Work] = []
         for step in range(STEPS):
-            watchdog.progress(f"step {step}", is_long=fault == "slow" and step == FAULT_STEP)
-            if world.rank == rank and step == FAULT_STEP:
-                break_down(fault, pids, timeout_s)
-            sum_over_ranks(torch.ones(1))
+            watchdog.progress(f"step {step}", is_long=fault in ("slow", "reading") and step == FAULT_STEP)
+            if world.rank == int(broken) and step == FAULT_STEP:
+                break_down(fault, pids)
+            if backend == "gloo":
+                sum_over_ranks(torch.ones(1))
+                continue
+            launched.append(dist.all_reduce(torch.ones(1), async_op=True))
+            if step % READ_EVERY == READ_EVERY - 1:
+                read(launched)
     return 0
 
 
-def break_down(fault: str, pids: list[int], timeout_s: float) -> None:
+def read(launched: list[dist.Work]) -> None:
+    """Wait for the results of collectives as the host waits for a device, which reports no failure of NCCL's."""
+    while not all(is_summed(work) for work in launched):
+        time.sleep(0.01)
+    launched.clear()
+
+
+def is_summed(work: dist.Work) -> bool:
+    future = work.get_future()
+    try:
+        return future.done() and bool(future.value())
+    except RuntimeError:  # gloo noticed that a rank is gone
+        return False
+
+
+def break_down(fault: str, pids: list[int]) -> None:
     if fault == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     elif fault == "frozen":
@@ -52,15 +77,27 @@ def break_down(fault: str, pids: list[int], timeout_s: float) -> None:
     elif fault == "stuck":
         time.sleep(10_000)
     elif fault == "slow":
-        time.sleep(1.5 * timeout_s)
+        time.sleep(1.5 * PATIENCE.stalled_s)
+    elif fault == "reading":
+        read_for(1.5 * PATIENCE.long_s)
     elif fault == "paused":
         first, *others = map(str, reversed(pids))
-        pause = f"kill -STOP {first} {' '.join(others)}; sleep {2 * timeout_s}; kill -CONT {first}"
-        subprocess.run(["sh", "-c", f"{pause}; sleep {timeout_s / 2}; kill -CONT {' '.join(others)}"], check=True)
+        pause = f"kill -STOP {first} {' '.join(others)}; sleep {1.5 * PATIENCE.stalled_s}; kill -CONT {first}"
+        grace_s = PATIENCE.silent_s + PATIENCE.grace_s
+        subprocess.run(["sh", "-c", f"{pause}; sleep {0.75 * grace_s}; kill -CONT {' '.join(others)}"], check=True)
     elif fault == "error":
         raise KeyError("a mistake of this rank")
     elif fault == "refused":
         raise UserError("this rank's disk is full")
+
+
+def read_for(seconds: float) -> None:
+    """Read as one reads a slow disk."""
+    end = time.monotonic() + seconds
+    with Path("/dev/zero").open("rb", buffering=0) as file:
+        while time.monotonic() < end:
+            file.read(1 << 24)
+            time.sleep(0.1)
 
 
 if __name__ == "__main__":

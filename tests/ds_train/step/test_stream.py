@@ -18,6 +18,7 @@ from data_tools.search.splits import prompt_digest
 from ds_train.config.layout import Layout
 from ds_train.model.causal_lm import load_model_config
 from ds_train.model.footprint import training_flops
+from ds_train.ranks.judge import Patience
 from ds_train.ranks.world import World
 from ds_train.run import assembly
 from ds_train.step.stream import RankBatch, RankBatchBuilder, Stream
@@ -182,11 +183,11 @@ def test_workers_are_forked_before_the_process_group(monkeypatch: pytest.MonkeyP
     """The threads of a process group hold the interpreter's locks at any moment; a worker forked then never starts."""
     found = {}
 
-    def join(world: World, timeout_s: float) -> None:
+    def join(world: World, patience: Patience) -> None:
         found.update(workers=len(multiprocessing.active_children()), group=dist.is_initialized())
         raise UserError("no further")
 
-    monkeypatch.setattr(assembly, "init_distributed", join)
+    monkeypatch.setattr(assembly, "supervision", join)
     engine = SimpleNamespace(overrides=[], precision="fp32")
     flags = SimpleNamespace(deterministic=False, print_config=False, hang_timeout_s=1.0)
     inputs = SimpleNamespace(world=World(0, 0, 1), run_flags=flags, engine=engine, defaults={})

@@ -1,0 +1,44 @@
+"""What this process is doing, as its watchdog publishes it: collectives launched, bytes moved, place in the code."""
+
+import gc
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import _world
+
+
+def collectives_launched() -> int:
+    """How many collectives this process has launched, DeepSpeed's and those of other threads included.
+
+    Ranks launch the same ones, so the rank with the fewest is the one that the others wait for. That holds wherever
+    they wait: under gloo inside the collective, under NCCL when they next read a result from the device.
+    """
+    groups = list(_world.pg_map) if dist.is_initialized() else []
+    return sum(group._get_sequence_number_for_group() for group in groups)  # type: ignore[attr-defined]
+
+
+def main_thread_place() -> str:
+    """File and line of the main thread's innermost frame outside torch."""
+    # CPython before 3.12 deadlocks when its garbage collector runs inside this call (python/cpython issue 106883).
+    was_enabled = gc.isenabled()
+    gc.disable()
+    frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
+    if was_enabled:
+        gc.enable()
+    while frame is not None and "/torch/" in frame.f_code.co_filename:
+        frame = frame.f_back
+    if frame is None:
+        return "an unknown place"
+    return f"{'/'.join(frame.f_code.co_filename.rsplit('/', 2)[-2:])}:{frame.f_lineno}"
+
+
+def bytes_moved() -> int:
+    """Bytes that this process has read and written so far, those of mapped files included; 0 where Linux won't say."""
+    try:
+        counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    except OSError:
+        return 0
+    return sum(int(counters[name]) for name in ("rchar", "wchar", "read_bytes"))

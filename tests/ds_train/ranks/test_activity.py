@@ -1,0 +1,90 @@
+"""What a process does, as others get to see it: collectives, bytes, its place; no look may disturb it."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from ds_train.ranks.activity import bytes_moved, collectives_launched, main_thread_place
+from ds_train.ranks.collectives import gather_objects, sum_over_ranks
+from tests.support.paths import REPOSITORY
+from tests.support.process_group import one_rank
+
+
+def test_collectives_of_all_groups_count_when_they_are_launched() -> None:
+    assert collectives_launched() == 0
+    with one_rank():
+        group = dist.new_group(backend="gloo")
+        before = collectives_launched()
+        sum_over_ranks(torch.ones(1))
+        assert collectives_launched() == before + 1
+        work = dist.all_reduce(torch.ones(1), group=group, async_op=True)
+        assert collectives_launched() == before + 2
+        work.wait()
+        gather_objects("something", group)
+        assert collectives_launched() > before + 2
+
+
+def test_bytes_of_reads_and_writes_count(tmp_path: Path) -> None:
+    before = bytes_moved()
+    (tmp_path / "file").write_bytes(bytes(1 << 20))
+    assert bytes_moved() - before >= 1 << 20
+    (tmp_path / "file").read_bytes()
+    assert bytes_moved() - before >= 2 << 20
+
+
+def test_the_place_is_outside_torch() -> None:
+    """The main thread waits in a file of torch; another one looks."""
+    torchs: dict[str, Callable[..., None]] = {}
+    code = "def wait(waits, looked): waits.release(); looked.acquire()"
+    exec(compile(code, "/anywhere/torch/distributed/waiting.py", "exec"), torchs)
+    waits, looked = threading.Lock(), threading.Lock()
+    waits.acquire()
+    looked.acquire()
+    places = []
+
+    def look() -> None:
+        waits.acquire()
+        places.append(main_thread_place())
+        looked.release()
+
+    threading.Thread(target=look).start()
+    torchs["wait"](waits, looked)
+    assert places[0].startswith("ranks/test_activity.py:")
+
+
+_MANY_THREADS = """
+import gc, itertools, os, threading, time
+from ds_train.ranks.activity import main_thread_place
+
+class Cycle:
+    def __init__(self):
+        self.me = self
+    def __del__(self):
+        time.sleep(0)  # gives up the GIL, as any finalizer may
+
+def look():
+    for threshold in itertools.cycle(range(2, 20)):  # the collection has to fall into the call
+        gc.set_threshold(threshold)
+        for _ in range(500):
+            Cycle()
+            main_thread_place()
+
+threading.Thread(target=look, daemon=True).start()
+for _ in range(20_000):
+    thread = threading.Thread(target=int)
+    thread.start()
+    thread.join()
+os._exit(0)  # the other thread makes garbage faster than the interpreter's exit collects it
+"""
+
+
+def test_looking_at_the_main_thread_does_not_stop_the_process() -> None:
+    """Without care it does, within seconds, where the interpreter collects garbage meanwhile."""
+    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, "-c", _MANY_THREADS], cwd=REPOSITORY, env=variables, check=True, timeout=60)
