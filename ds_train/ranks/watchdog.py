@@ -60,11 +60,14 @@ class Watchdog:
 
     def fail(self, error: Exception) -> None:
         """Report an error that ends this rank. Returns if it is for this rank to raise; else the process ends here."""
-        code = ExitCode.ERROR if user_message(error) else None
         if isinstance(error, RankLostError):
-            code = ExitCode.RANK_LOST
-        if self._world.size > 1 or code is ExitCode.RANK_LOST:
-            self._beat.failure = Failure(code, user_message(error) or first_line(error))
+            failure = Failure(ExitCode.RANK_LOST, str(error))
+        elif message := user_message(error):
+            failure = Failure(ExitCode.ERROR, message)
+        else:
+            failure = Failure(None, first_line(error))
+        if self._world.size > 1 or failure.code == ExitCode.RANK_LOST:
+            self._beat.failure = failure
             self._error_is_own.wait()
 
     def _exchange(self) -> None:
