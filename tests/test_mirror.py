@@ -57,7 +57,6 @@ TESTED_IN = {
     "ds_train.phases.score_table": "ds_train/phases/test_scores",
     "ds_train.pptrain": "system/test_entry_points",
     "ds_train.pretrain": "system/test_entry_points",
-    "ds_train.ranks.collectives": "ds_train/step/test_engine",
     "ds_train.ranks.entry": "ds_train/ranks/test_watchdog",
     "ds_train.run.fingerprints": "ds_train/config/test_flags",
     "ds_train.run.inputs": "ds_train/run/test_bad_input",

@@ -153,7 +153,7 @@ class Judge:
             self._failed_s = self._stalled_s = -self._patience.grace_s
             self._silent_s = dict.fromkeys(self._silent_s, -self._patience.grace_s)
         for rank, beat in beats.items():
-            is_news = self._numbers.get(rank, 0) != beat.number
+            is_news = self._numbers.get(rank) != beat.number
             self._numbers[rank] = beat.number
             self._silent_s[rank] = _lasted(self._silent_s.get(rank, 0.0), passed_s, is_news)
         signs = [(beat.num_launched, beat.num_reports, beat.moved if is_long else 0) for beat in beats.values()]
