@@ -9,6 +9,8 @@ from types import FrameType
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _world
 
+from data_tools.base.transfers import bytes_transferred
+
 
 def collectives_launched() -> int:
     """How many collectives this process has launched, DeepSpeed's and those of other threads included.
@@ -36,9 +38,14 @@ def main_thread_place() -> str:
 
 
 def bytes_moved() -> int:
-    """Bytes that this process has read and written so far, those of mapped files included; 0 where Linux won't say."""
+    """Bytes that this process has read and written so far.
+
+    Linux counts what is read through mapped files only where the file system tells it, so the transfers that report
+    their bytes count as well.
+    """
     try:
-        counters = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+        lines = Path("/proc/self/io").read_text().splitlines()
     except OSError:
-        return 0
-    return sum(int(counters[name]) for name in ("rchar", "wchar", "read_bytes"))
+        lines = []
+    counters = dict(line.split(": ") for line in lines)
+    return bytes_transferred() + sum(int(counters.get(name, 0)) for name in ("rchar", "wchar", "read_bytes"))

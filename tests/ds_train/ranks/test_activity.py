@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from data_tools.base.transfers import Transfer
 from ds_train.ranks.activity import bytes_moved, collectives_launched, main_thread_place
 from ds_train.ranks.collectives import gather_objects, sum_over_ranks
 from tests.support.paths import REPOSITORY
@@ -36,6 +37,9 @@ def test_bytes_of_reads_and_writes_count(tmp_path: Path) -> None:
     assert bytes_moved() - before >= 1 << 20
     (tmp_path / "file").read_bytes()
     assert bytes_moved() - before >= 2 << 20
+    with Transfer("reading a mapped file", 1 << 30) as transfer:
+        transfer.add(1 << 30)
+    assert bytes_moved() - before >= 1 << 30
 
 
 def test_the_place_is_outside_torch() -> None:
@@ -60,6 +64,7 @@ def test_the_place_is_outside_torch() -> None:
 
 _MANY_THREADS = """
 import gc, itertools, os, threading, time
+from data_tools.base.transfers import Transfer
 from ds_train.ranks.activity import main_thread_place
 
 class Cycle:
