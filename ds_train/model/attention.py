@@ -120,12 +120,12 @@ def describe_attention(config: PretrainedConfig, device: torch.device, dtype: to
     chosen = config._attn_implementation
     if chosen != PACKED:
         return f"attention {chosen}"
-    if problem := why_no_kernel(device, dtype, *_head_sizes(config)):
+    if problem := why_no_kernel(device, dtype, *head_sizes(config)):
         return f"attention by document, torch's scaled dot product ({problem})"
     return "attention by document, torch's varlen kernel"
 
 
-def _head_sizes(config: PretrainedConfig) -> tuple[int, int]:
+def head_sizes(config: PretrainedConfig) -> tuple[int, int]:
     """The size of a head's queries and keys, and that of its values, which differ in DeepSeek's latent attention."""
     usual = size_of(config, "head_dim") or config.hidden_size // config.num_attention_heads
     of_keys = size_of(config, "qk_nope_head_dim") + size_of(config, "qk_rope_head_dim") or usual

@@ -13,6 +13,7 @@ import torch
 from transformers import PretrainedConfig
 
 from data_tools.base.errors import UserError
+from ds_train.model.attention import head_sizes
 from ds_train.model.causal_lm import model_without_weights
 from ds_train.model.small_config import size_of
 
@@ -34,6 +35,8 @@ class ModelShape:
         num_parameters: shared ones counted once.
         hidden, intermediate, num_layers, num_heads, vocab_size: of the configuration; without attention 0 heads.
         gated: whether the feed-forward part multiplies two projections (Llama) or has one (GPT-NeoX).
+        query_width, key_width, value_width: of all heads; keys that several queries share are counted once.
+        rms_norms, query_norms: whether norms are RMSNorms, and whether queries and keys have some (Qwen3).
     """
 
     num_parameters: int
@@ -43,6 +46,11 @@ class ModelShape:
     num_heads: int
     vocab_size: int
     gated: bool
+    query_width: int
+    key_width: int
+    value_width: int
+    rms_norms: bool
+    query_norms: bool
 
 
 @dataclass(frozen=True)
@@ -80,14 +88,22 @@ def model_shape(config: PretrainedConfig) -> ModelShape:
     sizes = {name: size_of(config, name) for name in ("hidden_size", "num_hidden_layers", "vocab_size")}
     if unknown := [name for name, size in sizes.items() if not size]:
         raise UserError(f"a model of type {config.model_type}: its config.json has no {', '.join(unknown)}.")
+    num_heads = size_of(config, "num_attention_heads")
+    query, value = head_sizes(config) if num_heads else (0, 0)
+    norms = [name for name in parameters if "norm" in name or "ln_" in name]
     return ModelShape(
         num_parameters=sum(parameter.numel() for parameter in parameters.values()),
         hidden=sizes["hidden_size"],
         intermediate=size_of(config, "intermediate_size") or size_of(config, "n_inner") or 4 * sizes["hidden_size"],
         num_layers=sizes["num_hidden_layers"],
-        num_heads=size_of(config, "num_attention_heads"),
+        num_heads=num_heads,
         vocab_size=sizes["vocab_size"],
         gated=any("gate" in name for name in parameters),
+        query_width=num_heads * query,
+        key_width=(size_of(config, "num_key_value_heads") or num_heads) * query,
+        value_width=num_heads * value,
+        rms_norms=not any(name.endswith("bias") for name in norms),
+        query_norms=any(".q_norm" in name or ".q_layernorm" in name for name in norms),
     )
 
 
@@ -181,13 +197,22 @@ def _buffers(zero: dict[str, Any], stage: int, num_parameters: int, width: int, 
 def activations(shape: ModelShape, row_tokens: int, width: int, attention: str) -> int:
     """Bytes that the forward of one row keeps for backward, and its logits with their gradient.
 
-    A layer keeps (10 h + k f) numbers per token: Korthikanti et al. (arXiv 2205.05198, equation 1: 34 h bytes with
-    dropout masks and the 4 h of a plain feed-forward part, attention matrices apart) without dropout, plus 2 h for the
-    rotated queries and keys; k is 2, or 4 where the feed-forward part is gated. For documents packed into one row, sdpa
-    adds a mask of T² per layer, eager attention two more per head, packed and flash_attention nothing. The cross
-    entropy makes no fp32 copy of the logits (see losses.py), but a gradient of their size.
+    A layer keeps (4 h + 4 q + 2 v + k f) numbers per token, where q and v are the widths of all queries and values. It
+    is Korthikanti et al. (arXiv 2205.05198, equation 1: 34 h bytes with dropout masks and the 4 h of a plain feed-
+    forward part, attention matrices apart) without dropout, plus the rotated queries and keys; k is 2, or 4 where the
+    feed-forward part is gated. Models with RMSNorm compute queries and keys apart, so only the rotated ones are kept.
+    But each of their norms keeps an fp32 copy and a normalized one. For documents packed into one row, sdpa adds a mask
+    of T² per layer, eager attention two more per head, packed and flash_attention nothing. The cross entropy makes no
+    fp32 copy of the logits (see losses.py), but a gradient of their size.
     """
-    per_layer = row_tokens * (10 * shape.hidden + (4 if shape.gated else 2) * shape.intermediate)
+    if shape.rms_norms:
+        of_norms, of_attention = 8 * shape.hidden, 2 * shape.query_width + 2 * shape.value_width
+    else:
+        of_norms, of_attention = 4 * shape.hidden, 4 * shape.query_width + 2 * shape.value_width
+    if shape.query_norms:
+        of_norms += 3 * (shape.query_width + shape.key_width)
+    of_mlp = (4 if shape.gated else 2) * shape.intermediate
+    per_layer = row_tokens * (of_norms + of_attention + of_mlp)
     if attention in ("sdpa", "eager"):
         per_layer += row_tokens**2 * (1 + 2 * shape.num_heads if attention == "eager" else 1)
     outside = row_tokens * (3 * shape.hidden + 2 * shape.vocab_size)
@@ -207,9 +232,12 @@ PEAK_FLOPS = {"H100 80GB HBM3": 989e12, "H100 SXM": 989e12, "H100 PCIe": 756e12,
 class TrainingFlops:
     """FLOPs of forward and backward together, in integers, so that sums do not depend on their order.
 
+    All experts and all tokens before a token are counted, also where a model uses some of them only.
+
     Attributes:
         per_token: 6 for each parameter that a token is multiplied with, which excludes an input embedding.
-        per_pair: for each of the n² pairs of a document of n tokens: 6 × layers × hidden size.
+        per_pair: for each of the n² pairs of a document of n tokens: 3 × layers × width of queries and of values.
+            Causal attention needs half of the pairs, which would take 6.
     """
 
     per_token: int
@@ -230,8 +258,8 @@ def training_flops(config: PretrainedConfig) -> TrainingFlops:
     shape = model_shape(config)
     is_tied = getattr(config, "tie_word_embeddings", False)
     embedding = 0 if is_tied else shape.vocab_size * shape.hidden
-    attended = shape.num_layers * shape.hidden if shape.num_heads else 0
-    return TrainingFlops(6 * (shape.num_parameters - embedding), 6 * attended)
+    attended = shape.num_layers * (shape.query_width + shape.value_width)
+    return TrainingFlops(6 * (shape.num_parameters - embedding), 3 * attended)
 
 
 def peak_flops(device: torch.device) -> float | None:

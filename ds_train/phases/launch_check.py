@@ -101,6 +101,7 @@ def _length_rows(prepared: CheckedRun, setup: PhaseParts, launch: Launch) -> dic
     """Rows about the steps, tokens and data of the whole run."""
     schedule, layout = prepared.inputs.engine.schedule, prepared.inputs.engine.layout
     seq_len, steps = prepared.inputs.model_flags.seq_len, setup.cadence.max_steps
+    flops = training_flops(prepared.inputs.model_config)
     rows = {"warm-up steps": f"{schedule.warmup_steps:,}"}
     if isinstance(setup.sampler, MixtureSampler):
         assert steps is not None
@@ -114,10 +115,11 @@ def _length_rows(prepared: CheckedRun, setup: PhaseParts, launch: Launch) -> dic
             "C4 blocks needed / packed": f"{needed:,} / {setup.sampler.num_c4_blocks:,}",
             "synthetic share": " → ".join(f"{end:.1%}" for end in dict.fromkeys((share.start, share.end))),
         }
-        return rows | _time_row(prepared, launch, in_all)
+        return rows | _time_row(launch, in_all * flops.of_documents([seq_len]) / seq_len)
     assert isinstance(setup.phase, pptrain.PPTrain)
     curriculum, samples = setup.phase.curriculum, setup.phase.heldout.samples
-    tokens = layout.global_batch * sum(len(documents[0].weights) for documents in samples) / len(samples)
+    num_targets = sum(len(documents[0].weights) for documents in samples)
+    tokens = layout.global_batch * num_targets / len(samples)
     rows |= {
         "steps": f"at most {steps:,}" if steps else "until finished",
         "stages": f"{len(curriculum.stages):,}",
@@ -128,7 +130,9 @@ def _length_rows(prepared: CheckedRun, setup: PhaseParts, launch: Launch) -> dic
     if in_all == math.inf:
         return rows
     rows["tokens in all"] = f"at most {in_all / 1e9:,.3f} G"
-    return rows | _time_row(prepared, launch, in_all)
+    at_full_difficulty = flops.of_documents(len(document.weights) for sample in samples for document in sample)
+    most = (prepared.inputs.run_flags.max_pflops or math.inf) * PFLOP
+    return rows | _time_row(launch, min(in_all * at_full_difficulty / num_targets, most), "at most ")
 
 
 def _tokens_in_all(prepared: CheckedRun, of_a_step: float, steps: int | None) -> float:
@@ -138,13 +142,12 @@ def _tokens_in_all(prepared: CheckedRun, of_a_step: float, steps: int | None) ->
     return min(of_a_step * steps if steps else math.inf, flags.max_tokens or math.inf, by_flops)
 
 
-def _time_row(prepared: CheckedRun, launch: Launch, num_tokens: float) -> dict[str, str]:
+def _time_row(launch: Launch, flops: float, bound: str = "") -> dict[str, str]:
     """The length of the run in hours, which is unknown on CPUs."""
     if launch.on_cpu:
         return {"hours": "unknown on CPUs; the log shows the time left"}
-    flops = training_flops(prepared.inputs.model_config)
-    seconds = flops.per_token * num_tokens / (launch.world.size * _MFU * PEAK_FLOPS[_GPU])
-    return {f"hours, at {_MFU:.0%} of an {_GPU}'s peak": f"{seconds / 3600:,.1f}"}
+    seconds = flops / (launch.world.size * _MFU * PEAK_FLOPS[_GPU])
+    return {f"hours, at {_MFU:.0%} of an {_GPU}'s peak": f"{bound}{seconds / 3600:,.1f}"}
 
 
 def _disk_rows(prepared: CheckedRun, shape: ModelShape, cadence: Cadence, problems: list[str]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """preflight refuses what the trainer refuses, and predicts what DeepSpeed's engines really hold."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -14,13 +15,16 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
 from data_tools.base.errors import UserError
+from data_tools.corpus.tokenizer import load_tokenizer
 from data_tools.samples.documents import Document
+from data_tools.search.splits import Splits
 from ds_train import preflight
 from ds_train.checkpoints.manifest import choose_checkpoint
 from ds_train.model import footprint as memory
 from ds_train.model.causal_lm import build_model, load_model_config
 from ds_train.model.footprint import GIB, activations, checkpoint_bytes, model_shape, predict
 from ds_train.phases import launch_check, pretrain
+from ds_train.phases.evaluation import heldout_examples
 from ds_train.ranks.world import World
 from ds_train.step.losses import PackedLM
 from ds_train.step.micro_batch import pack
@@ -110,6 +114,27 @@ def test_parts_of_the_memory_sum_to_it_and_the_run_has_a_length(scratch, capsys,
     assert re.search(r"unknown on CPUs" if where else r"30% of an H100 SXM's peak +0\.0$", hours)
     assert (0.4 < total < 0.8) if where else (total > 1.5), "a process on a CPU has no CUDA context"
     assert "kept, 1 being written" in output
+
+
+def test_hours_and_memory_of_a_preset_count_its_attention(scratch, capsys):
+    """The heads of Qwen3-0.6B are twice as wide as the model."""
+    flags, steps = tiny.flags(scratch, precision=None), 10**7
+    flags[flags.index("--model_name") + 1] = "qwen3-0.6b"
+    _, output = run(capsys, "pptrain", *flags, *BATCH, "--max_steps", str(steps), "--gpus_per_node", "2")
+    assert cells(output, "model, parameters") == ["596.0 M"]
+
+    splits = Splits(next((scratch / "data" / "nl_splits").iterdir()))
+    samples = heldout_examples(
+        splits.rows("eval"), load_tokenizer(str(scratch / "tokenizer")), seq_len=tiny.SEQ_LEN, subset_size=8, seed=1337
+    ).samples
+    lengths = [len(document.weights) for sample in samples for document in sample]
+    flops = sum(6 * 596_049_920 * length + 6 * 28 * 16 * 128 * length**2 for length in lengths) / len(samples)
+    hours = steps * 8 * flops / (2 * 0.3 * 989e12) / 3600
+    assert cells(output, "hours, at 30% of an H100 SXM's peak") == [f"at most {hours:,.1f}"]
+
+    of_layer = 8 * 1024 + 4 * 2048 + 3 * (2048 + 1024) + 4 * 3072  # norms, attention, norms of queries and keys, mlp
+    kept = 2 * 2 * tiny.SEQ_LEN * (28 * of_layer + 3 * 1024 + 2 * 151_936)
+    assert cells(output, "* activations, logits (most)") == [f"{kept / GIB:.2f} GiB"]
 
 
 def test_every_launch_that_cannot_start_is_reported_and_the_others_are_shown(scratch, capsys):
@@ -212,7 +237,7 @@ def test_engines_hold_what_is_predicted(num_ranks, tmp_path):
 def test_against_deepspeeds_estimators():
     """Its ZeRO 2 counts 2 more bytes a parameter, sharded: half-precision gradients that are reduced away at once."""
     p, n = 10**9, 16
-    shape = memory.ModelShape(p, 2048, 8192, 16, 16, 50304, gated=False)
+    shape = dataclasses.replace(model_shape(load_model_config("pythia-1b")), num_parameters=p)
 
     def states(zero: dict) -> int:
         found = predict(shape, zero, half=True, num_ranks=n, row_tokens=1)
@@ -233,9 +258,9 @@ def test_defaults_are_deepspeeds():
     ) == (memory.BUCKET, memory.MAX_LIVE, memory.PREFETCH)  # fmt: skip
 
 
-@pytest.mark.parametrize(("architecture", "margin"), [("gpt_neox", 1.02), ("llama", 1.15)])
+@pytest.mark.parametrize(("architecture", "margin"), [("gpt_neox", 1.02), ("llama", 1.06), ("qwen3", 1.06)])
 def test_activations_are_what_autograd_keeps(architecture, margin):
-    """Two packed documents in bf16; Llama's norms keep fp32 copies, which the formula leaves out."""
+    """Two packed documents in bf16."""
     config = tiny_config(architecture)
     tokens = 254
     model = PackedLM(build_model(config, seed=0)).bfloat16()

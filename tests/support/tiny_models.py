@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig
+from transformers import GPT2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig, Qwen3Config
 
 from data_tools.corpus.tokenizer import TextTokenizer
 from data_tools.samples.documents import EncodedExample
@@ -46,6 +46,9 @@ def tiny_config(architecture: str, *, attention: str = "sdpa", positions: int = 
         config = GPTNeoXConfig(max_position_embeddings=positions, **heads, **common)
     elif architecture == "llama":
         config = LlamaConfig(max_position_embeddings=positions, num_key_value_heads=2, **heads, **common)
+    elif architecture == "qwen3":  # heads that are wider together than the model
+        own = {"num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}
+        config = Qwen3Config(max_position_embeddings=positions, **own, **heads, **common)
     else:
         no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         config = GPT2Config(n_positions=positions, n_layer=2, n_embd=32, n_head=4, n_inner=64, **no_dropout, **common)

@@ -10,7 +10,7 @@ from ds_train.training.metrics import Throughput
 from tests.support.tiny_models import tiny_config
 
 
-@pytest.mark.parametrize("architecture", ["gpt_neox", "llama"])
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama", "qwen3"])
 @pytest.mark.parametrize("length", [8, 64])
 def test_as_many_as_torch_counts(architecture: str, length: int) -> None:
     """Eager attention computes all pairs, of which half count, and torch counts products only, as is usual."""
