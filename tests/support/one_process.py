@@ -19,10 +19,13 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+_LONGEST_S = 1800  # a command that waits forever ends here; all kinds of models take minutes
+
 
 def main(jobs_file: str, results_file: str) -> None:
     results = []
     for job in json.loads(Path(jobs_file).read_text()):
+        signal.alarm(_LONGEST_S)
         output = io.StringIO()
         with redirect_stdout(output), redirect_stderr(output):
             code = outcome(job)
@@ -59,5 +62,4 @@ def call(module: str, args: list[str]) -> int | None:
 
 
 if __name__ == "__main__":  # not in the processes that commands spawn
-    signal.alarm(900)  # a command that waits forever ends here
     main(*sys.argv[1:])
