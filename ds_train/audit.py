@@ -18,6 +18,7 @@ from data_tools.base.errors import UserError, is_number, run_command
 from data_tools.base.text_table import pluralize
 from data_tools.runs.logs import Row, read_logs
 from data_tools.runs.settings import flat, load_settings
+from data_tools.runs.tails import last_rows
 from ds_train.config.flags import role_of
 from ds_train.config.run_file import RUN_FILE
 from ds_train.config.trainer_flags import GROUPS
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     # What is compared.
     settings = [_settings(run) for run in args.runs]
     for label, run, log, setting in zip("AB", args.runs, logs, settings, strict=True):
-        print(f"{label}  {run}: {_extent(log)}{_layout(setting)}")
+        print(f"{label}  {run}: {_extent(log)}{_layout(run, setting)}")
     print(f"settings that differ: {'; '.join(_differing(settings[0], settings[1])) or 'none'}")
     print(f"common steps: {len(steps)} ({steps[0]} to {steps[-1]})")
     # Where each column first differs, and the verdict.
@@ -145,14 +146,13 @@ def _settings(run: Path) -> dict[str, Any]:
     return dict(flat(load_settings(run / "deepspeed.json"))) | load_settings(run / RUN_FILE)
 
 
-def _layout(settings: dict[str, Any]) -> str:
-    try:
-        micro, accumulation = settings["train_micro_batch_size_per_gpu"], settings["gradient_accumulation_steps"]
-        ranks = settings["train_batch_size"] // (micro * accumulation)
-    except KeyError:
-        return ""
-    zero = settings.get("zero_optimization.stage", 0)
-    return f"; {pluralize(ranks, 'rank')} × {accumulation} accumulation × micro batch {micro}, ZeRO {zero}"
+def _layout(run: Path, settings: dict[str, Any]) -> str:
+    """Ranks of the last launch, micro batch and ZeRO stage, as far as they are known."""
+    launches = last_rows(run / "launches.jsonl")
+    found = [pluralize(launches[-1]["ranks"], "rank")] if launches and "ranks" in launches[-1] else []
+    if micro_batch := settings.get("train_micro_batch_size_per_gpu"):
+        found += [f"micro batch {micro_batch}", f"ZeRO {settings.get('zero_optimization.stage', 0)}"]
+    return f"; {', '.join(found)}" if found else ""
 
 
 def _is_neutral(flag: Field) -> bool:

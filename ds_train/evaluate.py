@@ -47,7 +47,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--num_examples", type=positive, help="size of a seeded subset of the examples (default: all)")
     parser.add_argument("--seed", type=any_seed, default=1337, help="seed of the subset (default 1337)")
-    parser.add_argument("--micro_batch", type=positive, default=8, help="examples per forward (default 8)")
+    parser.add_argument(
+        "--micro_batch",
+        type=positive,
+        default=8,
+        help="full examples whose tokens fit into a forward (default 8)",
+    )
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16"), default="fp32", help="precision of the model (default fp32)"
     )

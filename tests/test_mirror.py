@@ -34,7 +34,6 @@ TESTED_IN = {
     "data_tools.runs.report": "data_tools/test_plot_run",
     "data_tools.runs.settings": "data_tools/runs/test_logs",
     "data_tools.runs.status": "data_tools/test_status",
-    "data_tools.samples.documents": "ds_train/step/test_losses",
     "data_tools.search.examples": "data_tools/search/test_external",
     "data_tools.search.flags": "data_tools/test_build_data_splits",
     "ds_train.checkpoints.exporting": "ds_train/test_export",

@@ -18,7 +18,6 @@ from ds_train.config.trainer_flags import OverrideFlags
 
 logger = logging.getLogger(__name__)
 
-_LARGEST_MICRO_BATCH = 4096  # of those that a message lists
 _LEARNING_RATE, _BATCH = "number in (0, 1e9]", "whole number in [1, 1e9]"
 
 _JSON_KEYS: dict[str, str] = {item.name: item.metadata["json_key"] for item in fields(OverrideFlags)}
@@ -33,7 +32,7 @@ class EngineConfig:
         given: the JSON before overrides.
         effective: the whole JSON with overrides, as saved in the run directory.
         deepspeed: the JSON for DeepSpeed: ``effective`` without the scheduler, which `schedule` replaces.
-        layout: ranks × accumulation × micro batch.
+        layout: samples of a rank, and what a forward holds.
         schedule: learning rate of every step.
         overrides: one line for the log for each change by a flag or a rule.
         path: the file that the JSON was read from; empty for text.
@@ -141,10 +140,21 @@ def resolve_engine_config(
             overrides.append(f"--{name} {new} overrides {key} {old}" if by_flag else f"{key} {old} becomes {new}")
         config[key] = new
     config.setdefault("steps_per_print", 10**9)  # no progress lines by DeepSpeed beside ours
-    deepspeed = {key: value for key, value in config.items() if key != "scheduler"}
+    deepspeed = {key: value for key, value in config.items() if key != "scheduler"} | _of_engine(layout)
     path = "" if source.lstrip().startswith("{") else source
     no_decay = tuple(sorted({*(flags.no_decay or ())}))
     return EngineConfig(given, config, deepspeed, layout, schedule, overrides, path, no_decay)
+
+
+def _of_engine(layout: Layout) -> dict[str, Any]:
+    """What DeepSpeed gets instead of the JSON's keys, or besides them.
+
+    Batch sizes are multiples of one another as it wants them; `train_step` decides about accumulation. Its throughput
+    timer would wait for the GPU twice in each forward.
+    """
+    size = layout.samples_of_largest_rank
+    sizes = layout.world_size * size, size, 1
+    return {**dict(zip(_BATCH_KEYS.values(), sizes, strict=True)), "timers": {"throughput": {"enabled": False}}}
 
 
 def _read_json(source: str) -> dict[str, Any]:
@@ -236,21 +246,18 @@ def _resolve_layout(config: dict[str, Any], flags: OverrideFlags, world_size: in
             f"the batch is not determined: known are {values or 'none'}; give two of --global_batch, --micro_batch, "
             "--grad_accum, or train_batch_size and train_micro_batch_size_per_gpu in the JSON."
         )
-    # The missing one follows from the two others, and must be whole.
-    if "global_batch" not in values:
-        return Layout(world_size, values["micro_batch"], values["grad_accum"])
-    total = values["global_batch"]
-    known = values.get("micro_batch", values.get("grad_accum"))
-    assert known is not None
-    other, remainder = divmod(total, known * world_size)
-    layout = Layout(world_size, values.get("micro_batch", other), values.get("grad_accum", other))
-    if remainder or other == 0 or layout.global_batch != total:
-        sizes = range(1, min(total // world_size, _LARGEST_MICRO_BATCH) + 1)
-        possible = [size for size in sizes if total % (size * world_size) == 0]
-        choice = f"the micro batch can be {possible}" if possible else "no micro batch divides it"
+    # What is missing follows from the others. A global batch need not be a multiple of anything.
+    micro_batch, grad_accum = values.get("micro_batch", 0), values.get("grad_accum", 0)
+    total = values.get("global_batch", world_size * micro_batch * grad_accum)
+    layout = Layout(world_size, micro_batch or -(-total // (world_size * grad_accum)), total)
+    if total < world_size:
         raise UserError(
-            f"global batch {total} is not {' × '.join(f'{n} {v}' for n, v in values.items() if n != 'global_batch')} "
-            f"× a whole number on {world_size} ranks. With {total} on {world_size} ranks {choice}; another global "
-            f"batch, e.g. {known * world_size * max(1, round(total / (known * world_size)))}, would do."
+            f"global batch {total} leaves some of {world_size} ranks without a sample; use fewer ranks, or "
+            f"--global_batch {world_size} or more."
+        )
+    if len(values) == 3 and layout.grad_accum != grad_accum:
+        raise UserError(
+            f"global batch {total} on {world_size} ranks with micro_batch {micro_batch} takes {layout.grad_accum} "
+            f"forwards of full samples, but grad_accum is {grad_accum}; leave one of the three out."
         )
     return layout

@@ -144,14 +144,14 @@ class OverrideFlags:
     )
     micro_batch: int | None = flag(
         None,
-        "samples per rank and forward (train_micro_batch_size_per_gpu)",
+        "full samples whose tokens fit into a forward (train_micro_batch_size_per_gpu)",
         "speed",
         json_key="train_micro_batch_size_per_gpu",
         within="[1, 1e9]",
     )
     grad_accum: int | None = flag(
         None,
-        "micro-batches per optimizer step (gradient_accumulation_steps)",
+        "micro-batches of full samples per rank and step (gradient_accumulation_steps)",
         "speed",
         json_key="gradient_accumulation_steps",
         within="[1, 1e9]",

@@ -17,15 +17,15 @@ from data_tools.search.splits import SplitRows
 from ds_train.ranks.collectives import device_of, sum_over_ranks
 from ds_train.ranks.world import World
 from ds_train.step.losses import AnswerCorrectness
-from ds_train.step.micro_batch import pack
+from ds_train.step.micro_batch import fill, idle_micro_batch, pack
 
 logger = logging.getLogger(__name__)
 
 Forward = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # a PackedLM, or an engine around one
-BeforeBatch = Callable[[], None]  # called by all ranks before each of their batches; may raise
+BeforeBatch = Callable[[int], None]  # called by all ranks before each of their batches, with how many; may raise
 
 
-def do_nothing() -> None:
+def do_nothing(_: int) -> None:
     """The `BeforeBatch` of an evaluation that nothing interrupts."""
 
 
@@ -92,11 +92,11 @@ class HeldOutResult:
 
 
 def evaluate_heldout(
-    forward: Forward, heldout: HeldOut, *, micro_batch: int, world: World, before_batch: BeforeBatch = do_nothing
+    forward: Forward, heldout: HeldOut, *, num_tokens: int, world: World, before_batch: BeforeBatch = do_nothing
 ) -> HeldOutResult:
-    """Teacher-forced accuracy and loss on graph-search examples."""
+    """Teacher-forced accuracy and loss on graph-search examples, with ``num_tokens`` inputs a forward at most."""
     flags = AnswerCorrectness.none(len(heldout.samples), device_of(world))
-    loss = _run(forward, heldout.samples, flags, micro_batch, world, before_batch)
+    loss = _run(forward, heldout.samples, flags, num_tokens, world, before_batch)
     by_any, by_first = (
         sum_over_ranks(part.to(torch.uint8)).cpu().numpy().astype(bool) for part in (flags.by_any, flags.by_first)
     )
@@ -117,11 +117,11 @@ def heldout_columns(result: HeldOutResult, heldout: HeldOut) -> dict[str, Any]:
 
 
 def evaluate_c4(
-    forward: Forward, blocks: PackedBlocks, *, micro_batch: int, world: World, before_batch: BeforeBatch = do_nothing
+    forward: Forward, blocks: PackedBlocks, *, num_tokens: int, world: World, before_batch: BeforeBatch = do_nothing
 ) -> float | None:
     """Mean negative log-likelihood per token of the pack's validation blocks; None where there are none."""
     samples = [[c4_document(blocks.validation_block(n))] for n in range(blocks.num_validation_blocks)]
-    return _run(forward, samples, None, micro_batch, world, before_batch)
+    return _run(forward, samples, None, num_tokens, world, before_batch)
 
 
 @torch.no_grad()
@@ -129,22 +129,27 @@ def _run(
     forward: Forward,
     samples: Sequence[list[Document]],
     flags: AnswerCorrectness | None,
-    micro_batch: int,
+    num_tokens: int,
     world: World,
     before_batch: BeforeBatch,
 ) -> float | None:
-    """Sum(w · nll) / sum(w) over all samples. Ranks take micro-batches of the samples in turn."""
+    """Sum(w · nll) / sum(w) over all samples. Ranks take micro-batches in turn, the same at any number of ranks."""
     device = device_of(world)
+    documents = [(number, document) for number, sample in enumerate(samples) for document in sample]
+    lengths = [len(document.weights) for _, document in documents]
+    model: Any = getattr(forward, "module", forward)  # of an engine
+    filled = fill(lengths, num_tokens, one_document_a_row=model.one_document_a_row)
+    num_rounds = -(-len(filled) // world.size)
+
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    for first in range(0, len(samples), micro_batch * world.size):
-        before_batch()
-        mine = first + world.rank * micro_batch
-        part = samples[mine : mine + micro_batch]
-        if not part:
-            # Under ZeRO 3 a forward is collective: a rank without samples joins it and drops the result.
-            forward(pack(samples[:1]).to(device))
+    for first in range(0, len(filled), world.size):
+        before_batch(num_rounds)
+        mine = first + world.rank
+        if mine >= len(filled):  # under ZeRO 3 a forward is collective
+            forward(idle_micro_batch().to(device))
             continue
-        batch = pack(part, mine).to(device)
+        part = [documents[number] for number in filled[mine]]
+        batch = pack([[document] for _, document in part], [number for number, _ in part]).to(device)
         _, source_sums, is_right = forward(batch)
         sums += torch.stack([source_sums.sum(), batch.weights.sum(dtype=torch.float64)])
         if flags is not None:

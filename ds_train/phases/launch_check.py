@@ -86,8 +86,8 @@ def report(phase: str, launch: Launch, trainer_flags: list[str], problems: list[
     shape = model_shape(inputs.model_config)
     rows = {
         "ranks": f"{layout.world_size}",
-        "accumulation × micro batch": f"{layout.grad_accum} × {layout.micro_batch}",
         "global batch": f"{layout.global_batch:,}",
+        "tokens of a forward, at most": f"{layout.micro_batch * inputs.model_flags.seq_len:,}",
         "starts": starting_point(inputs, step, chosen),
         "model, parameters": f"{shape.num_parameters / 1e6:,.1f} M",
         "documents": describe_rows(inputs.model_config, inputs.one_document_a_row),

@@ -43,7 +43,7 @@ class PPTrain:
     heldout: HeldOut
     stage_examples: Callable[[int], HeldOut]
     world: World
-    micro_batch: int
+    num_tokens: int  # of a forward
     accuracy: str
     eval_every: int | None = None
     longest_lookahead: Callable[[int], int | None] = lambda stage: None
@@ -78,7 +78,7 @@ class PPTrain:
         return promoted or (self.eval_every is not None and state.step % self.eval_every == 0)
 
     def evaluate(self, engine: Engine, state: TrainState, before_batch: BeforeBatch) -> dict[str, Any]:
-        how: Any = {"micro_batch": self.micro_batch, "world": self.world, "before_batch": before_batch}
+        how: Any = {"num_tokens": self.num_tokens, "world": self.world, "before_batch": before_batch}
         result = evaluate_heldout(engine, self.heldout, **how)
         at_stage = evaluate_heldout(engine, self.stage_examples(state.stage), **how)
         return {
@@ -238,7 +238,7 @@ def _setup(
             heldout,
             StageExamples(reader, data.eval_subset_size, inputs.world),
             inputs.world,
-            layout.micro_batch,
+            layout.micro_batch * seq_len,
             flags.accuracy,
             flags.eval_every,
             source.longest_lookahead,

@@ -60,7 +60,7 @@ class Pretrain:
     heldout: HeldOut
     blocks: PackedBlocks
     world: World
-    micro_batch: int
+    num_tokens: int  # of a forward
     name: str = "pretrain"
     accuracy: str = "any"  # no sample is scored while training
     pack_check: PackCheck | None = None
@@ -99,7 +99,7 @@ class Pretrain:
         return state.step % self.eval_every == 0
 
     def evaluate(self, engine: Engine, state: TrainState, before_batch: BeforeBatch) -> dict[str, Any]:
-        how: Any = {"micro_batch": self.micro_batch, "world": self.world, "before_batch": before_batch}
+        how: Any = {"num_tokens": self.num_tokens, "world": self.world, "before_batch": before_batch}
         result = evaluate_heldout(engine, self.heldout, **how)
         c4_loss = evaluate_c4(engine, self.blocks, **how)
         return heldout_columns(result, self.heldout) | {"heldout_c4_loss": c4_loss}
@@ -215,7 +215,7 @@ def _setup(
             heldout,
             blocks,
             inputs.world,
-            layout.micro_batch,
+            layout.micro_batch * seq_len,
             pack_check=PackCheck(blocks, inputs.world),
         ),
         cadence=Cadence.of(run, _SAVE_EVERY, flags.total_steps),

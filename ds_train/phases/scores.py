@@ -151,12 +151,13 @@ def _report(
     model = _load(weights, world, inputs.seq_len, inputs.tokenizer.vocab_size, dtype)
     check_isolation(model, model, device_of(world))
     logger.info("evaluating %s on %s of %s", weights.path, pluralize(len(heldout.samples), "example"), args.split)
-    c4_loss, how = None, {"micro_batch": args.micro_batch, "world": world}
-    with _progress(args.split, len(heldout.samples), watchdog, **how) as before_batch:
-        result = evaluate_heldout(model, heldout, before_batch=before_batch, **how)
-    if blocks := inputs.blocks:
-        with _progress("C4", blocks.num_validation_blocks, watchdog, **how) as before_batch:
-            c4_loss = evaluate_c4(model, blocks, before_batch=before_batch, **how)
+    how: Any = {"num_tokens": args.micro_batch * inputs.seq_len, "world": world}
+    with _progress(args.split, world, watchdog) as before_batch:
+        result = evaluate_heldout(model, heldout, **how, before_batch=before_batch)
+    c4_loss = None
+    if inputs.blocks:
+        with _progress("C4", world, watchdog) as before_batch:
+            c4_loss = evaluate_c4(model, inputs.blocks, **how, before_batch=before_batch)
     report = {
         "checkpoint": str(weights.path),
         "data_dir": str(splits.directory),
@@ -190,15 +191,13 @@ def _pack(args: argparse.Namespace, tokenizer_fingerprint: str) -> PackedBlocks 
 
 
 @contextmanager
-def _progress(
-    name: str, num_samples: int, watchdog: Watchdog, *, micro_batch: int, world: World
-) -> Iterator[BeforeBatch]:
+def _progress(name: str, world: World, watchdog: Watchdog) -> Iterator[BeforeBatch]:
     """Report each batch to the watchdog, and on rank 0's progress bar, which is hidden where the output is a file."""
-    total = -(-num_samples // (micro_batch * world.size))
-    with tqdm(desc=name, total=total, unit="batch", disable=None if world.is_main else True, leave=False) as bar:
+    with tqdm(desc=name, unit="batch", disable=None if world.is_main else True, leave=False) as bar:
 
-        def before_batch() -> None:
+        def before_batch(num_batches: int) -> None:
             watchdog.progress(f"evaluation on {name}")
+            bar.total = num_batches
             bar.update()
 
         yield before_batch

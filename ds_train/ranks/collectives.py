@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,11 +120,20 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def gather_in_rank_order(tensor: torch.Tensor) -> torch.Tensor:
-    """Concatenate every rank's (n,) tensor in rank order: (world · n,), the same on every rank."""
-    gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, tensor)
-    return torch.cat(gathered)
+def start_gathering(own: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Start to gather every rank's (n,) tensor; the result finishes that, and returns (ranks, n) on the host.
+
+    On a GPU the values travel on streams of their own, so work that is launched in between does not delay them.
+    """
+    gathered = own.new_empty(dist.get_world_size(), len(own))
+    work = dist.all_gather([*gathered], own, async_op=True)
+
+    def finish() -> torch.Tensor:
+        with torch.cuda.stream(torch.cuda.Stream()) if own.is_cuda else nullcontext():
+            work.wait()
+            return gathered.cpu()
+
+    return finish
 
 
 def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:

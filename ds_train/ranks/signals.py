@@ -4,10 +4,12 @@ Imports nothing heavy: entry points install the handlers first of all, because a
 """
 
 import logging
+import math
 import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 STOP_FILE = "STOP"
+_LOOK_S = 1.0  # a shared file system is asked for STOP no more often
 BURST_S = 2.0  # pdsh sends INT and TERM together, and a launcher repeats the terminal's signal: one request
 
 
@@ -121,28 +124,46 @@ class StopRequests:
         self._is_main = is_main
         self._device = device
         self._max_hours, self._start = max_hours, time.monotonic()
+        self._by_file, self._looked = False, -math.inf
 
-    def check(self) -> None:
-        """Stop if any rank has received a signal, if there is a STOP file, or if time is up. Collective.
+    def own(self) -> list[int]:
+        """This rank's requests, each 0 without one: whether STOP exists, the signal, whether time is up."""
+        now = time.monotonic()
+        if self._is_main and now - self._looked >= _LOOK_S:
+            self._by_file, self._looked = self._file.exists(), now
+        is_late = self._max_hours is not None and (now - self._start) / 3600 >= self._max_hours
+        return [self._by_file, _received.number or 0, is_late]
+
+    def agree(self) -> list[int]:
+        """The largest of all ranks' requests. Collective."""
+        import torch
+        import torch.distributed as dist
+
+        requests = torch.tensor(self.own(), device=self._device)
+        dist.all_reduce(requests, dist.ReduceOp.MAX)
+        return requests.tolist()
+
+    def obey(self, requests: Sequence[int]) -> None:
+        """Stop if there is a request among those that all ranks have agreed on.
 
         Raises:
             StopTraining: on every rank.
         """
-        import torch
-        import torch.distributed as dist
-
-        by_file = int(self._is_main and self._file.exists())
-        hours = (time.monotonic() - self._start) / 3600
-        by_time = int(self._max_hours is not None and hours >= self._max_hours)
-        asked = torch.tensor([by_file, _received.number or 0, by_time], device=self._device)
-        dist.all_reduce(asked, dist.ReduceOp.MAX)
-        stop_file, number, time_is_up = asked.tolist()
+        stop_file, number, time_is_up = requests
         if stop_file:  # it goes first: its author does not want a requeue
             raise StopTraining(ExitCode.STOPPED, f"found {self._file}")
         if number:
             raise StopTraining(ExitCode.PREEMPTED, f"received {signal.Signals(number).name}")
         if time_is_up:
             raise StopTraining(ExitCode.STOPPED, f"--max_hours {self._max_hours:g}")
+
+    def check(self) -> None:
+        """Stop if any rank has a request. Collective.
+
+        Raises:
+            StopTraining: on every rank.
+        """
+        self.obey(self.agree())
 
     def consume(self) -> None:
         """Remove the STOP file, so that it stops one run and not the next."""

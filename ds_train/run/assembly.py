@@ -169,7 +169,7 @@ def _build_run(
     # Every check has passed: from here on the run directory changes.
     on_main(world, lambda: _enter_directory(inputs, settings, state, own))
     logger.info("%s", startup_summary(inputs, setup, engine, state, chosen))
-    stream.supply(setup.sampler, RankBatchBuilder(setup.readers, layout, world.rank))
+    stream.supply(setup.sampler, _batch_builder(inputs, setup))
 
     return Run(
         world=world,
@@ -193,6 +193,13 @@ def _build_run(
         stop=stop,
         watchdog=watchdog,
         skip_nonfinite=flags.skip_nonfinite,
+    )
+
+
+def _batch_builder(inputs: CommonInputs, setup: PhaseParts) -> RankBatchBuilder:
+    rank, seq_len = inputs.world.rank, inputs.model_flags.seq_len
+    return RankBatchBuilder(
+        setup.readers, inputs.engine.layout, rank, seq_len, one_document_a_row=inputs.one_document_a_row
     )
 
 

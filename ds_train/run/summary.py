@@ -27,15 +27,15 @@ def startup_summary(
     """
     layout = inputs.engine.layout
     shape, one_document_a_row = model_shape(inputs.model_config), engine.module.one_document_a_row
-    tokens = layout.global_batch * inputs.model_flags.seq_len
+    tokens, forward_tokens = (n * inputs.model_flags.seq_len for n in (layout.global_batch, layout.micro_batch))
     rows = {
         "run": f"{inputs.run_directory}, seed {inputs.run_flags.seed}",
         "starts": starting_point(inputs, state.step, chosen),
         **_parts(inputs, chosen),
         "model": f"{inputs.model_name}, {shape.num_parameters:,} parameters",
-        "layout": f"{pluralize(layout.world_size, 'rank')} × {layout.grad_accum} accumulation × "
-        f"micro batch {layout.micro_batch} = global batch {layout.global_batch:,}; ZeRO {inputs.engine.zero_stage}, "
-        f"{inputs.engine.precision}",
+        "layout": f"global batch {layout.global_batch:,} over {pluralize(layout.world_size, 'rank')}; ZeRO "
+        f"{inputs.engine.zero_stage}, {inputs.engine.precision}",
+        "a forward": f"at most {forward_tokens:,} tokens, {layout.micro_batch} × seq_len",
         "device": _device(engine.device),
         "a step": f"at most {tokens:,} tokens, {layout.global_batch:,} × seq_len {inputs.model_flags.seq_len:,}",
         "learning rate": str(inputs.engine.schedule),

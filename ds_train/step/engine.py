@@ -1,23 +1,26 @@
 """The only DeepSpeed engine, and the one optimizer step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from io import StringIO
+from itertools import chain, repeat
 from typing import Any
 
 import deepspeed
 import numpy as np
 import torch
+import torch.distributed as dist
 from deepspeed import DeepSpeedEngine as Engine
 
 from data_tools.base.errors import UserError
 from data_tools.samples.samplers import GlobalBatchPlan
 from ds_train.config.layout import Layout
-from ds_train.ranks.collectives import gather_in_rank_order, gather_objects, sum_over_ranks
+from ds_train.ranks.collectives import gather_objects, start_gathering
 from ds_train.step.losses import AnswerCorrectness, PackedLM
-from ds_train.step.micro_batch import C4, SYNTHETIC, MicroBatch
+from ds_train.step.micro_batch import C4, SYNTHETIC, MicroBatch, idle_micro_batch
 from ds_train.step.nonfinite import NonFinite
 from ds_train.step.stream import RankBatch
 
@@ -89,6 +92,8 @@ class StepResult:
         tokens: (2,) real targets of C4 and of synthetic documents.
         computed: (2,) tokens of all documents, and pairs of tokens of one document.
         num_overflows: candidates that were longer than seq_len.
+        num_forwards: of each rank.
+        requests: the largest of all ranks' ``own_requests``.
         grad_norm: global gradient norm before clipping; not finite where `nonfinite` is set.
         nonfinite: set when the loss or the gradient norm was not finite. Then nothing was updated and flags is empty.
     """
@@ -101,28 +106,31 @@ class StepResult:
     tokens: np.ndarray
     computed: np.ndarray
     num_overflows: int
+    num_forwards: int
+    requests: list[int]
     grad_norm: float | None
     nonfinite: NonFinite | None = None
 
 
-def train_step(engine: Engine, batch: RankBatch, layout: Layout, accuracy: str) -> StepResult:
+def train_step(
+    engine: Engine, batch: RankBatch, layout: Layout, accuracy: str, own_requests: Callable[[], Sequence[int]]
+) -> StepResult:
     """Train one global batch: forward, backward and update, with the same result in any layout.
 
-    The loss is divided by the weight of the whole global batch. DeepSpeed divides by the accumulation steps and
-    averages over ranks; ``scale`` multiplies both back.
+    The loss is divided by the weight of the whole global batch. DeepSpeed averages gradients over ranks, which is
+    multiplied back.
 
     DeepSpeed skips an update whose gradient norm is not finite, on all ranks. `_run_micro_batches` turns a loss that
     is not finite into such a norm. So a bad value on any rank updates nothing anywhere.
 
+    The ranks exchange numbers twice, besides DeepSpeed: counts before the first backward, results after the update.
+
     Args:
         accuracy: which flag the curriculum counts, ``any`` or ``first``.
+        own_requests: called after the update, gives some numbers; the largest of all ranks are returned.
     """
-    # Weights of the global batch, which the first backward already needs, and counts; float64 holds them exactly.
     device = engine.device
-    counts = [*batch.weights, *batch.tokens, *batch.computed, len(batch.overflows)]
-    sums = sum_over_ranks(torch.tensor(counts, dtype=torch.float64, device=device)).cpu()
-    weights, tokens, computed, num_overflows = sums.split([2, 2, 2, 1])
-    scale = layout.grad_accum * layout.world_size / weights.sum().item()
+    counts = _start_counting(batch, device)  # the first forward hides the exchange
 
     # Forward, backward and update of this rank's micro-batches.
     sums_by_micro_batch: list[torch.Tensor] = []
@@ -132,51 +140,107 @@ def train_step(engine: Engine, batch: RankBatch, layout: Layout, accuracy: str) 
         sums_by_micro_batch.append(source_sums)
         flags.add(micro_batch, is_right)
 
-    _run_micro_batches(engine, batch, scale, take)
-    grad_norm = engine.get_global_grad_norm()
+    _run_micro_batches(engine, batch, counts, take)
+    counted, grad_norm = counts(), engine.get_global_grad_norm()
 
-    # Sum the losses over all ranks. A value that is not finite has prevented the update: find where it arose.
-    own_sums = torch.stack(sums_by_micro_batch)  # (micro-batch, source)
-    losses = sum_over_ranks(own_sums.sum(0))
+    # Exchange the results. A value that is not finite has prevented the update: find where it arose.
+    own_sums = torch.stack(sums_by_micro_batch)  # (forward, source)
+    own_flags = flags.by_any if accuracy == "any" else flags.by_first
+    (c4_sum, synthetic_sum), requests, all_flags = _exchanged(own_sums.sum(0), own_requests(), own_flags, layout)
     nonfinite = None
-    if not losses.isfinite().all():
-        nonfinite = NonFinite("loss", gather_objects(_positions(~own_sums.isfinite().all(1))))
+    if not math.isfinite(c4_sum + synthetic_sum):
+        nonfinite = NonFinite("loss", _suspects(batch, ~own_sums.isfinite().all(1)))
     elif not engine.was_step_applied() and not engine.fp16_enabled():  # in fp16 the loss scaler skips steps as well
-        nonfinite = NonFinite("gradient norm", gather_objects(_nonfinite_gradients(engine, batch, scale)))
+        nonfinite = NonFinite("gradient norm", _suspects(batch, _nonfinite_gradients(engine, batch, counts)))
 
     # The result is the same on every rank.
-    chosen = flags.by_any if accuracy == "any" else flags.by_first
-    c4_sum, synthetic_sum = losses.tolist()
     return StepResult(
         plan=batch.plan,
-        loss=(c4_sum + synthetic_sum) / weights.sum().item(),
-        c4_loss=_ratio(c4_sum, weights[C4].item()),
-        synthetic_loss=_ratio(synthetic_sum, weights[SYNTHETIC].item()),
-        flags=[] if nonfinite else gather_in_rank_order(chosen.to(torch.uint8)).tolist(),
-        tokens=tokens.numpy().astype(np.int64),
-        computed=computed.numpy().astype(np.int64),
-        num_overflows=int(num_overflows),
+        loss=float((c4_sum + synthetic_sum) / counted.weights.sum()),
+        c4_loss=_ratio(c4_sum, counted.weights[C4]),
+        synthetic_loss=_ratio(synthetic_sum, counted.weights[SYNTHETIC]),
+        flags=[] if nonfinite else all_flags,
+        tokens=counted.tokens,
+        computed=counted.computed,
+        num_overflows=counted.num_overflows,
+        num_forwards=counted.num_forwards,
+        requests=requests,
         grad_norm=None if grad_norm is None else float(grad_norm),
         nonfinite=nonfinite,
     )
 
 
+def _exchanged(
+    sums: torch.Tensor, requests: Sequence[int], flags: torch.Tensor, layout: Layout
+) -> tuple[list[float], list[int], list[int]]:
+    """The sums over ranks, the largest of their requests, and their flags in global order. Collective."""
+    padding = sums.new_zeros(layout.samples_of_largest_rank - len(flags))
+    own = torch.cat([sums, sums.new_tensor(requests), flags.to(sums.dtype), padding])
+    all_sums, all_requests, all_flags = start_gathering(own)().split(
+        [len(sums), len(requests), layout.samples_of_largest_rank], dim=1
+    )
+    rows = enumerate(all_flags.int().tolist())
+    in_order = [flag for rank, row in rows for flag in row[: layout.num_samples(rank)]]
+    return all_sums.sum(0).tolist(), all_requests.amax(0).int().tolist(), in_order
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Weights and counts of a global batch over all ranks; see `StepResult` for those without a description.
+
+    Attributes:
+        weights: (2,) float64, sum of loss weights of C4 and of synthetic targets.
+        num_forwards: of the rank that has most.
+    """
+
+    weights: np.ndarray
+    tokens: np.ndarray
+    computed: np.ndarray
+    num_overflows: int
+    num_forwards: int
+
+
+def _start_counting(batch: RankBatch, device: torch.device) -> Callable[[], _Counts]:
+    """Start to exchange the counts of a global batch; the result waits for them. Collective."""
+    own = [*batch.weights, *batch.tokens, *batch.computed, len(batch.overflows), len(batch.micro_batches)]
+    finish = start_gathering(torch.tensor(own, dtype=torch.float64).to(device))  # float64 holds all exactly
+
+    @cache
+    def counts() -> _Counts:
+        rows = finish().numpy()
+        weights, tokens, computed, (num_overflows, _) = np.split(rows.sum(0), [2, 4, 6])
+        return _Counts(
+            weights, tokens.astype(np.int64), computed.astype(np.int64), int(num_overflows), int(rows[:, -1].max())
+        )
+
+    return counts
+
+
 def _run_micro_batches(
     engine: Engine,
     batch: RankBatch,
-    scale: float,
+    counts: Callable[[], _Counts],
     take: Callable[[MicroBatch, torch.Tensor, torch.Tensor], None],
 ) -> None:
-    """Run forward, backward and update, and pass each micro-batch, its per-source loss sums and flags to ``take``."""
-    for cpu_batch in batch.micro_batches:
+    """Run forward, backward and update, and pass each micro-batch, its per-source loss sums and flags to ``take``.
+
+    A rank without work of its own joins the forwards of others, as ZeRO 2 and 3 require.
+    """
+    engine.set_gradient_accumulation_boundary(False)
+    cpu_batches = chain(batch.micro_batches, repeat(idle_micro_batch()))
+    for number, cpu_batch in enumerate(cpu_batches, start=1):
         micro_batch = cpu_batch.to(engine.device)
         loss_sum, source_sums, is_right = engine(micro_batch)
         take(micro_batch, source_sums, is_right)
+        num_forwards, scale = counts().num_forwards, dist.get_world_size() / counts().weights.sum()
+        engine.set_gradient_accumulation_boundary(number == num_forwards)
         # A loss that is not finite could leave finite gradients. 0 · sum makes them NaN then, and adds 0 otherwise.
         engine.backward(loss_sum * (scale + (0 * source_sums.sum()).float()))
-        if is_plain(engine) and engine.is_gradient_accumulation_boundary():
+        if is_plain(engine) and number == num_forwards:
             _check_gradients(engine)
         engine.step()
+        if number == num_forwards:
+            return
 
 
 def is_plain(engine: Engine) -> bool:
@@ -197,13 +261,13 @@ def _drop_nonfinite_gradients(optimizer: Any, *_: Any) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
-def _nonfinite_gradients(engine: Engine, batch: RankBatch, scale: float) -> list[int]:
-    """The numbers of this rank's micro-batches whose own gradient is not finite. Collective.
+def _nonfinite_gradients(engine: Engine, batch: RankBatch, counts: Callable[[], _Counts]) -> torch.Tensor:
+    """Which forwards of this rank have a gradient of their own that is not finite: (num_forwards,) bool. Collective.
 
     The reduction spreads a bad value to all ranks. So the step runs once more, with hooks that inspect the gradients
     before the reduction. The hooks return NaN, so that this second pass updates nothing either.
     """
-    found = torch.zeros(len(batch.micro_batches), dtype=torch.bool, device=engine.device)
+    found = torch.zeros(counts().num_forwards, dtype=torch.bool, device=engine.device)
     number = -1
 
     def count(*_: Any) -> None:
@@ -215,15 +279,21 @@ def _nonfinite_gradients(engine: Engine, batch: RankBatch, scale: float) -> list
         return torch.full_like(gradient, math.nan)
 
     hooks = [parameter.register_hook(look) for parameter in engine.module.parameters() if parameter.requires_grad]
-    _run_micro_batches(engine, batch, scale, count)
+    _run_micro_batches(engine, batch, counts, count)
     for hook in hooks:
         hook.remove()
-    return _positions(found)
+    return found
 
 
-def _positions(mask: torch.Tensor) -> list[int]:
-    return mask.nonzero().flatten().tolist()
+def _suspects(batch: RankBatch, is_bad: torch.Tensor) -> list[list[int]]:
+    """For each rank the positions in the global batch of the samples in its bad micro-batches. Collective.
+
+    Args:
+        is_bad: (num_forwards,) bool, of this rank's forwards; those beyond its micro-batches hold no samples.
+    """
+    found = {n for positions, bad in zip(batch.positions, is_bad.tolist(), strict=False) if bad for n in positions}
+    return gather_objects(sorted(found))
 
 
 def _ratio(total: float, weight: float) -> float | None:
-    return total / weight if weight else None
+    return float(total / weight) if weight else None

@@ -55,7 +55,7 @@ class PackedLM(nn.Module):
         weighted = nll * batch.weights
         with torch.no_grad():
             exact = weighted.double()  # the sum of thousands in fp32 would differ by 1e-6 between layouts
-            synthetic = exact[batch.is_synthetic].sum()
+            synthetic = torch.where(batch.is_synthetic, exact, 0.0).sum()  # a mask as an index would wait for a GPU
             source_sums = torch.stack([exact.sum() - synthetic, synthetic])
 
             # A scored document is right if none of its answer tokens is wrong.
@@ -67,16 +67,16 @@ class PackedLM(nn.Module):
 
 @dataclass
 class AnswerCorrectness:
-    """Accuracy flags of a rank's samples: right by any scored answer, and right by the first."""
+    """Accuracy flags of a rank's samples, 0 or 1: right by any scored answer, and right by the first."""
 
-    by_any: torch.Tensor  # (num_examples,) bool
-    by_first: torch.Tensor  # (num_examples,) bool
+    by_any: torch.Tensor  # (num_examples,) uint8
+    by_first: torch.Tensor  # (num_examples,) uint8
 
     @classmethod
     def none(cls, num_examples: int, device: torch.device) -> "AnswerCorrectness":
-        return cls(*(torch.zeros(num_examples, dtype=torch.bool, device=device) for _ in range(2)))
+        return cls(*(torch.zeros(num_examples, dtype=torch.uint8, device=device) for _ in range(2)))
 
     def add(self, batch: MicroBatch, is_right: torch.Tensor) -> None:
         """Add the scored documents of one micro-batch."""
-        self.by_any[batch.document_example[is_right]] = True
-        self.by_first[batch.document_example[is_right & batch.document_is_first]] = True
+        for flags, right in ((self.by_any, is_right), (self.by_first, is_right & batch.document_is_first)):
+            flags.scatter_reduce_(0, batch.document_example, right.to(torch.uint8), "amax")

@@ -68,12 +68,37 @@ class MicroBatch:
         return self._map(torch.Tensor.pin_memory)
 
 
-def pack(samples: Sequence[Sequence[Document]], first_example: int = 0) -> MicroBatch:
-    """Pack the documents of some samples end to end into one micro-batch.
+def fill(lengths: Sequence[int], num_tokens: int, *, one_document_a_row: bool = False) -> list[list[int]]:
+    """Divide documents among few micro-batches: each goes, the longest first, into the first one with room for it.
 
     Args:
-        samples: the documents of each sample, in order.
-        first_example: number of the first sample within the rank's batch.
+        lengths: inputs of each document.
+        num_tokens: inputs that a micro-batch may have, with the padding of its rows. A longer document gets its own.
+        one_document_a_row: whether documents are padded to the longest of their micro-batch.
+
+    Returns:
+        the numbers of the documents of each micro-batch, in order.
+    """
+    filled: list[list[int]] = []
+    rooms: list[int] = []  # tokens, or rows of the length of the first document
+    for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+        length = lengths[number]
+        taken = 1 if one_document_a_row else length
+        place = next((n for n, room in enumerate(rooms) if room >= taken), len(filled))
+        if place == len(filled):
+            filled.append([])
+            rooms.append(num_tokens // length if one_document_a_row else num_tokens)
+        filled[place].append(number)
+        rooms[place] -= taken
+    return [sorted(numbers) for numbers in filled]
+
+
+def pack(samples: Sequence[Sequence[Document]], numbers: Sequence[int] | None = None) -> MicroBatch:
+    """Pack documents of some samples end to end into one micro-batch.
+
+    Args:
+        samples: documents of each sample, in order.
+        numbers: of the samples within the rank's batch; by default they count from 0.
     """
     # All targets, end to end, and where each document ends.
     documents = [document for sample in samples for document in sample]
@@ -88,10 +113,11 @@ def pack(samples: Sequence[Sequence[Document]], first_example: int = 0) -> Micro
     answer = np.concatenate(in_answer) if scored else np.empty(0, np.int64)
     needed = weights != 0
     needed[answer] = True
+    needed[-1] |= not needed.any()  # without logits there would be no graph to go backward through
 
     # Documents of equal length, all of whose targets are needed, get a row each. Otherwise all share one row.
     rows = len(documents) if needed.all() and (lengths == lengths[0]).all() else 1
-    examples = np.repeat(first_example + np.arange(len(samples)), [len(sample) for sample in samples])
+    examples = np.repeat(range(len(samples)) if numbers is None else numbers, [len(sample) for sample in samples])
     return MicroBatch(
         input_ids=_tensor(np.concatenate([document.tokens[:-1] for document in documents])).view(rows, -1),
         position_ids=_tensor(np.concatenate([np.arange(length) for length in lengths])).view(rows, -1),
@@ -106,6 +132,11 @@ def pack(samples: Sequence[Sequence[Document]], first_example: int = 0) -> Micro
         cu_seq_lens=_tensor(np.append(0, ends).astype(np.int32)),
         lengths=tuple(lengths.tolist()),
     )
+
+
+def idle_micro_batch() -> MicroBatch:
+    """Work without effect, for a rank that must join the forwards of others: under ZeRO 3 they are collective."""
+    return pack([[Document(np.zeros(2, np.int64), np.zeros(1, np.float32))]])
 
 
 def _from_arrays(values: dict[str, Any]) -> MicroBatch:

@@ -19,22 +19,22 @@ class NonFinite:
 
     Attributes:
         what: ``loss`` or ``gradient norm``.
-        micro_batches: for each rank the numbers (from 0) of its micro-batches whose own loss or gradient was not
-            finite. All are empty where finite parts overflowed in their sum.
+        suspects: for each rank the positions in the global batch of the samples in its micro-batches whose own loss
+            or gradient was not finite. All are empty where finite parts overflowed in their sum.
     """
 
     what: str
-    micro_batches: list[list[int]]
+    suspects: list[list[int]]
 
     @property
     def ranks(self) -> list[int]:
-        return [rank for rank, found in enumerate(self.micro_batches) if found]
+        return [rank for rank, found in enumerate(self.suspects) if found]
 
-    def describe(self, plan: GlobalBatchPlan, layout: Layout) -> str:
+    def describe(self, plan: GlobalBatchPlan) -> str:
         """One sentence: step, ranks, and the samples of the micro-batches in question."""
         if not self.ranks:
             return f"the {self.what} of step {plan.step} is not finite, though that of each single micro-batch is"
-        samples = [f"rank {rank}: {_ids(plan, self._suspects(rank, layout))}" for rank in self.ranks[:_RANKS_IN_FULL]]
+        samples = [f"rank {rank}: {_ids(plan, self.suspects[rank])}" for rank in self.ranks[:_RANKS_IN_FULL]]
         more = len(self.ranks) - len(samples)
         return (
             f"the {self.what} of step {plan.step} is not finite on rank{'s' * (len(self.ranks) > 1)} "
@@ -45,20 +45,11 @@ class NonFinite:
     def dump(self, path: Path, plan: GlobalBatchPlan, layout: Layout, values: dict[str, Any]) -> None:
         """Write ``values`` and the id of every sample of the step as JSON."""
         samples = [
-            {"rank": rank, **sample, "suspect": position in self._suspects(rank, layout)}
+            {"rank": rank, **sample, "suspect": position in self.suspects[rank]}
             for rank in range(layout.world_size)
             for position, sample in _samples(plan, layout.rank_slice(rank))
         ]
         write_json(path, {"step": plan.step, "what": self.what, "ranks": self.ranks, **values, "samples": samples})
-
-    def _suspects(self, rank: int, layout: Layout) -> list[int]:
-        """Positions in the global batch of the rank's samples in question."""
-        first = layout.rank_slice(rank).start
-        return [
-            first + number * layout.micro_batch + offset
-            for number in self.micro_batches[rank]
-            for offset in range(layout.micro_batch)
-        ]
 
 
 def _samples(plan: GlobalBatchPlan, part: slice) -> list[tuple[int, dict[str, Any]]]:

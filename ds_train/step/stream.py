@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data_tools.base.errors import UserError
 from data_tools.base.processes import end_with_parent, starting
-from data_tools.samples.readers import Overflow, Reader
+from data_tools.samples.readers import Overflow, Reader, Sample
 from data_tools.samples.samplers import Cursor, GlobalBatchPlan, SampleKind, Sampler
 from ds_train.config.layout import Layout
-from ds_train.step.micro_batch import C4, SYNTHETIC, MicroBatch, pack
+from ds_train.step.micro_batch import C4, SYNTHETIC, MicroBatch, fill, pack
 
 _CLOSED = 1 << 62  # later than any plan's generation: workers skip what is left
 
@@ -30,6 +30,7 @@ class RankBatch:
     Attributes:
         plan: the global plan, the same on every rank; ``plan.next_cursor`` follows this batch.
         micro_batches: this rank's, in order.
+        positions: in the global batch, of the samples that each of them holds documents of.
         num_examples: this rank's samples.
         weights: (2,) float64, sum of loss weights of C4 and of synthetic targets on this rank.
         tokens: (2,) int64, real targets likewise, of the documents that are trained on.
@@ -39,6 +40,7 @@ class RankBatch:
 
     plan: GlobalBatchPlan
     micro_batches: list[MicroBatch]
+    positions: list[list[int]]
     num_examples: int
     weights: np.ndarray
     tokens: np.ndarray
@@ -51,47 +53,67 @@ class RankBatch:
 
 
 class RankBatchBuilder:
-    """Builds one rank's batches from plans. This part of the stream runs inside the workers, and can be pickled."""
+    """Builds one rank's batches from plans. This part of the stream runs inside the workers, and can be pickled.
 
-    def __init__(self, readers: dict[SampleKind, Reader], layout: Layout, rank: int) -> None:
+    Args:
+        seq_len: inputs of a full sample.
+        one_document_a_row: whether the model reads documents so.
+    """
+
+    def __init__(
+        self,
+        readers: dict[SampleKind, Reader],
+        layout: Layout,
+        rank: int,
+        seq_len: int,
+        *,
+        one_document_a_row: bool = False,
+    ) -> None:
         self._readers = readers
-        self._layout = layout
-        self._rank = rank
+        self._samples_of_rank = layout.rank_slice(rank)
+        self._num_tokens = layout.micro_batch * seq_len
+        self._one_document_a_row = one_document_a_row
 
     def build(self, plan: GlobalBatchPlan) -> RankBatch:
-        # Read this rank's samples, one kind at a time, back into the plan's order.
-        part = self._layout.rank_slice(self._rank)
-        sources, indices = plan.sources[part], plan.indices[part]
-        samples: list = [None] * len(indices)
-        for source in map(SampleKind, np.unique(sources)):
-            positions = np.flatnonzero(sources == source)
-            found = self._readers[source].read(indices[positions].tolist(), plan.stage)
-            for position, sample in zip(positions, found, strict=True):
-                samples[position] = sample
+        samples = self._read(plan)
 
         # Count loss weights and real targets, which a document that is only scored lacks, and what is computed.
+        documents = [(number, document) for number, sample in enumerate(samples) for document in sample.documents]
         weights, tokens, computed = np.zeros(2), np.zeros(2, np.int64), np.zeros(2, np.int64)
-        for document in (document for sample in samples for document in sample.documents):
+        for _, document in documents:
             kind, length = SYNTHETIC if document.is_synthetic else C4, len(document.weights)
             weights[kind] += document.weights.sum(dtype=np.float64)
             if document.weights.any():  # then its prompt counts too, even where only the answer weighs
                 tokens[kind] += length
             computed += length, length**2
 
-        # Pack them into micro-batches.
-        size = self._layout.micro_batch
+        # Fill micro-batches with them.
+        lengths = [len(document.weights) for _, document in documents]
+        filled = fill(lengths, self._num_tokens, one_document_a_row=self._one_document_a_row)
+        parts = [[documents[number] for number in numbers] for numbers in filled]
         return RankBatch(
             plan=plan,
             micro_batches=[
-                pack([sample.documents for sample in samples[first : first + size]], first)
-                for first in range(0, len(samples), size)
+                pack([[document] for _, document in part], [number for number, _ in part]) for part in parts
             ],
+            positions=[sorted({self._samples_of_rank.start + number for number, _ in part}) for part in parts],
             num_examples=len(samples),
             weights=weights,
             tokens=tokens,
             computed=computed,
             overflows=[overflow for sample in samples for overflow in sample.overflows],
         )
+
+    def _read(self, plan: GlobalBatchPlan) -> list[Sample]:
+        """This rank's samples, read one kind at a time, in the plan's order."""
+        sources, indices = plan.sources[self._samples_of_rank], plan.indices[self._samples_of_rank]
+        samples: list = [None] * len(indices)
+        for source in map(SampleKind, np.unique(sources)):
+            positions = np.flatnonzero(sources == source)
+            found = self._readers[source].read(indices[positions].tolist(), plan.stage)
+            for position, sample in zip(positions, found, strict=True):
+                samples[position] = sample
+        return samples
 
 
 class _PlanSource:

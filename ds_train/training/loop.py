@@ -70,9 +70,10 @@ def train(run: Run) -> None:
         run.stream.restart(state.cursor, state.step)
         if _is_over(run):
             logger.info("nothing to do")
+        requests = run.stop.agree()
         while not _is_over(run):
-            _check_stop(run)
-            _optimizer_step(run, logs, overflow_report)
+            _check_stop(run, requests)
+            requests = _optimizer_step(run, logs, overflow_report)
     except StopTraining:
         _save_last(run)
         raise
@@ -88,8 +89,12 @@ def train(run: Run) -> None:
         overflow_report.summary(state.overflows)
 
 
-def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") -> None:
-    """Do one optimizer step and what follows it, in this order: update, flags, promotion, evaluation, save."""
+def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") -> list[int]:
+    """Do one optimizer step and what follows it, in this order: update, flags, promotion, evaluation, save.
+
+    Returns:
+        the requests to stop on which the ranks have agreed after the update.
+    """
     state, phase, cadence = run.state, run.phase, run.cadence
     stage, flops = state.stage, state.flops
     # Wait for the batch that the loader workers have prefetched.
@@ -102,7 +107,7 @@ def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") 
     # Forward, backward and update; then advance the state, also past a step that updated nothing.
     lr = run.schedule.lr(batch.plan.step)
     set_learning_rate(run.engine, lr)
-    result = train_step(run.engine, batch, run.layout, phase.accuracy)
+    result = train_step(run.engine, batch, run.layout, phase.accuracy, run.stop.own)
     _advance(state, result)
     if result.nonfinite:
         _skip_or_stop(run, result, result.nonfinite)
@@ -128,6 +133,7 @@ def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") 
     # Discard batches that were prefetched at the old stage.
     if promoted and not _is_over(run):
         run.stream.restart(state.cursor, state.step)
+    return result.requests
 
 
 def _is_over(run: Run) -> bool:
@@ -142,8 +148,8 @@ def _why_over(run: Run) -> str:
     return f"step {step} is the end of this run" + (f": it has reached --{limit}" if limit else "")
 
 
-def _check_stop(run: Run) -> None:
-    run.stop.check()
+def _check_stop(run: Run, requests: Sequence[int]) -> None:
+    run.stop.obey(requests)
     stop_step = run.cadence.stop_step
     if stop_step is not None and run.state.step >= stop_step:
         repeat = f"the same command without it, or with one beyond step {run.state.step},"
@@ -185,7 +191,7 @@ def _skip_or_stop(run: Run, result: StepResult, nonfinite: NonFinite) -> None:
     """Count a step that updated nothing and dump its samples; one too many ends the run on every rank."""
     state = run.state
     state.skipped_steps += 1
-    description = nonfinite.describe(result.plan, run.layout)
+    description = nonfinite.describe(result.plan)
     path = run.directory / f"nonfinite_step_{state.step:08d}.json"
     if run.world.is_main:
         values = {"loss": str(result.loss), "grad_norm": str(result.grad_norm)}  # JSON knows no nan
@@ -212,7 +218,7 @@ def _skip_or_stop(run: Run, result: StepResult, nonfinite: NonFinite) -> None:
 def _evaluate(run: Run, logs: "_Logs") -> None:
     """Evaluate and log. An evaluation that is interrupted stays pending in the state, for the next launch."""
 
-    def before_batch() -> None:
+    def before_batch(_: int) -> None:
         run.watchdog.progress(f"evaluation at step {run.state.step}")
         run.stop.check()
 
@@ -251,6 +257,7 @@ class _Logs:
             "grad_norm": result.grad_norm,
             "skipped_steps": state.skipped_steps,
             "ledger": state.ledger,
+            "forwards": result.num_forwards,
             **self.throughput.report(),
         }
         self.progress.row(row, run.phase.status)

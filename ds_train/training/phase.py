@@ -41,7 +41,7 @@ class Phase(Protocol):
         """Whether to evaluate after this step; at those of ``--eval_at`` and the last the loop does so in any case."""
         ...
 
-    def evaluate(self, engine: Engine, state: TrainState, before_batch: Callable[[], None]) -> dict[str, Any]:
+    def evaluate(self, engine: Engine, state: TrainState, before_batch: Callable[[int], None]) -> dict[str, Any]:
         """This phase's columns of an evaluation row; ``before_batch`` is called before each batch. Collective."""
         ...
 

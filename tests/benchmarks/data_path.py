@@ -83,7 +83,7 @@ def data_path(scratch: Path, world: World) -> DataPath:
     prepared = prepare(flags, world)
     setup = prepared.make_setup()
     layout = prepared.inputs.engine.layout
-    builder = RankBatchBuilder(setup.readers, layout, world.rank)
+    builder = RankBatchBuilder(setup.readers, layout, world.rank, prepared.inputs.model_flags.seq_len)
     return DataPath(setup.sampler, builder, setup.readers[SampleKind.STREAM], layout.global_batch)
 
 

@@ -16,7 +16,7 @@ from data_tools.samples.samplers import CurriculumSampler, Cursor, MixinShare, M
 from ds_train.config.layout import Layout
 from tests.benchmarks.measure import parser, print_table, seconds_each
 
-LAYOUT = Layout(world_size=1024, micro_batch=2, grad_accum=4)
+LAYOUT = Layout(world_size=1024, micro_batch=2, global_batch=8192)
 RANK = 717
 
 

@@ -32,6 +32,7 @@ def _write(run: Path, rows: list[dict[str, Any]], **settings: Any) -> Path:
     }  # fmt: skip
     (run / "run.yaml").write_text(json.dumps(flags))
     (run / "deepspeed.json").write_text(json.dumps(engine))
+    (run / "launches.jsonl").write_text('{"step": 0, "ranks": 1}\n{"step": 5, "ranks": 2}\n')
     return run
 
 
@@ -51,7 +52,7 @@ def audited(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 def test_equal_runs(audited) -> None:
     code, output = audited([row | {"tokens_per_second": 1.0} for row in _rows()])
     assert code == 0 and output.endswith("The runs are equal at all common steps.\n")
-    assert "settings that differ: none" in output and "1 rank × 4 accumulation × micro batch 2, ZeRO 1" in output
+    assert "settings that differ: none" in output and "; 2 ranks, micro batch 2, ZeRO 1" in output
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_other_settings_are_reported(audited) -> None:
     code, output = audited(_rows(), seed=2, **changed)
     assert code == 0
     assert "settings that differ: train_batch_size 8 | 16; optimizer.params.lr 0.1 | 0.2; seed 1 | 2\n" in output
-    assert "2 ranks × 4 accumulation × micro batch 2, ZeRO 3" in output
+    assert "; 2 ranks, micro batch 2, ZeRO 3" in output
 
 
 def test_settings_may_be_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

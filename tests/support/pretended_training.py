@@ -77,7 +77,7 @@ class KilledError(Exception):
     pass
 
 
-def pretended_result(plan) -> StepResult:
+def pretended_result(plan, requests) -> StepResult:
     """A step whose numbers depend on its samples only; seven of eight samples are right."""
     mixin = int((plan.sources == SampleKind.MIXIN).sum())
     return StepResult(
@@ -89,6 +89,8 @@ def pretended_result(plan) -> StepResult:
         tokens=np.array([100 * (GLOBAL_BATCH - mixin), 90 * mixin]),
         computed=np.array([1000, 5000]),
         num_overflows=1,
+        num_forwards=1,
+        requests=requests,
         grad_norm=None,
     )
 
@@ -112,15 +114,15 @@ def pretended_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
             if examples is at_stage:
                 return result
             for _ in range(3):  # batches
-                before_batch()
+                before_batch(1)
             events.append(("evaluate",))
             return result
 
-        def train_step(engine, batch, layout, accuracy):
+        def train_step(engine, batch, layout, accuracy, own_requests):
             if batch.plan.step == kill_at:
                 raise KilledError
             events.append(("update", batch.plan.step))
-            return pretended_result(batch.plan)
+            return pretended_result(batch.plan, own_requests())
 
         monkeypatch.setattr(loop, "train_step", train_step)
         monkeypatch.setattr(loop, "set_learning_rate", lambda engine, lr: events.append(("lr", lr)))
@@ -138,12 +140,12 @@ def pretended_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         for name in ("record", "promote"):
             method = getattr(phase, name)
             setattr(phase, name, lambda *args, name=name, method=method: (events.append((name,)), method(*args))[1])
-        layout = Layout(1, GLOBAL_BATCH, 1)
+        layout = Layout(1, GLOBAL_BATCH, GLOBAL_BATCH)
         checkpoints = KeptStates(events, state.step if state else 0)
         given = {"log_every": 1, "save_every": 4, "max_steps": 12 if phase_name == "pretrain" else None,
                  "stop_step": None, **cadence}  # fmt: skip
         fresh = TrainState(1, 1, GLOBAL_BATCH, 1, GLOBAL_BATCH, 1, "bf16", stage=1 if phase_name == "pptrain" else 0)
-        stop = SimpleNamespace(check=check_stop)
+        stop = SimpleNamespace(check=check_stop, own=list, agree=list, obey=lambda _: check_stop())
         watchdog = SimpleNamespace(progress=lambda doing, is_long=False: None)
         engine = SimpleNamespace(
             eval=lambda: None, train=lambda: None, monitor=SimpleNamespace(enabled=False), device=torch.device("cpu")

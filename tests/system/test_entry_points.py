@@ -53,7 +53,8 @@ class TestTwoRanks:
         begin = next(number for number, line in enumerate(lines) if line.endswith(f" I {phase}"))
         end = next(number for number, line in enumerate(lines) if line.startswith("  memory of a rank  "))
         summary = "\n".join(lines[begin : end + 1])
-        for words in ("2 ranks × 2 accumulation × micro batch 4 = global batch 16", "ZeRO 1, bf16", "AdamW", *shown):
+        layout = "global batch 16 over 2 ranks; ZeRO 1, bf16", "at most 1,024 tokens, 4 × seq_len"
+        for words in (*layout, "AdamW", *shown):
             assert words in summary
         assert end - begin < 20, "one screen"
         assert sum(line.startswith("  memory of a rank  ") for line in lines) == 1, "printed by rank 0 only"

@@ -10,9 +10,9 @@ from ds_train.checkpoints.weights import checkpoint_weights
 from tests.support import tiny
 from tests.support.launching import read_log, run_all
 
-GLOBAL_BATCH, STEPS = 8, 20
+GLOBAL_BATCH, STEPS = 11, 20  # two ranks get five samples and six
 PHASE_FLAGS = {
-    "pptrain": f"--max_steps {STEPS} --curr_window 16 --curr_threshold 0.5 --curr_check_every 2",
+    "pptrain": f"--max_steps {STEPS} --curr_window 16 --curr_threshold 0.55 --curr_check_every 4",
     "pretrain": f"--total_steps {STEPS} --mixin_percent 0.3 --eval_every {STEPS} --pptrain_checkpoint none",
 }
 
@@ -29,11 +29,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        accumulation = GLOBAL_BATCH // (self.ranks * self.micro_batch)
-        return (
-            f"{self.precision}_{self.ranks}ranks_micro{self.micro_batch}_acc{accumulation}"
-            f"_zero{self.zero}_{self.workers}workers"
-        )
+        return f"{self.precision}_{self.ranks}ranks_micro{self.micro_batch}_zero{self.zero}_{self.workers}workers"
 
 
 # A small model needs a high rate to be promoted within twenty steps. The tolerance of bf16 is stated for the rate that
@@ -41,17 +37,17 @@ class Variant:
 LEARNING_RATE = {"no": "2e-3", "bf16": "5e-4"}
 # bf16: largest difference seen, on a machine with bf16 units and on one without: 4e-4.
 LOSS_TOLERANCE = {"no": 1e-6, "bf16": 1e-3}
-FP32_REFERENCE = Variant(1, 8, 1, 0)
-BF16_REFERENCE = Variant(1, 8, 1, 0, "bf16")
+FP32_REFERENCE = Variant(1, 11, 1, 0)  # one forward a step
+BF16_REFERENCE = Variant(1, 11, 1, 0, "bf16")
 FP32 = [
-    Variant(1, 2, 1, 2), Variant(1, 8, 0, 1), Variant(1, 2, 3, 0),
-    Variant(2, 2, 1, 0), Variant(2, 2, 2, 2), Variant(2, 2, 3, 2), Variant(2, 4, 0, 1),
+    Variant(1, 1, 1, 2), Variant(1, 4, 0, 1), Variant(1, 1, 3, 0),
+    Variant(2, 1, 1, 0), Variant(2, 1, 2, 2), Variant(2, 1, 3, 2), Variant(2, 2, 0, 1),
 ]  # fmt: skip
 BF16 = [
-    Variant(1, 2, 2, 1, "bf16"),
-    Variant(2, 2, 1, 2, "bf16"),
+    Variant(1, 1, 2, 1, "bf16"),
+    Variant(2, 1, 1, 2, "bf16"),
     Variant(2, 2, 2, 0, "bf16"),
-    Variant(2, 4, 3, 0, "bf16"),
+    Variant(2, 1, 3, 0, "bf16"),
 ]
 
 
@@ -98,6 +94,9 @@ class TestSameTrajectory:
         assert [row["ledger"] for row in rows] == [row["ledger"] for row in reference]
         assert [row["tokens"] for row in rows] == [row["tokens"] for row in reference]
         assert [row["pflops"] for row in rows] == [row["pflops"] for row in reference]
+        if variant.micro_batch == 1:  # of full samples: two or more short ones share a forward
+            assert 1 < max(row["forwards"] for row in rows) <= -(-GLOBAL_BATCH // variant.ranks)
+        assert {row["forwards"] for row in reference} == {1}
 
     def test_same_curriculum(self, scratch: Path, phase: str, variant: Variant) -> None:
         if phase == "pretrain":
@@ -105,8 +104,8 @@ class TestSameTrajectory:
         rows, reference = self._rows(scratch, phase, variant)
         assert reference[-1]["stage"] >= 3, "the test needs two promotions"
         assert [row["stage"] for row in rows] == [row["stage"] for row in reference]
-        # In bf16 two logits are often equal but for the last bit, so one of the 16 flags may flip.
-        flips = 0 if variant.precision == "no" else 1 / 16
+        # In bf16 two logits are often equal but for the last bit, so one flag of a window (a batch or more) may flip.
+        flips = 0 if variant.precision == "no" else 1 / GLOBAL_BATCH
         assert _largest_difference(rows, reference, "curr_acc") <= flips
         evaluations, expected = self._rows(scratch, phase, variant, "eval")
         assert [(row["step"], row["stage"]) for row in evaluations] == [(r["step"], r["stage"]) for r in expected]

@@ -65,8 +65,8 @@ def test_a_changed_global_batch_is_reported_though_its_flag_was_not_given():
 def test_effective_json_and_what_deepspeed_gets():
     resolved = resolve(BASE, world_size=2, lr=1e-3)
     batch_keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    for config in (resolved.effective, resolved.deepspeed):
-        assert [config[key] for key in batch_keys] == [32, 2, 8]
+    for config, sizes in ((resolved.effective, [32, 2, 8]), (resolved.deepspeed, [32, 16, 1])):
+        assert [config[key] for key in batch_keys] == sizes
         assert config["optimizer"]["params"]["lr"] == 1e-3
         assert config["data_types"]["grad_accum_dtype"] == "fp32"
         json.dumps(config)
@@ -211,7 +211,7 @@ def test_warmup_steps_without_a_scheduler_is_an_error():
 def test_all_problems_are_reported_at_once():
     config = changed(
         ("train_batchsize", 32),
-        *batch(33, 2),
+        *batch(33, 0),
         ("optimizer.params.weight_decays", 1),
         ("optimizer.params.lr", -1),
         ("gradient_clipping", -2),
@@ -222,7 +222,8 @@ def test_all_problems_are_reported_at_once():
         resolve(config, min_lr_ratio=0.5)
     message = str(caught.value)
     for part in (
-        "train_batchsize", "global batch 33", "weight_decays", "optimizer.params.lr is -1", "gradient_clipping is -2",
+        "train_batchsize", "train_micro_batch_size_per_gpu is 0", "weight_decays", "optimizer.params.lr is -1",
+        "gradient_clipping is -2",
         "zero_optimization.stge", "fp16.enabled", "--min_lr_ratio",
     ):  # fmt: skip
         assert part in message, part
@@ -230,12 +231,12 @@ def test_all_problems_are_reported_at_once():
 
 
 def test_a_bad_schedule_and_a_bad_batch_are_reported_together():
-    with pytest.raises(UserError, match=r"(?s)2 problems.*global batch 33.*scheduler.type is 'Nope'"):
-        resolve(changed(*batch(33, 2), ("scheduler.type", "Nope")))
+    with pytest.raises(UserError, match=r"(?s)2 problems.*micro_batch_size_per_gpu is 0.*scheduler.type is 'Nope'"):
+        resolve(changed(*batch(33, 0), ("scheduler.type", "Nope")))
 
 
 def test_flags_correct_the_json_before_it_is_judged():
-    config = changed(*batch(33, 2), ("optimizer.params.lr", "auto"), ("gradient_clipping", "auto"))
+    config = changed(*batch("auto", 2), ("optimizer.params.lr", "auto"), ("gradient_clipping", "auto"))
     resolved = resolve(config, global_batch=32, lr=1e-3, grad_clip=1.0)
     assert resolved.layout.global_batch == 32 and resolved.schedule.lr(500) == 1e-3
 

@@ -38,27 +38,26 @@ def test_gradients_are_summed_over_ranks_in_fp32(path):
     assert json.loads(path.read_text())["communication_data_type"] == "fp32"
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4, 8, 16])
-def test_shipped_json_resolves_at_every_dividing_world_size(world_size):
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8, 32])
+def test_shipped_json_resolves_at_every_world_size(world_size):
     warmup = {1: 5e-7, 250: 1.25e-4, 999: 4.995e-4, 1000: 5e-4}
     pptrain = resolve_file(default_json("pptrain"), world_size)
-    assert pptrain.layout == Layout(world_size, 2, 16 // world_size) and not pptrain.overrides
+    assert pptrain.layout == Layout(world_size, 2, 32) and not pptrain.overrides
     assert {k: pptrain.schedule.lr(k) for k in warmup} == pytest.approx(warmup, rel=1e-12)
     assert pptrain.schedule.lr(1001) == pptrain.schedule.lr(10**6) == 5e-4
 
     pretrain = resolve_file(default_json("pretrain"), world_size, total_steps=10_000)
-    assert pretrain.layout == Layout(world_size, 2, 16 // world_size) and not pretrain.overrides
+    assert pretrain.layout == Layout(world_size, 2, 32) and not pretrain.overrides
     cosine = warmup | {5500: 2.75e-4, 10_000: 5e-5}
     assert {k: pretrain.schedule.lr(k) for k in cosine} == pytest.approx(cosine, rel=1e-12)
 
 
 @pytest.mark.parametrize("phase", ["pptrain", "pretrain"])
 def test_shipped_json_at_other_world_sizes(phase):
-    assert resolve_file(default_json(phase), 32, 10_000, micro_batch=1).layout == Layout(32, 1, 1)
-    assert resolve_file(default_json(phase), 64, 10_000, global_batch=256).layout == Layout(64, 2, 2)
-    for world_size in (3, 64):
-        with pytest.raises(UserError, match=f"global batch 32.*{world_size} ranks"):
-            resolve_file(default_json(phase), world_size, 10_000)
+    assert resolve_file(default_json(phase), 32, 10_000, micro_batch=1).layout == Layout(32, 1, 32)
+    assert resolve_file(default_json(phase), 64, 10_000, global_batch=256).layout == Layout(64, 2, 256)
+    with pytest.raises(UserError, match=r"global batch 32.*64 ranks"):
+        resolve_file(default_json(phase), 64, 10_000)
 
 
 @pytest.mark.parametrize("phase", ["pptrain", "pretrain"])
@@ -66,7 +65,7 @@ def test_deepspeed_itself_accepts_the_shipped_json(phase, monkeypatch):
     monkeypatch.setattr(logging.getLogger("DeepSpeed"), "disabled", True)
     given = resolve_file(default_json(phase), 1, 10_000).deepspeed
     config = deepspeed.DeepSpeedConfig(given)
-    assert (config.train_batch_size, config.gradient_accumulation_steps) == (32, 16)
+    assert (config.train_batch_size, config.gradient_accumulation_steps) == (32, 1)
     assert config.bfloat16_config.enabled and config.zero_optimization_stage == 1
     assert config.grad_accum_dtype == "fp32" and config.scheduler_name is None
 

@@ -206,7 +206,7 @@ def test_mistakes_are_named(tmp_path: Path, changed: dict[str, Any], message: st
         ),
         ({"training": TRAINING | {"lr": -1}}, r"--lr is -1"),
         ({"training": TRAINING | {"seq_len": 0}}, r"--seq_len is 0"),
-        ({"training": TRAINING | {"micro_batch": 3}}, r"pptrain: global batch 32 is not"),
+        ({"training": TRAINING | {"micro_batch": 0}}, r"--micro_batch is 0"),
         (
             {"training": TRAINING | {"deepspeed_config": {"optimiser": {}}}},
             r"'optimiser' is not known; did you mean optimizer",

@@ -120,7 +120,7 @@ def phase_and_state(curriculum: Curriculum) -> tuple[PPTrain, TrainState]:
     state = TrainState(1, 1, 1, 1, 1, zero_stage=1, precision="bf16", stage=curriculum.start_stage)
     nothing_held_out = HeldOut([], np.empty(0, np.int64), 0)
     return PPTrain(
-        curriculum, nothing_held_out, lambda stage: nothing_held_out, World(0, 0, 1), micro_batch=1, accuracy="any"
+        curriculum, nothing_held_out, lambda stage: nothing_held_out, World(0, 0, 1), num_tokens=1, accuracy="any"
     ), state
 
 

@@ -96,7 +96,7 @@ BOTH_PHASES = {
     "half-written data directory": (_half_written_splits, r"has no meta\.json"),
     "missing data directory": (_given("--data_dir", "/nowhere"), r"--data_dir /nowhere"),
     "empty eval.jsonl": (_empty_eval, r"eval\.jsonl holds no examples"),
-    "batch that does not divide": (_given("--global_batch", "9"), r"global batch 9.*micro_batch 4"),
+    "batch without a size": (_given("--grad_accum", "0"), r"--grad_accum is 0"),
     "unknown JSON key": (lambda s: _json_with(s, gradient_cliping=1.0), r"'gradient_cliping'.*gradient_clipping"),
     "unknown ZeRO key": (lambda s: _json_with(s, zero_optimization={"stages": 1}), r"zero_optimization\.stages"),
     "missing JSON": (_given("--deepspeed_config", "/nowhere.json"), r"/nowhere\.json cannot be read"),

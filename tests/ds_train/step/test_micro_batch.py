@@ -1,94 +1,24 @@
-"""Documents, loss weights and packed micro-batches, against plain lists and loops."""
+"""Packed micro-batches, against plain lists and loops."""
 
 import pickle
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
-from data_tools.samples.documents import Document, encode_examples, example_documents, target_weights
+from data_tools.samples.documents import Document, example_documents
 from data_tools.samples.readers import Overflow, Sample, c4_document
 from data_tools.samples.samplers import Cursor, MixinShare, MixtureSampler, SampleKind
 from ds_train.config.layout import Layout
-from ds_train.step.micro_batch import C4, SYNTHETIC, pack
+from ds_train.step.micro_batch import C4, SYNTHETIC, fill, idle_micro_batch, pack
 from ds_train.step.stream import RankBatchBuilder
-from tests.support.tiny_models import assert_same_micro_batch, encoded, random_example, random_ids, tiny_tokenizer
-
-EXAMPLE = encoded(prompt=[5, 6, 7, 8], answers=[[9, 0], [10, 11, 12, 0], [13, 0]])
-
-
-def test_answers_get_a_leading_space_and_eos():
-    tokenizer = tiny_tokenizer()
-    prompts, answers = ["Proof: Craig is wsizko. Craig is", "A b.\n\nC is"], [["mtemfa"], ["ab", "c"]]
-    first, second = encode_examples(tokenizer, prompts, answers)
-    assert tokenizer.decode(first.prompt) == prompts[0] and tokenizer.decode(second.prompt) == prompts[1]
-    for example, valid in ((first, answers[0]), (second, answers[1])):
-        expected = [[*tokenizer.encode(f" {answer}"), tokenizer.eos_id] for answer in valid]
-        assert [ids.tolist() for ids in example.answers] == expected
-    assert tokenizer.decode([*first.prompt, *first.answers[0]]) == prompts[0] + " mtemfa<|endoftext|>"
-    assert (first.longest, second.longest) == (len(prompts[0]) + 8, len(prompts[1]) + 4)
-
-
-def test_encoding_in_one_go_or_one_by_one_is_the_same():
-    tokenizer = tiny_tokenizer()
-    prompts, answers = ["Ann is", "Bob is", "Cy is"], [["x"], ["y", "zz"], ["w", "v", "u"]]
-    together = encode_examples(tokenizer, prompts, answers)
-    alone = [encode_examples(tokenizer, [p], [a])[0] for p, a in zip(prompts, answers, strict=True)]
-    for example, same in zip(together, alone, strict=True):
-        assert np.array_equal(example.prompt, same.prompt)
-        assert all(map(np.array_equal, example.answers, same.answers))
-    assert encode_examples(tokenizer, [], []) == []
-
-
-@pytest.mark.parametrize(("num_targets", "num_answer"), [(5, 2), (100, 3), (2047, 5), (3, 3), (1, 1)])
-def test_target_weights_follow_the_formula(num_targets, num_answer):
-    heavy = 1 + Fraction(num_targets, num_answer)
-    plain = {
-        "lm": [1] * num_targets,
-        "answer": [0] * (num_targets - num_answer) + [1] * num_answer,
-        "weighted": [1] * (num_targets - num_answer) + [heavy] * num_answer,
-        "perseq": [0] * (num_targets - num_answer) + [Fraction(2048, num_answer)] * num_answer,
-    }
-    for loss, expected in plain.items():
-        weights = target_weights(num_targets, num_answer, loss, seq_len=2048)
-        assert weights.dtype == np.float32
-        assert weights.tolist() == [float(np.float32(float(value))) for value in expected]
-
-
-def test_the_trained_document_of_an_example():
-    (document,) = example_documents(EXAMPLE, loss="weighted")
-    assert document.tokens.tolist() == [5, 6, 7, 8, 9, 0]
-    assert document.weights.tolist() == [1, 1, 1, 3.5, 3.5]  # 5 targets, 2 of them answer: 1 + 5/2
-    assert (document.answer_targets, document.is_first_answer, document.is_synthetic) == (0, True, True)
-
-
-def test_every_valid_answer_is_scored_and_one_trained():
-    documents = example_documents(EXAMPLE, loss="lm", scored="any")
-    assert [d.tokens.tolist() for d in documents] == [[*EXAMPLE.prompt, *answer] for answer in EXAMPLE.answers]
-    assert [d.weights.tolist() for d in documents] == [[1] * 5, [0] * 7, [0] * 5]
-    assert [d.answer_targets for d in documents] == [2, 4, 2]
-    assert [d.is_first_answer for d in documents] == [True, False, False]
-
-
-def test_scoring_the_first_answer_only():
-    (document,) = example_documents(EXAMPLE, loss="lm", scored="first")
-    assert (document.tokens.tolist()[4:], document.answer_targets) == ([9, 0], 2)
-
-
-def test_another_answer_may_be_trained():
-    documents = example_documents(EXAMPLE, loss="weighted", trained=1, scored="any")
-    assert [bool(d.weights.any()) for d in documents] == [False, True, False]
-    assert documents[1].weights.tolist() == [1, 1, 1] + [1 + 7 / 4] * 4
-    assert [d.is_first_answer for d in documents] == [True, False, False]
-
-    first, trained = example_documents(EXAMPLE, loss="weighted", trained=1, scored="first")
-    assert (first.answer_targets, bool(first.weights.any()), first.is_first_answer) == (2, False, True)
-    assert (trained.answer_targets, bool(trained.weights.any()), trained.is_first_answer) == (0, True, False)
-
-    (only,) = example_documents(EXAMPLE, loss="weighted", trained=2)
-    assert only.tokens.tolist()[4:] == [13, 0]
+from tests.support.packed_models import tiny_model
+from tests.support.tiny_models import (
+    assert_same_micro_batch,
+    random_example,
+    random_ids,
+)
 
 
 def random_samples(seed: int) -> list[list[Document]]:
@@ -147,7 +77,7 @@ def expected_targets(samples: list[list[Document]]) -> list[ExpectedTarget]:
 def test_packing_agrees_with_walking_over_the_documents(seed):
     samples = random_samples(seed)
     documents = [document for sample in samples for document in sample]
-    batch = pack(samples, first_example=10)
+    batch = pack(samples, range(10, 10 + len(samples)))
     expected = expected_targets(samples)
 
     inputs = [token for document in documents for token in document.tokens[:-1].tolist()]
@@ -233,15 +163,20 @@ class ExamplesByIndex:
         return Sample(documents, [Overflow(index, 0, 99)] if index % 5 == 0 else [])
 
 
-def rank_batches(layout: Layout, loss: str, scored: str | None = None):
+SEQ_LEN = 32  # of the C4 blocks
+
+
+def rank_batches(layout: Layout, loss: str, scored: str | None = None, **how: bool):
     share = MixinShare(0.5, 0.5, "constant", 10)
     sampler = MixtureSampler(layout.global_batch, 3, share, num_c4_blocks=100, num_mixin_blocks=50, mixin_fill=0.5)
     plan = sampler.plan(Cursor(), 1)
     readers = {SampleKind.C4: ExamplesByIndex("c4"), SampleKind.MIXIN: ExamplesByIndex("mixin", loss, scored)}
-    return plan, [RankBatchBuilder(readers, layout, rank).build(plan) for rank in range(layout.world_size)]
+    return plan, [
+        RankBatchBuilder(readers, layout, rank, SEQ_LEN, **how).build(plan) for rank in range(layout.world_size)
+    ]
 
 
-@pytest.mark.parametrize("layout", [Layout(1, 24, 1), Layout(2, 3, 4), Layout(8, 1, 3), Layout(24, 1, 1)], ids=str)
+@pytest.mark.parametrize("layout", [Layout(1, 24, 24), Layout(2, 3, 24), Layout(7, 1, 24), Layout(24, 1, 24)], ids=str)
 @pytest.mark.parametrize("loss", ["lm", "answer", "weighted", "perseq"])
 def test_rank_batches_add_up_to_the_global_batch(layout, loss):
     plan, batches = rank_batches(layout, loss, scored="any")
@@ -250,9 +185,8 @@ def test_rank_batches_add_up_to_the_global_batch(layout, loss):
     whole = expected_targets([sample.documents for sample in samples])
 
     parts = [micro_batch for batch in batches for micro_batch in batch.micro_batches]
-    assert all(len(batch.micro_batches) == layout.grad_accum for batch in batches)
-    assert torch.cat([part.targets for part in parts]).tolist() == [e.target for e in whole]
-    assert torch.cat([part.weights for part in parts]).tolist() == [e.weight for e in whole]
+    targets, weights = (torch.cat([getattr(part, name) for part in parts]).tolist() for name in ("targets", "weights"))
+    assert sorted(zip(targets, weights, strict=True)) == sorted((e.target, e.weight) for e in whole)
 
     weights = sum(batch.weights for batch in batches)
     for kind, is_synthetic in ((C4, False), (SYNTHETIC, True)):
@@ -260,15 +194,56 @@ def test_rank_batches_add_up_to_the_global_batch(layout, loss):
     overflows = [overflow for batch in batches for overflow in batch.overflows]
     assert overflows == [overflow for sample in samples for overflow in sample.overflows]
     assert sum(batch.num_examples for batch in batches) == layout.global_batch
-    for batch in batches:
-        named = torch.cat([part.document_example for part in batch.micro_batches]).tolist()
-        assert named == sorted(named) and all(0 <= number < batch.num_examples for number in named)
+    for rank, batch in enumerate(batches):
+        first = layout.rank_slice(rank).start
+        for part, positions in zip(batch.micro_batches, batch.positions, strict=True):
+            assert part.input_ids.numel() <= layout.micro_batch * SEQ_LEN
+            assert {first + number for number in part.document_example.tolist()} <= set(positions)
+        assert {n for positions in batch.positions for n in positions} == {first + n for n in range(batch.num_examples)}
+
+
+def test_fewer_forwards_than_samples_would_take():
+    _, (batch,) = rank_batches(Layout(1, 2, 24), "lm")
+    num_tokens = sum(part.input_ids.numel() for part in batch.micro_batches)
+    assert num_tokens / (2 * SEQ_LEN) <= len(batch.micro_batches) < 12
+
+
+def test_padding_counts_where_a_document_gets_its_own_row():
+    _, (batch,) = rank_batches(Layout(1, 2, 24), "lm", scored="any", one_document_a_row=True)
+    areas = [len(part.lengths) * max(part.lengths) for part in batch.micro_batches]
+    assert max(areas) <= 2 * SEQ_LEN and max(len(part.lengths) for part in batch.micro_batches) > 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("one_document_a_row", [False, True])
+def test_filling_keeps_every_document_once_and_leaves_little_room(seed, one_document_a_row):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 100, size=rng.integers(1, 60)).tolist()
+    filled = fill(lengths, 200, one_document_a_row=one_document_a_row)
+    assert sorted(n for numbers in filled for n in numbers) == list(range(len(lengths)))
+    taken = [
+        len(numbers) * max(lengths[n] for n in numbers) if one_document_a_row else sum(lengths[n] for n in numbers)
+        for numbers in filled
+    ]
+    assert max(taken) <= 200 and all(numbers == sorted(numbers) for numbers in filled)
+    if not one_document_a_row:  # any two would not fit into one, so at least half of all rooms is used
+        assert len(filled) <= 2 * sum(lengths) / 200 + 1
+    assert fill([300, 5], 200, one_document_a_row=one_document_a_row) == [[0], [1]]
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "gpt2"])
+def test_an_idle_micro_batch_has_no_effect(architecture):
+    model = tiny_model(architecture)
+    loss_sum, source_sums, is_right = model(idle_micro_batch())
+    loss_sum.backward()
+    assert loss_sum.item() == 0 and source_sums.tolist() == [0, 0] and len(is_right) == 0
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
 @pytest.mark.parametrize("loss", ["lm", "answer", "weighted", "perseq"])
 def test_real_tokens_do_not_depend_on_the_loss(loss):
     """The prompt of a synthetic example is read, also where only its answer is trained; scored copies do not count."""
-    plan, (batch,) = rank_batches(Layout(1, 24, 1), loss, scored="any")
+    plan, (batch,) = rank_batches(Layout(1, 24, 24), loss, scored="any")
     examples = [i for s, i in zip(plan.sources, plan.indices, strict=True) if s == SampleKind.MIXIN]
     reader = ExamplesByIndex("mixin")
     real = sum(len(reader.sample(index).documents[0].tokens) - 1 for index in examples)

@@ -24,13 +24,13 @@ from ds_train.run import assembly
 from ds_train.step.stream import RankBatch, RankBatchBuilder, Stream
 from tests.support.tiny_models import assert_same_micro_batch, stream_reader
 
-LAYOUT = Layout(world_size=2, micro_batch=2, grad_accum=2)
+LAYOUT = Layout(world_size=2, micro_batch=2, global_batch=8)
 CPU = torch.device("cpu")
 
 
 def _stream(num_workers: int, rank: int = 0, reader: StreamReader | None = None) -> Stream:
     stream = Stream(num_workers, CPU)
-    builder = RankBatchBuilder({SampleKind.STREAM: reader or stream_reader()}, LAYOUT, rank)
+    builder = RankBatchBuilder({SampleKind.STREAM: reader or stream_reader()}, LAYOUT, rank, seq_len=256)
     stream.supply(CurriculumSampler(LAYOUT.global_batch), builder)
     return stream
 
@@ -83,7 +83,7 @@ def test_flops_of_pythia_tiny_are_those_counted_by_hand() -> None:
     samples = stream_reader().read(plan.indices.tolist(), 4)
     lengths = [len(document.tokens) - 1 for sample in samples for document in sample.documents]
     by_hand = sum(6 * multiplied * n + 6 * 4 * 128 * n**2 for n in lengths)
-    builders = [RankBatchBuilder({SampleKind.STREAM: stream_reader()}, LAYOUT, rank) for rank in range(2)]
+    builders = [RankBatchBuilder({SampleKind.STREAM: stream_reader()}, LAYOUT, rank, seq_len=256) for rank in range(2)]
     assert sum(flops.of(*map(int, builder.build(plan).computed)) for builder in builders) == by_hand
 
 
