@@ -7,13 +7,14 @@ import torch
 
 from data_tools.base.errors import UserError
 from ds_train.checkpoints.state import TrainState
+from ds_train.ranks.collectives import uses_gpus
 from ds_train.ranks.world import World
 
 
 def rng_state() -> dict[str, Any]:
     """The states of this rank's global generators, in types that any torch.load policy reads."""
     state = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if uses_gpus():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
@@ -33,7 +34,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
     try:
         random.setstate(state["python"])
         torch.set_rng_state(state["torch"])
-        if "cuda" in state and torch.cuda.is_available():
+        if "cuda" in state and uses_gpus():
             torch.cuda.set_rng_state(state["cuda"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(

@@ -15,7 +15,7 @@ from torch.distributed import distributed_c10d
 from data_tools.base.errors import UserError, user_message
 from data_tools.base.processes import num_cores
 from ds_train.ranks.meeting import meet
-from ds_train.ranks.world import World, rendezvous
+from ds_train.ranks.world import World, named_accelerator, rendezvous
 
 T = TypeVar("T")
 
@@ -26,9 +26,21 @@ _MEETING_S = 3600.0  # for ranks that start late, or read their inputs slowly
 _NCCL_LEAVES_IT_TO_OURS = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
 
 
+def uses_gpus() -> bool:
+    """Whether ranks train on GPUs: wherever there are any, unless DS_ACCELERATOR is cpu.
+
+    Raises:
+        UserError: DS_ACCELERATOR is cuda, and there are none.
+    """
+    named, has_gpus = named_accelerator(), torch.cuda.is_available()
+    if named == "cuda" and not has_gpus:
+        raise UserError("DS_ACCELERATOR is cuda, but torch sees no GPU; unset it to train on CPUs, or see nvidia-smi.")
+    return has_gpus and named != "cpu"
+
+
 def device_of(world: World) -> torch.device:
     """This rank's device: the GPU of its local rank, or the only GPU that its Slurm task can see."""
-    if not torch.cuda.is_available():
+    if not uses_gpus():
         return torch.device("cpu")
     is_bound = world.launcher == "srun" and torch.cuda.device_count() == 1
     return torch.device("cuda", 0 if is_bound else world.local_rank)
@@ -93,7 +105,7 @@ def join_process_group(world: World) -> None:
         # DeepSpeed's shared-memory collectives serve CPU inference only, and compiling them takes a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False, timeout=NEVER)
-    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+    if not uses_gpus() and "OMP_NUM_THREADS" not in os.environ:
         ranks_here = gather_objects(socket.gethostname()).count(socket.gethostname())
         torch.set_num_threads(max(1, num_cores() // ranks_here))
 

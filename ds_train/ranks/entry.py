@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from data_tools.base.errors import UserError, report, user_message
 from ds_train.ranks.signals import end_on_signal, ignore_signals
-from ds_train.ranks.world import World, world_from_env
+from ds_train.ranks.world import World, named_accelerator, world_from_env
 
 
 def set_up_logging(world: World) -> None:
@@ -47,6 +47,7 @@ def run_entry(main: Callable[[], int]) -> None:
     launchers kill every rank when the first one fails.
     """
     try:
+        named_accelerator()  # refuses a bad name before DeepSpeed reads it
         code = main()
         _leave_process_group()
     except Exception as error:

@@ -152,6 +152,20 @@ def _scontrol(*arguments: str) -> str:
     return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, check=True).stdout
 
 
+def named_accelerator(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The kind of device that DS_ACCELERATOR, DeepSpeed's own variable, asks for: cuda or cpu, or None.
+
+    Raises:
+        UserError: it names another kind.
+    """
+    named = environ.get("DS_ACCELERATOR")
+    if named not in (None, "cuda", "cpu"):
+        raise UserError(
+            f"DS_ACCELERATOR is {named!r}, expected cuda or cpu; unset it to use the GPUs, if there are any."
+        )
+    return named
+
+
 def check_num_ranks(world: World, asked: int | None) -> None:
     """Refuse a world of another size than ``asked``.
 

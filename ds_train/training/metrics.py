@@ -12,6 +12,7 @@ import torch
 from data_tools.base.errors import file_problem, is_number
 from data_tools.base.files import append, whole_file
 from data_tools.base.text_table import pluralize
+from ds_train.ranks.collectives import uses_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ class Throughput:
 
 def _peak_memory_gb() -> float:
     """Peak GPU memory of this rank, or on CPU its peak resident set, in GiB."""
-    if torch.cuda.is_available():
+    if uses_gpus():
         return torch.cuda.max_memory_allocated() / 2**30
     import resource
 

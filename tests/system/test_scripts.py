@@ -140,8 +140,44 @@ def test_one_node_uses_the_devices_it_was_given(stub_environment: dict[str, str]
     handed_on = _handed_on(_call("pretrain_hostfile", env=stub_environment))
     assert handed_on[handed_on.index("--num_gpus") + 1] == "2"
     assert handed_on[-4:] == ["--num_ranks", "2", "--num_nodes", "1"]
-    handed_on = _handed_on(_call("pretrain_hostfile", env={**stub_environment, "CUDA_VISIBLE_DEVICES": "3,5,7"}))
-    assert handed_on[handed_on.index("--include") + 1] == "localhost:3,5"
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        ("3,5,7", "localhost:3,5"),
+        ("GPU-5c, GPU-1a2b-3c,2", "localhost:3,1"),  # their beginnings do, as for CUDA
+        ("2,GPU-0", "GPU-0"),
+        ("MIG-5c,2", "MIG-5c"),
+    ],
+)
+def test_one_node_uses_the_gpus_that_are_visible(
+    visible: str, expected: str, tmp_path: Path, stub_environment: dict[str, str]
+) -> None:
+    """DeepSpeed's launcher knows GPUs by their numbers only, and would fail with a traceback at a UUID."""
+    listing = "0, GPU-0000-00\n1, GPU-1a2b-3c4d\n2, GPU-0000-01\n3, GPU-5c6d-7e8f\n"
+    programs = tmp_path / "stubs" / "bin"
+    for name, output in (("nvidia-smi", listing), ("python", "8\n")):  # 8 devices, and a port
+        (programs / name).write_text(f'#!/bin/bash\nprintf "%s" "{output}"\n')
+        (programs / name).chmod(0o755)
+    del stub_environment["DS_ACCELERATOR"]
+    done = _call("pretrain_hostfile", env={**stub_environment, "NUM_RANKS": "2", "CUDA_VISIBLE_DEVICES": visible})
+    if expected.startswith("localhost"):
+        handed_on = _handed_on(done)
+        assert handed_on[handed_on.index("--include") + 1] == expected
+    else:
+        assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
+        assert f"CUDA_VISIBLE_DEVICES has '{expected}', expected numbers or UUIDs" in done.stderr
+
+
+def test_ds_accelerator_cpu_leaves_gpus_alone(tmp_path: Path, stub_environment: dict[str, str]) -> None:
+    """A rank a core, and no choice among GPUs."""
+    python = tmp_path / "stubs" / "bin" / "python"
+    python.write_text('#!/bin/bash\n[[ "$*" != *device_count* ]] || exit 1\necho 29999\n')
+    python.chmod(0o755)
+    done = _call("pretrain_hostfile", env={**stub_environment, "CUDA_VISIBLE_DEVICES": "3,5,7"})
+    handed_on = _handed_on(done)
+    assert "--include" not in handed_on and int(handed_on[handed_on.index("--num_gpus") + 1]) >= 1
 
 
 @pytest.mark.parametrize("phase", _LAUNCHED)

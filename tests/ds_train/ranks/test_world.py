@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_tools.base.errors import UserError
+from ds_train.ranks.collectives import device_of
 from ds_train.ranks.world import World, check_num_ranks, rendezvous, world_from_env
 
 DEEPSPEED = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}
@@ -14,6 +16,8 @@ HYDRA = {"PMI_RANK": "6", "MPI_LOCALRANKID": "2", "PMI_SIZE": "8"}
 BATCH_SCRIPT = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 STEP = {**BATCH_SCRIPT, "SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "7", "SLURM_LOCALID": "3",
         "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "gpu[03-04]"}  # fmt: skip
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -103,3 +107,28 @@ def test_under_srun_the_first_node_and_a_port_of_the_step() -> None:
 def test_a_node_list_that_scontrol_does_not_know() -> None:
     with pytest.raises(UserError, match=r"first node of gpu\[5\].*export MASTER_ADDR"):
         rendezvous(world_from_env(STEP), {**STEP, "SLURM_STEP_NODELIST": "gpu[5]"})
+
+
+@pytest.mark.parametrize(
+    ("named", "num_gpus", "expected"),
+    [
+        (None, 0, CPU),
+        (None, 2, torch.device("cuda", 1)),
+        ("cuda", 2, torch.device("cuda", 1)),
+        ("cpu", 2, CPU),  # DeepSpeed's own variable: it would leave the GPUs alone, too
+        ("cuda", 0, "DS_ACCELERATOR is cuda, but torch sees no GPU"),
+        ("xpu", 0, "DS_ACCELERATOR is 'xpu', expected cuda or cpu"),
+        ("", 2, "DS_ACCELERATOR is '', expected cuda or cpu"),
+    ],
+)
+def test_ranks_train_on_gpus_unless_ds_accelerator_is_cpu(named, num_gpus, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    if named is not None:
+        monkeypatch.setenv("DS_ACCELERATOR", named)
+    if isinstance(expected, torch.device):
+        assert device_of(World(5, 1, 8, "deepspeed or torchrun")) == expected
+    else:
+        with pytest.raises(UserError, match=expected):
+            device_of(World(5, 1, 8))
