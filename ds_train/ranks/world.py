@@ -95,20 +95,25 @@ def _number(environ: Mapping[str, str], name: str, launcher: str) -> int:
         ) from None
 
 
-_FIRST_PORT, _NUM_PORTS = 15_000, 15_000  # below Linux' ephemeral ports (32768 …)
+_FIRST_PORT, _NUM_PORTS = 15_000, 14_500  # below Linux' ephemeral ports (32768 …), and below DeepSpeed's
+_DEEPSPEEDS_PORT = "29500"
 
 
 def rendezvous(world: World, environ: Mapping[str, str] = os.environ) -> tuple[str, int] | None:
     """Address and port where the ranks meet; None where only the system can choose (a world of one).
 
     MASTER_ADDR and MASTER_PORT win where they are set. Under srun the address is that of the step's first node. The
-    port follows from job and step, so that jobs that share a node do not meet.
+    port follows from job and step, so that jobs that share a node do not meet. On a single node, `deepspeed` gives all
+    its jobs the same port, unless it is told one; instead of that the number of its process decides.
 
     Raises:
         UserError: the address cannot be determined.
     """
     address, port = environ.get("MASTER_ADDR"), environ.get("MASTER_PORT")
-    if port is not None:
+    is_on_one_node = environ.get("LOCAL_SIZE") == str(world.size)  # only deepspeed sets it
+    if is_on_one_node and port == _DEEPSPEEDS_PORT:
+        port_number = _FIRST_PORT + os.getppid() % _NUM_PORTS
+    elif port is not None:
         port_number = _number(environ, "MASTER_PORT", world.launcher)
         if not 0 < port_number < 1 << 16:
             raise UserError(f"MASTER_PORT is {port}, expected a number from 1 to 65535.")

@@ -63,6 +63,23 @@ def test_rendezvous_of_a_given_address_and_of_one_process() -> None:
     world = world_from_env(DEEPSPEED)
     assert rendezvous(world, {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29501"}) == ("10.0.0.1", 29501)
     assert rendezvous(World(0, 0, 1), {}) is None
+
+
+def test_jobs_of_deepspeed_on_one_machine_do_not_meet_at_its_default_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, found = World(1, 1, 8, "deepspeed or torchrun"), []
+    default = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for number in (4_711, 4_712):  # of the process that started the ranks of a job
+        monkeypatch.setattr(os, "getppid", lambda number=number: number)
+        found.append(rendezvous(world, {**default, "LOCAL_SIZE": "8"}))
+    assert found == [("127.0.0.1", 19_711), ("127.0.0.1", 19_712)]
+    # A port that was chosen stays, and so does that of several nodes, which know no common process.
+    assert rendezvous(world, {**default, "LOCAL_SIZE": "8", "MASTER_PORT": "29501"}) == ("127.0.0.1", 29_501)
+    assert rendezvous(world, {**default, "LOCAL_SIZE": "4"}) == ("127.0.0.1", 29_500)
+    assert rendezvous(world, default) == ("127.0.0.1", 29_500)
+
+
+def test_a_port_that_is_no_number_is_refused() -> None:
+    world = World(1, 1, 8)
     with pytest.raises(UserError, match="MASTER_PORT is x"):
         rendezvous(world, {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "x"})
 
