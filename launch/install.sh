@@ -4,7 +4,7 @@
 #     bash launch/install.sh [test]         test: with the tools that tests/run.sh needs
 #
 # PYTHON names the interpreter (default python3). Without an NVIDIA GPU the exact versions of constraints-cpu.txt are
-# taken, with one the newest that setup.cfg allows. pip's own variables (PIP_INDEX_URL, PIP_CONSTRAINT …) are respected.
+# taken, with one the newest that setup.cfg allows: of torch at most 2.13, the version that the tests were run with. pip's own variables (PIP_INDEX_URL, PIP_CONSTRAINT …) are respected.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

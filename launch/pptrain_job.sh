@@ -13,6 +13,7 @@
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=8
+#SBATCH --mem=0
 
 # Preemption, requeueing and the log depend on these.
 #SBATCH --signal=USR1@180
