@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import PretrainedConfig
 
 from data_tools.base.errors import UserError
@@ -224,10 +223,6 @@ def checkpoint_bytes(num_parameters: int, *, stage: int, half: bool) -> int:
     return num_parameters * ((2 if half else 4) + _MOMENTS + (_MASTER if stage > 0 else 0))
 
 
-# Dense bf16 FLOP/s by a part of the device's name (NVIDIA's data sheets; SXM and PCIe differ).
-PEAK_FLOPS = {"H100 80GB HBM3": 989e12, "H100 SXM": 989e12, "H100 PCIe": 756e12, "H200": 989e12, "A100": 312e12}
-
-
 @dataclass(frozen=True)
 class TrainingFlops:
     """FLOPs of forward and backward together, in integers, so that sums do not depend on their order.
@@ -260,11 +255,3 @@ def training_flops(config: PretrainedConfig) -> TrainingFlops:
     embedding = 0 if is_tied else shape.vocab_size * shape.hidden
     attended = shape.num_layers * (shape.query_width + shape.value_width)
     return TrainingFlops(6 * (shape.num_parameters - embedding), 3 * attended)
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """Peak FLOP/s of a device in bf16, None if unknown."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((flops for known, flops in PEAK_FLOPS.items() if known in name), None)

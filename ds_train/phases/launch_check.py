@@ -18,12 +18,12 @@ from ds_train.config.trainer_flags import GROUPS
 from ds_train.model.footprint import (
     GIB,
     HOST_RUNTIME,
-    PEAK_FLOPS,
     ModelShape,
     checkpoint_bytes,
     model_shape,
     training_flops,
 )
+from ds_train.model.peaks import PEAK_FLOPS
 from ds_train.phases import pptrain, pretrain
 from ds_train.ranks.world import World
 from ds_train.run.assembly import CheckedRun, fresh_state

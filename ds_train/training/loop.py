@@ -12,7 +12,8 @@ from ds_train.checkpoints.save import Checkpoints
 from ds_train.checkpoints.state import PFLOP, TrainState
 from ds_train.config.layout import Layout
 from ds_train.config.schedule import Schedule
-from ds_train.model.footprint import TrainingFlops, peak_flops
+from ds_train.model.footprint import TrainingFlops
+from ds_train.model.peaks import peak_flops
 from ds_train.ranks.signals import ExitCode, StopRequests, StopTraining
 from ds_train.ranks.watchdog import Watchdog
 from ds_train.ranks.world import World
