@@ -22,8 +22,8 @@ EVERY_PAGE = pytest.mark.parametrize("page", pages(), ids=name_of)
 EVERY_ROOM = pytest.mark.parametrize("room", ["data_tools", "ds_train"])
 # Flags of other programs.
 FOREIGN = {
-    "deepspeed": "--num_gpus --hostfile --include --force_multi --quiet",
-    "Slurm": "--nodes --ntasks-per-node --gpus-per-node --gpus-per-task --cpus-per-task --time --signal --me",
+    "deepspeed": "--num_gpus --hostfile --include --force_multi --master_port --quiet",
+    "Slurm": "--nodes --ntasks-per-node --gpus-per-node --gpus-per-task --cpus-per-task --mem --time --signal --me",
     "Accelerate": "--num_processes",
     "pytest, ruff, pre-commit, pip, tests/run.sh": "--renew_golden --check --all-files --editable --fast",
     "lm-evaluation-harness": "--model --model_args --tasks",

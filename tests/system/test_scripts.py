@@ -194,7 +194,7 @@ def test_srun_script(phase: str, stub_environment: dict[str, str]) -> None:
 def test_job_script(phase: str, stub_environment: dict[str, str]) -> None:
     options = set(re.findall(r"^#SBATCH (\S+)$", (REPOSITORY / "launch" / f"{phase}_job.sh").read_text(), re.MULTILINE))
     assert options >= {
-        "--signal=USR1@180", "--requeue", "--open-mode=append", f"--output=slurm/%j_{phase}.out",
+        "--signal=USR1@180", "--requeue", "--open-mode=append", "--mem=0", f"--output=slurm/%j_{phase}.out",
         "--mail-type=BEGIN,END,FAIL,REQUEUE",
     }  # fmt: skip
     done = _call(f"{phase}_job", env=stub_environment)
