@@ -54,7 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="full examples whose tokens fit into a forward (default 8)",
     )
     parser.add_argument(
-        "--dtype", choices=("fp32", "bf16"), default="fp32", help="precision of the model (default fp32)"
+        "--dtype", choices=("fp32", "bf16"), help="precision of the model (default: bf16 on GPUs, fp32 on CPUs)"
     )
     parser.add_argument("--output", type=Path, help="write the results of one checkpoint here as JSON")
     parser.add_argument("--csv", type=Path, help="add a row for each checkpoint here, and pass over those it has")

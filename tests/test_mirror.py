@@ -58,6 +58,7 @@ TESTED_IN = {
     "ds_train.pretrain": "system/test_entry_points",
     "ds_train.ranks.entry": "ds_train/ranks/test_watchdog",
     "ds_train.run.fingerprints": "ds_train/config/test_flags",
+    "ds_train.run.precision": "ds_train/model/test_tf32",
     "ds_train.run.inputs": "ds_train/run/test_bad_input",
     "ds_train.training.phase": "ds_train/training/test_loop",
 }

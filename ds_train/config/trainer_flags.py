@@ -68,6 +68,7 @@ class RunFlags:
         0, "number of steps with a non-finite loss or gradient that the run may skip", "speed", within="[0, 1e9]"
     )
     deterministic: bool = flag(False, "ask torch for deterministic kernels (bitwise resume on a GPU)", "speed")
+    tf32: bool = flag(False, "multiply fp32 matrices in TF32 on GPUs: faster, with 10 bits of mantissa", "trajectory")
     config: str | None = flag(None, "YAML file of flags; the command line wins", "launch")
     print_config: bool = flag(False, "print every setting and its origin as a run file, and exit", "launch")
     debug: bool = flag(False, "show the traceback of an error", "launch")

@@ -59,6 +59,7 @@ def score(args: argparse.Namespace) -> int:
     # Find all checkpoints and check the inputs.
     world = world_from_env()
     set_up_logging(world)
+    args = argparse.Namespace(**{**vars(args), "dtype": args.dtype or default_dtype(device_of(world))})
     check_num_ranks(world, args.num_ranks)
     found = [weights for spec in args.checkpoint for weights in _checkpoints(spec, args.all_checkpoints)]
     splits = Splits(find_data_dir(args.scratch_dir, args.data_dir))
@@ -89,6 +90,12 @@ def score(args: argparse.Namespace) -> int:
                 if table:
                     table.add(weights, report)
     return 0
+
+
+def default_dtype(device: torch.device) -> str:
+    """The precision of an evaluation, unless it is given: bf16 where a GPU computes in it, as training does there."""
+    in_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if in_bf16 else "fp32"
 
 
 def _checkpoints(spec: str, are_all: bool) -> list[Weights]:
@@ -163,6 +170,7 @@ def _report(
         "data_dir": str(splits.directory),
         "split": args.split,
         "seq_len": inputs.seq_len,
+        "dtype": args.dtype,
         **summarize(result, heldout),
         "c4_loss": c4_loss,
     }
@@ -245,7 +253,7 @@ def as_table(report: dict[str, Any]) -> str:
     lines = [
         f"{report['checkpoint']} on {report['split']}: {report['num_examples']} examples, "
         f"{report['num_too_long']} longer than seq_len {report['seq_len']} left out",
-        f"weighted loss {report['loss']:.4f}{c4_loss}",
+        f"weighted loss {report['loss']:.4f}{c4_loss}   in {report['dtype']}",
         "accuracies with 95 % confidence intervals (Wilson)",
         "lookahead  examples            any valid answer                first answer",
     ]

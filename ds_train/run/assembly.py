@@ -22,20 +22,20 @@ from ds_train.checkpoints.retention import Retention
 from ds_train.checkpoints.save import Checkpoints, read_state
 from ds_train.checkpoints.state import InitialWeights, TrainState
 from ds_train.checkpoints.weights import Weights, model_with_weights, record_of
-from ds_train.config.deepspeed_json import default_json
 from ds_train.config.flags import compared_values, former_values
 from ds_train.config.optimizers import needs_gpu
 from ds_train.config.trainer_flags import GROUPS
 from ds_train.model.causal_lm import build_model, hub_id, load_model, save_description
 from ds_train.model.footprint import model_shape, training_flops
 from ds_train.model.parts import without_decay
-from ds_train.ranks.collectives import check_num_nodes, device_of, is_emulated, on_main, take_device
+from ds_train.ranks.collectives import check_num_nodes, device_of, on_main, take_device
 from ds_train.ranks.judge import Patience
 from ds_train.ranks.signals import ExitCode, StopRequests, StopTraining
 from ds_train.ranks.watchdog import RankLostError, Watchdog, supervision
 from ds_train.run.branch import branched
 from ds_train.run.fingerprints import common_fingerprints, versions
 from ds_train.run.inputs import DEFAULT_MODEL, CommonInputs
+from ds_train.run.precision import round_products, set_precision
 from ds_train.run.record import (
     LaunchRecord,
     note_other_weights,
@@ -90,13 +90,7 @@ def launch(prepared: CheckedRun) -> ExitCode:
         logger.info(line)
     if device_of(world).type == "cpu" and (problem := needs_gpu(inputs.engine.deepspeed)):
         raise UserError(problem)
-    if is_emulated(inputs.engine.precision, device_of(world)):
-        logger.warning(
-            "this CPU has no %s arithmetic and emulates it: a step may take minutes. Train in fp32: --mixed_precision "
-            "no, or --deepspeed_config %s, which also has a small batch",
-            inputs.engine.precision,
-            default_json(f"{inputs.phase}_cpu"),
-        )
+    set_precision(inputs, device_of(world))
     if flags.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -165,6 +159,7 @@ def _build_run(
         state.initial_weights = on_main(world, lambda: _checked_origin(inputs))
         engine = fresh_engine(_wrapped(inputs, _initial_model(inputs)), inputs.engine.deepspeed)
     check_isolation(engine, engine.module, engine.device)
+    round_products(inputs, engine)
 
     # Every check has passed: from here on the run directory changes.
     on_main(world, lambda: _enter_directory(inputs, settings, state, own))

@@ -142,6 +142,11 @@ def check_run(
         source, overrides, problems, world_size=world.size, total_steps=total_steps, min_lr_ratio=min_lr_ratio
     )
     if engine is not None:
+        if run.tf32 and engine.is_half:
+            problems.add(
+                f"--tf32 is for fp32, but the precision is {engine.precision}; leave it out, or give "
+                "--mixed_precision no."
+            )
         check_monitors(engine.deepspeed, problems)
         place_monitors(engine.deepspeed, directory, str(name))
     return directory, engine

@@ -115,9 +115,10 @@ def _kernels(inputs: CommonInputs, engine: Engine) -> str:
     dtype = next(engine.module.parameters()).dtype
     optimizer = engine.basic_optimizer
     fused = "fused " if optimizer.defaults.get("fused") else ""
+    products = "; products in TF32" if inputs.run_flags.tf32 and engine.device.type == "cuda" else ""
     return (
         f"{describe_attention(inputs.model_config, engine.device, dtype)}; cross entropy in chunks; "
-        f"{fused}{type(optimizer).__name__}"
+        f"{fused}{type(optimizer).__name__}{products}"
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data_tools.base.errors import UserError
 from data_tools.corpus.tokenizer import load_tokenizer
@@ -43,16 +44,26 @@ def test_by_lookahead(report: dict) -> None:
 def test_examples_without_lookahead_are_in_the_totals_only(report: dict) -> None:
     of_other_task = scores.summarize(RESULT, HeldOut([[]] * 6, np.full(6, -1), 3))
     assert of_other_task == report | {"by_lookahead": []}
-    assert scores.as_table({"checkpoint": "run", "split": "test", "seq_len": 64, "c4_loss": None, **of_other_task})
+    assert scores.as_table(
+        {"checkpoint": "run", "split": "test", "seq_len": 64, "dtype": "fp32", "c4_loss": None, **of_other_task}
+    )
 
 
 def test_table(report: dict) -> None:
     lines = scores.as_table(
-        {"checkpoint": "run", "split": "test", "seq_len": 64, "c4_loss": 4.0, **report}
+        {"checkpoint": "run", "split": "test", "seq_len": 64, "dtype": "bf16", "c4_loss": 4.0, **report}
     ).splitlines()
+    assert lines[1] == "weighted loss 1.5000   C4 validation loss 4.0000   in bf16"
     low, high = wilson_interval(1, 3)
     assert lines[-3].split() == f"2 3 0.3333 [{low:.4f}, {high:.4f}] 0.0000 [0.0000, 0.5615]".split()
     assert lines[-1].split()[:3] == ["all", "6", "0.5000"]
+
+
+def test_bf16_is_for_gpus_that_compute_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert scores.default_dtype(torch.device("cpu")) == "fp32"
+    for has_units, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_units: has)
+        assert scores.default_dtype(torch.device("cuda")) == expected
 
 
 @pytest.mark.parametrize("name", ["seq_len", "num_examples", "micro_batch"])

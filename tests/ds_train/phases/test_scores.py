@@ -48,6 +48,7 @@ def test_every_checkpoint_has_the_row_of_its_report(run: Path, tmp_path: Path) -
     assert [int(row["tokens"]) for row in rows] == [read_state(checkpoint(run, step)).tokens for step in STEPS]
     score(run, checkpoint(run, STEPS[1]), "--output", tmp_path / "one.json")
     report = json.loads((tmp_path / "one.json").read_text())
+    assert report["dtype"] == json.loads(rows[1]["settings"])["dtype"] == "fp32"
     for name in ("loss", "c4_loss", "accuracy_any", "accuracy_first_low", "num_examples"):
         assert float(rows[1][name]) == report[name], name
     for group in report["by_lookahead"]:
