@@ -122,11 +122,11 @@ class Checkpoints:
         if self.world.size > 1:
             self._group = dist.new_group(backend="gloo")
 
-    def save(self, engine: Engine, state: TrainState, milestones: Sequence[str] = ()) -> None:
+    def save(self, engine: Engine, state: TrainState, milestones: Sequence[str] = (), *, is_last: bool = False) -> None:
         """Begin a checkpoint of this step, after waiting for one that is still being written. Collective.
 
-        One with milestones is kept forever. A save that fails (disk full, directory read-only) is reported and undone;
-        the previous checkpoints stay, and the next one has its milestones.
+        The last one of a launch is written at once. One with milestones is kept forever. A save that fails (disk full)
+        is reported and undone; the previous checkpoints stay, and the next one has its milestones.
         """
         # Nothing to do if this step is already saved, and nothing to start without room on the disk.
         self.wait()
@@ -151,7 +151,7 @@ class Checkpoints:
         collector.files = []  # DeepSpeed keeps the collector
 
         # Training waits only for a copy of them, or for the files if there is no memory for a copy.
-        if self._snapshot(asked):
+        if not is_last and self._snapshot(asked):
             asked.stalled_s = time.perf_counter() - started
             self._running = self._thread.submit(self._write_and_commit, asked)
         else:

@@ -130,7 +130,7 @@ def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") 
         _evaluate(run, logs)
     milestones = cadence.milestones.reached(state.step, flops, state.flops, stage if promoted else None)
     if state.step % cadence.save_every == 0 or milestones:
-        _save(run, milestones)
+        _save(run, milestones, is_last=_is_over(run))
     # Discard batches that were prefetched at the old stage.
     if promoted and not _is_over(run):
         run.stream.restart(state.cursor, state.step)
@@ -157,14 +157,14 @@ def _check_stop(run: Run, requests: Sequence[int]) -> None:
         raise StopTraining(ExitCode.STOPPED, f"--stop_step {stop_step}", repeat)
 
 
-def _save(run: Run, milestones: Sequence[str] = ()) -> None:
+def _save(run: Run, milestones: Sequence[str] = (), *, is_last: bool = False) -> None:
     run.watchdog.progress(f"saving step {run.state.step}", is_long=True)
-    run.checkpoints.save(run.engine, run.state, milestones)
+    run.checkpoints.save(run.engine, run.state, milestones, is_last=is_last)
 
 
 def _save_last(run: Run) -> None:
     def is_saved() -> bool:
-        _save(run)
+        _save(run, is_last=True)
         return _await_save(run)
 
     saved = is_saved() or is_saved()  # where the disk was full, the second attempt deletes an older checkpoint first

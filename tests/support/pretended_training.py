@@ -57,7 +57,7 @@ class KeptStates:
         self.saved: dict[int, TrainState] = {}
         self.events, self.committed = events, committed
 
-    def save(self, engine, state, milestones) -> None:
+    def save(self, engine, state, milestones, is_last) -> None:
         if state.step != self.committed:
             self.committed = state.step
             self.saved[state.step] = copy.deepcopy(state)

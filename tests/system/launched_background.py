@@ -136,9 +136,9 @@ def observed(scenario: str, events: Events) -> ExitStack:
         events.add("commit", step)
         return result
 
-    def observed_save(self: Any, engine: Any, state: Any, *milestones: Any) -> None:
+    def observed_save(self: Any, engine: Any, state: Any, *milestones: Any, is_last: bool) -> None:
         events.add("save", state.step)
-        save(self, engine, state, *milestones)
+        save(self, engine, state, *milestones, is_last=is_last)
         events.add("begun", state.step)
 
     def observed_wait(self: Any) -> bool:

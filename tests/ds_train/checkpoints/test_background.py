@@ -1,16 +1,19 @@
 """Checkpoints written behind training: the state at their step, with the whole commit protocol."""
 
+import ctypes
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from ds_train.checkpoints import background as background_save
 from ds_train.checkpoints.background import Snapshots
-from ds_train.checkpoints.hashing_file import write_file
+from ds_train.checkpoints.hashing_file import BULK_BYTES, write_file
 from ds_train.checkpoints.manifest import defect_of, step_directories
 from ds_train.checkpoints.save import read_state
 from tests.support import tiny
@@ -104,6 +107,67 @@ def test_a_snapshot_is_written_from_where_it_lies(
     assert sum(size for address, size in written) - 2 * (1 << 21) < 1 << 16
 
 
+class _Cudart:
+    """Stands in for torch's CUDA runtime: which memory is registered, and whether it is still there when it leaves."""
+
+    cudaError = SimpleNamespace(success=0)  # noqa: N815
+
+    def __init__(self, code: int = 0) -> None:
+        self.code, self.registered = code, {}
+
+    def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:  # noqa: N802
+        if self.code == 0:
+            self.registered[address] = num_bytes
+        return self.code
+
+    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+        ctypes.string_at(address, self.registered.pop(address))  # reads memory that must be mapped
+        return 0
+
+
+def test_copies_from_a_gpu_get_pinned_pages_of_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's pinned memory would be rounded up: here to 4 MiB."""
+    runtime, num_bytes = _Cudart(), BULK_BYTES * 5 // 2
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    buffer = background_save._host_buffer(num_bytes, is_pinned=True)
+    assert runtime.registered == {buffer.data_ptr(): num_bytes} and len(buffer) == num_bytes
+    view = torch.empty(0, dtype=torch.uint8).set_(buffer.untyped_storage())
+    del buffer
+    assert runtime.registered, "a view still uses it"
+    del view
+    assert runtime.registered == {}
+    background_save._host_buffer(num_bytes, is_pinned=False)
+    assert runtime.registered == {}
+
+
+def test_pages_that_cannot_be_pinned_are_used_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def report(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: _Cudart(code=2))
+    monkeypatch.setattr(torch, "zeros", report)
+    buffer = background_save._host_buffer(BULK_BYTES, is_pinned=True)
+    assert buffer.fill_(1).sum() == BULK_BYTES
+    assert "of memory cannot be pinned" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_snapshot_of_a_gpu_takes_its_size_of_host_memory(snapshots: Snapshots) -> None:
+    torch.zeros(1, device="cuda").cpu()
+    state = {"weights": torch.rand(3 << 26, device="cuda"), "small": torch.rand(9, device="cuda")}
+    expected = {name: tensor.cpu() for name, tensor in state.items()}
+    before = psutil.Process().memory_info().rss
+    copy, problem = snapshots.try_take(state)
+    taken = psutil.Process().memory_info().rss - before
+    assert problem is None and taken < 1.1 * (3 << 28)
+    for name, tensor in state.items():
+        tensor.zero_()
+        assert copy[name].is_pinned() and torch.equal(copy[name], expected[name])
+
+
 def _run(scratch: Path, name: str, scenario: str, *more: str, ends: int | str = 0) -> dict:
     flags = f"""--max_steps {STEPS} --curr_window 16 --curr_threshold 0.4 --curr_check_every 2 --global_batch 8
         --lr 2e-3 --micro_batch 2 --save_every {HELD} --keep_last 0 --run_name behind_{name}""".split()
@@ -153,6 +217,7 @@ def test_training_continues_and_the_checkpoint_is_that_of_its_step(
     assert events.index(("begun", HELD)) < events.index(("step", HELD + 2)) < events.index(("commit", HELD))
     straight = _events(tiny_scratch, f"{layout}_sync")
     assert straight.index(("commit", HELD)) < straight.index(("step", HELD + 1))
+    assert events.index(("commit", STEPS)) < events.index(("begun", STEPS)), "the last one needs no copy"
     runs = [tiny_scratch / f"behind_{name}" for name in (layout, f"{layout}_sync")]
     assert _checkpoints(tiny_scratch, layout) == _checkpoints(tiny_scratch, f"{layout}_sync") == [3, 6, 8]
     for step in (3, 6, 8):
