@@ -38,6 +38,7 @@ TESTED_IN = {
     "data_tools.search.flags": "data_tools/test_build_data_splits",
     "ds_train.checkpoints.exporting": "ds_train/test_export",
     "ds_train.checkpoints.rank_rng": "ds_train/checkpoints/test_state",
+    "ds_train.checkpoints.saved_partitions": "ds_train/checkpoints/test_restore",
     "ds_train.config.json_checks": "ds_train/config/test_deepspeed_json",
     "ds_train.config.phase_flags": "ds_train/config/test_flags",
     "ds_train.config.trainer_flags": "ds_train/config/test_flags",

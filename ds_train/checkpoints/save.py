@@ -1,4 +1,4 @@
-"""Saves and loads checkpoints: the only user of DeepSpeed's checkpoint API. manifest.py defines the files."""
+"""Saves checkpoints: the only user of DeepSpeed's checkpoint API. manifest.py defines the files."""
 
 import logging
 import time
@@ -17,7 +17,7 @@ from data_tools.base.files import NO_ROOM, remove, size_on_disk, sync
 from ds_train.checkpoints.background import Snapshots, saving_thread
 from ds_train.checkpoints.hashing_file import write_file
 from ds_train.checkpoints.manifest import FileEntry, commit, file_entry, saving_name, step_directories
-from ds_train.checkpoints.rank_rng import restore_rng, rng_state
+from ds_train.checkpoints.rank_rng import rng_state
 from ds_train.checkpoints.retention import Retention
 from ds_train.checkpoints.state import STATE_FILE, TrainState, mapped_file
 from ds_train.ranks.collectives import gather_objects, on_main
@@ -284,16 +284,3 @@ def read_state(checkpoint: Path) -> TrainState:
     state = TrainState.from_client_state(mapped_file(files[0]), str(checkpoint))
     state.check_num_files(len(files), len(list(checkpoint.glob("*_optim_states.pt"))), str(checkpoint))
     return state
-
-
-def load(engine: Engine, directory: Path, saved: TrainState, world: World) -> None:
-    """Load weights, optimizer and this rank's random state. Collective.
-
-    Args:
-        directory: the step directory, or its universal copy if the engine was built for one.
-        saved: the checkpoint's training state.
-    """
-    path, _ = engine.load_checkpoint(str(directory.parent), tag=directory.name)
-    if path is None:
-        raise UserError(f"DeepSpeed could not load {directory}; see the warnings above.")
-    restore_rng(saved, world)

@@ -2,9 +2,7 @@
 
 import json
 import logging
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
 import torch
@@ -22,7 +20,8 @@ from ds_train.checkpoints.manifest import (
     step_directories,
 )
 from ds_train.checkpoints.save import DESCRIPTION, read_state
-from ds_train.checkpoints.state import InitialWeights, mapped_file
+from ds_train.checkpoints.saved_partitions import SavedPartitions
+from ds_train.checkpoints.state import InitialWeights
 from ds_train.model.causal_lm import build_model, load_model
 
 logger = logging.getLogger(__name__)
@@ -122,40 +121,10 @@ def model_with_weights(weights: Weights, config: PretrainedConfig) -> PreTrained
 def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     """The trained weights of a checkpoint of any ZeRO stage, by the model's names: the fp32 ones of the optimizer.
 
-    ZeRO 0 keeps only the module's, which are fp32 (in fp16 they are half precision). Frozen weights are in the
-    precision of the training.
+    Frozen weights are in the precision of the training.
     """
-    shards = list(checkpoint.glob("*_optim_states.pt"))
-    if not shards:
-        state = mapped_file(checkpoint / "mp_rank_00_model_states.pt")["module"]
-    elif "zero_stage" in mapped_file(shards[0])["optimizer_state_dict"]:
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it prints its progress
-            state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-        if (whole := checkpoint / "mp_rank_00_model_states.pt").exists():  # with ZeRO 1, frozen ones are only there
-            state = mapped_file(whole)["module"] | state
-    else:
-        state = _weights_of_bf16_optimizer(checkpoint, len(shards))
+    state = SavedPartitions(checkpoint, read_state(checkpoint)).weights()
     return {name.removeprefix(_WRAPPER): tensor for name, tensor in state.items()}
-
-
-def _weights_of_bf16_optimizer(checkpoint: Path, num_ranks: int) -> dict[str, torch.Tensor]:
-    """Do the work of DeepSpeed's zero_to_fp32 for the one layout it lacks (ZeRO 1 in bf16 with fp32 gradients).
-
-    Each rank holds a flat piece of every parameter group, and a map from parameter names to slices of its piece.
-    """
-    module_states = mapped_file(checkpoint / "mp_rank_00_model_states.pt")
-    state = dict(module_states["module"])  # buffers, and the shapes of parameters
-    pieces: dict[str, list[torch.Tensor]] = {}
-    for rank in range(num_ranks):
-        shard = mapped_file(checkpoint / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")["optimizer_state_dict"]
-        for flat, slices in zip(shard["single_partition_of_fp32_groups"], shard["param_slice_mappings"], strict=True):
-            for name, part in slices.items():
-                pieces.setdefault(name, []).append(flat[part.start : part.start + part.numel])
-    state |= {name: torch.cat(parts).view_as(state[name]) for name, parts in pieces.items()}
-    state |= {alias: state[name] for alias, name in module_states["shared_params"].items()}
-    return state
 
 
 def saved_seq_len(weights: Weights) -> int | None:

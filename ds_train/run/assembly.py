@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from data_tools.base.errors import UserError
 from data_tools.base.files import exclusive
-from ds_train.checkpoints.full_state import fresh_engine
 from ds_train.checkpoints.manifest import choose_checkpoint, set_aside
 from ds_train.checkpoints.rank_rng import seed_rng
+from ds_train.checkpoints.restore import fresh_engine
 from ds_train.checkpoints.resume import ONE_A_ROW, adapted_state, restored_engine
 from ds_train.checkpoints.retention import Retention
 from ds_train.checkpoints.save import Checkpoints, read_state
@@ -232,7 +232,7 @@ def _restored(inputs: CommonInputs, chosen: Path, current: TrainState, is_branch
         former=former_values(GROUPS[inputs.phase]),
     )  # fmt: skip
     model = _wrapped(inputs, build_model(inputs.model_config, flags.seed))  # its weights are about to be replaced
-    engine = restored_engine(model, inputs.engine.deepspeed, chosen, saved, current, world, inputs.run_directory)
+    engine = restored_engine(model, inputs.engine.deepspeed, chosen, saved, world)
     return engine, state
 
 

@@ -43,8 +43,12 @@ def main() -> None:
 
 def import_everything() -> None:
     """What training loads; nothing of it may start a thread, which a fork would lose."""
-    for module in ("deepspeed.checkpoint.ds_to_universal", "ds_train.evaluate", "ds_train.phases.pptrain",
-                   "ds_train.phases.pretrain", "ds_train.phases.scores"):  # fmt: skip
+    for module in (
+        "ds_train.evaluate",
+        "ds_train.phases.pptrain",
+        "ds_train.phases.pretrain",
+        "ds_train.phases.scores",
+    ):
         importlib.import_module(module)
     assert len(list(Path("/proc/self/task").iterdir())) == 1
     gc.freeze()

@@ -5,15 +5,13 @@
 RUNS.json holds a list of {"phase": "pptrain" | "pretrain", "argv": […]}; each is one call of the phase's ``main``.
 Optional: "code", its expected result; "error", words of the UserError it must end with; "file_bytes", the largest file
 that the last rank may write, as on a full disk; "import_from", a directory for the import path; "tensors", a file for
-the model's tensors before the first step, and "starts_only" where no step is to follow. DeepSpeed's conversions are
-made in this process.
+the model's tensors before the first step, and "starts_only" where no step is to follow.
 """
 
 import gc
 import json
 import resource
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +20,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.zero import GatheredParameters
 from deepspeed.utils import safe_get_full_fp32_param
 
@@ -42,7 +39,7 @@ def main() -> int:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails instead of killing
     for run in json.loads(Path(runs_file).read_text()):
         sys.path[:0] = [run["import_from"]] if "import_from" in run else []
-        with file_size_limit(run.get("file_bytes")), mock.patch.object(subprocess, "run", run_here):
+        with file_size_limit(run.get("file_bytes")):
             outcome = call(run)
         expected = run.get("error") or run.get("code", 0)
         if outcome != expected and not (isinstance(expected, str) and expected in str(outcome)):
@@ -79,16 +76,7 @@ def whole_tensors(engine: Engine) -> dict[str, torch.Tensor]:
     return tensors
 
 
-TRAIN, RUN = assembly.train, subprocess.run
-
-
-def run_here(command: list[str], **how: Any) -> subprocess.CompletedProcess:
-    """``subprocess.run``, but DeepSpeed's conversion needs no process: to start one takes seconds."""
-    if ds_to_universal.__name__ not in command:
-        return RUN(command, **how)
-    with mock.patch.object(sys, "argv", command[command.index(ds_to_universal.__name__) :]):
-        ds_to_universal.main(ds_to_universal.parse_arguments())
-    return subprocess.CompletedProcess(command, 0)
+TRAIN = assembly.train
 
 
 @contextmanager

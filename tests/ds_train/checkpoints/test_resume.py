@@ -1,23 +1,14 @@
 """Which checkpoints may be continued: the examples of an external generator, what is transferred and frozen."""
 
-import json
 import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from data_tools.base.errors import UserError
-from ds_train.checkpoints.resume import adapted_state, convert_to_universal
-from ds_train.checkpoints.state import TrainState, mapped_file
-from ds_train.config.deepspeed_json import default_json
-from ds_train.model.causal_lm import build_model
-from ds_train.step.engine import build_engine
-from ds_train.step.losses import PackedLM
-from tests.support.process_group import one_rank
-from tests.support.tiny_models import tiny_config
+from ds_train.checkpoints.resume import adapted_state
+from ds_train.checkpoints.state import TrainState
 
 STEP = Path("step_00000007")
 FIRST, EDITED = "1" * 64, "2" * 64
@@ -72,26 +63,6 @@ def test_what_an_optimizer_is_arranged_by_cannot_change_even_if_accepted(name: s
         ):
             adapted(saved, state(**{name: "head"}), *accepted)
     assert adapted(saved, state(**{name: before})).fingerprints[name] == before
-
-
-@pytest.mark.launch
-def test_deepspeed_converts_in_another_process(tmp_path: Path) -> None:
-    """As a resume starts it: launched tests convert in theirs, which is faster."""
-    settings = json.loads(default_json("pptrain").read_text())
-    del settings["scheduler"]
-    with one_rank():
-        settings |= {"train_batch_size": 2, "bf16": {"enabled": False}}
-        engine = build_engine(PackedLM(build_model(tiny_config("gpt_neox"), seed=1)), settings)
-        engine.save_checkpoint(str(tmp_path), tag=STEP.name, save_latest=False)
-        weights = {name: parameter.detach().clone() for name, parameter in engine.module.named_parameters()}
-        convert_to_universal(tmp_path / STEP, tmp_path / "copy" / STEP)
-    for name, weight in weights.items():
-        copied = mapped_file(tmp_path / "copy" / STEP / "zero" / name / "fp32.pt")["param"]
-        assert torch.equal(copied.view_as(weight), weight), name
-    (optimizer,) = (tmp_path / STEP).glob("*_optim_states.pt")
-    os.truncate(optimizer, 100)
-    with pytest.raises(UserError, match=r"DeepSpeed could not convert .*step_00000007 for another layout in .*again"):
-        convert_to_universal(tmp_path / STEP, tmp_path / "again" / STEP)
 
 
 def test_a_checkpoint_that_is_older_than_a_flag_had_its_default() -> None:

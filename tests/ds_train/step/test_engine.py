@@ -13,7 +13,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_tools.samples.samplers import CurriculumSampler, Cursor, SampleKind
-from ds_train.checkpoints.full_state import fresh_engine
+from ds_train.checkpoints.restore import fresh_engine
 from ds_train.config.deepspeed_json import default_json
 from ds_train.config.layout import Layout
 from ds_train.model.causal_lm import build_model
