@@ -11,7 +11,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Annotated
 import xxhash
 from annotated_types import MinLen
 
-from data_tools.base.errors import UserError, file_problem
+from data_tools.base.errors import UserError, file_problem, reason_of
 from data_tools.base.files import entries, sync, whole_file, write_json
 from data_tools.base.foreign import foreign_note
 from data_tools.base.records import Natural, read_record
@@ -35,6 +36,7 @@ HUGGING_FACE_CONFIG = "config.json"  # a directory of transformers has one at it
 SAVING, DELETING = ".saving_", ".deleting_"
 _LOADED = ("*.pt", "huggingface/[!.]*")  # files that loading looks for, whatever the manifest lists
 _STEP_NAME = re.compile(r"step_(\d{8,})")
+_READERS = 4  # files that are hashed at once
 _SUPERSEDED_NAME = re.compile(r"superseded_(\d+)")
 
 
@@ -69,6 +71,12 @@ class Manifest:
 def file_entry(path: Path) -> FileEntry:
     with path.open("rb") as file:
         return FileEntry(path.stat().st_size, hashlib.file_digest(file, xxhash.xxh3_128).hexdigest())
+
+
+def file_entries(paths: Iterable[Path]) -> list[FileEntry]:
+    """The entries of several files, which are read at once."""
+    with ThreadPoolExecutor(_READERS) as readers:
+        return list(readers.map(file_entry, paths))
 
 
 def step_name(step: int) -> str:
@@ -136,8 +144,30 @@ def retire(checkpoint: Path) -> None:
     checkpoint.rename(target)
 
 
-def defect_of(checkpoint: Path) -> str | None:
-    """Why a step directory is not a usable checkpoint, or None. Reads every file."""
+FindDamage = Callable[[Path, Mapping[str, FileEntry]], str | None]
+
+
+def damage_in(checkpoint: Path, files: Mapping[str, FileEntry]) -> str | None:
+    """Why the content of some files of a checkpoint is not what was written, or None. Reads them whole."""
+    try:
+        found = file_entries(checkpoint / name for name in files)
+    except OSError as error:
+        return f"{error.filename or checkpoint} cannot be read ({reason_of(error)})"
+    damaged = [name for name, entry in zip(files, found, strict=True) if entry != files[name]]
+    return f"{damaged[0]} is damaged: its hash is not the one in {MANIFEST}" if damaged else None
+
+
+def not_read(checkpoint: Path, files: Mapping[str, FileEntry]) -> str | None:
+    """In place of `damage_in` where the content is checked later."""
+    return None
+
+
+def defect_of(checkpoint: Path, find_damage: FindDamage = damage_in) -> str | None:
+    """Why a step directory is not a usable checkpoint, or None.
+
+    Args:
+        find_damage: checks the content of the files, once they are all there.
+    """
     try:
         manifest = read_record(Manifest, (checkpoint / MANIFEST).read_bytes())
     except FileNotFoundError:
@@ -161,33 +191,33 @@ def defect_of(checkpoint: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != entry.size:
             return f"{name} has {path.stat().st_size} bytes, its {MANIFEST} says {entry.size}"
-    for name, entry in manifest.files.items():
-        if file_entry(checkpoint / name) != entry:
-            return f"{name} is damaged: its hash is not the one in {MANIFEST}"
-    return None
+    return find_damage(checkpoint, manifest.files)
 
 
-def usable(directory: Path) -> Iterator[Path]:
+def usable(directory: Path, find_damage: FindDamage = damage_in) -> Iterator[Path]:
     """Yield step directories that verify, newest first; the log reports why each other one is skipped."""
     for path in step_directories(directory):
-        if defect := defect_of(path):
+        if defect := defect_of(path, find_damage):
             logger.warning("skipping %s: %s", path, defect)
         else:
             yield path
 
 
-def newest_usable(directory: Path) -> Path | None:
+def newest_usable(directory: Path, find_damage: FindDamage = damage_in) -> Path | None:
     """The newest step directory that verifies, or None."""
-    return next(usable(directory), None)
+    return next(usable(directory, find_damage), None)
 
 
-def choose_checkpoint(directory: Path, resume: str, resume_from: str | None = None) -> Path | None:
+def choose_checkpoint(
+    directory: Path, resume: str, resume_from: str | None = None, find_damage: FindDamage = damage_in
+) -> Path | None:
     """The checkpoint to resume from; None for a fresh start.
 
     Args:
         directory: the directory of the run's checkpoints.
         resume: ``auto`` or ``latest`` (the newest), ``none``, or a step directory.
         resume_from: the same, which wins over ``resume``.
+        find_damage: checks the content of files.
 
     Raises:
         UserError: a named checkpoint is not usable, or there are checkpoints and none is usable.
@@ -195,13 +225,13 @@ def choose_checkpoint(directory: Path, resume: str, resume_from: str | None = No
     named = resume_from or resume
     if named not in (*NEWEST, "none"):
         path = Path(named).absolute()
-        if defect := defect_of(path):
+        if defect := defect_of(path, find_damage):
             flag = "resume_from" if resume_from else "resume"
             raise UserError(f"--{flag} {named}: {defect}. Give a complete step directory, or --resume auto or none.")
         return path
     if named == "none":
         return None
-    chosen = newest_usable(directory)
+    chosen = newest_usable(directory, find_damage)
     if chosen is None and (damaged := step_directories(directory)):
         raise UserError(
             f"{directory} holds {len(damaged)} checkpoints and none is usable (reasons above). Restore one, start "

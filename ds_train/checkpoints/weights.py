@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,7 +14,10 @@ from data_tools.base.errors import UserError
 from ds_train.checkpoints.manifest import (
     HUGGING_FACE_CONFIG,
     MANIFEST,
+    FindDamage,
+    damage_in,
     defect_of,
+    file_entries,
     file_entry,
     newest_usable,
     step_directories,
@@ -37,10 +40,12 @@ class Weights:
     Attributes:
         path: a complete step directory, or a Hugging Face directory.
         is_checkpoint: whether it is a step directory.
+        asked: arguments of the `find_weights` that found them.
     """
 
     path: Path
     is_checkpoint: bool
+    asked: tuple[str, Path | None] | None = field(default=None, compare=False)
 
     @property
     def description(self) -> Path:
@@ -48,26 +53,30 @@ class Weights:
         return self.path / DESCRIPTION if self.is_checkpoint else self.path
 
 
-def find_weights(spec: str, run_directory: Path | None = None) -> Weights:
+def find_weights(spec: str, run_directory: Path | None = None, find_damage: FindDamage = damage_in) -> Weights:
     """Resolve ``latest`` (of ``run_directory``), a step directory, a run directory or a Hugging Face directory.
+
+    Args:
+        find_damage: checks the content of a checkpoint's files.
 
     Raises:
         UserError: there is no complete checkpoint, or the path holds none of these.
     """
     if spec == "latest" and run_directory:
         how = "finish a pptrain run there, name another with --pptrain_run, or give --pptrain_checkpoint PATH or none"
-        return Weights(_newest(run_directory, how), True)
+        return Weights(_newest(run_directory, how, find_damage), True, (spec, run_directory))
     path = Path(spec)
     is_model, is_step = (path / HUGGING_FACE_CONFIG).exists(), path.name.startswith("step_")
     if is_model and is_step and not (path / MANIFEST).exists():
         logger.info("%s is no checkpoint of this program but a Hugging Face model: its weights are used", path)
         return Weights(path, False)
     if is_step or (path / MANIFEST).exists():
-        if defect := defect_of(path):
+        if defect := defect_of(path, find_damage):
             raise UserError(f"checkpoint {path}: {defect}. Give a complete step directory.")
-        return Weights(path, True)
+        return Weights(path, True, (spec, run_directory))
     if (path / "checkpoints").is_dir():
-        return Weights(_newest(path, "train it up to a checkpoint, or name another"), True)
+        newest = _newest(path, "train it up to a checkpoint, or name another", find_damage)
+        return Weights(newest, True, (spec, run_directory))
     if is_model:
         return Weights(path, False)
     kinds = "a step directory, e.g. RUN/checkpoints/step_00000200, a run directory or a Hugging Face directory"
@@ -75,6 +84,11 @@ def find_weights(spec: str, run_directory: Path | None = None) -> Weights:
         raise UserError(f"{path} is not a checkpoint; give {kinds}.")
     words = ("latest", "none") if run_directory else ()
     raise UserError(f"checkpoint {path} is missing{did_you_mean(spec, words, f'; give {kinds}.')}")
+
+
+def verified(weights: Weights, find_damage: FindDamage) -> Weights:
+    """The weights, found again with a check of their content: of an older checkpoint of the run if that is damaged."""
+    return find_weights(*weights.asked, find_damage) if weights.asked else weights
 
 
 def record_of(weights: Weights) -> InitialWeights:
@@ -85,7 +99,7 @@ def record_of(weights: Weights) -> InitialWeights:
         run = "" if path.parent.name != "checkpoints" else str(path.parents[1])
         return InitialWeights(str(path), run, state.step, state.stage, file_entry(path / MANIFEST).xxh3_128)
     files = [*sorted(path.glob("*.safetensors")), *sorted(path.glob("*.bin"))]
-    hashes = "".join(file_entry(file).xxh3_128 for file in files)
+    hashes = "".join(entry.xxh3_128 for entry in file_entries(files))
     return InitialWeights(str(path), hash=xxhash.xxh3_128_hexdigest(hashes.encode()))
 
 
@@ -97,8 +111,8 @@ def place_of(spec: str, run_directory: Path) -> str:
     return str(next(iter(step_directories(path / "checkpoints")), path))
 
 
-def _newest(run_directory: Path, fix: str) -> Path:
-    newest = newest_usable(run_directory / "checkpoints")
+def _newest(run_directory: Path, fix: str, find_damage: FindDamage) -> Path:
+    newest = newest_usable(run_directory / "checkpoints", find_damage)
     if newest is None:
         raise UserError(f"{run_directory} has no complete checkpoint; {fix}.")
     state = read_state(newest)

@@ -9,10 +9,11 @@ from types import ModuleType
 
 from data_tools.base.files import existing_parent
 from data_tools.samples.samplers import MixtureSampler, c4_blocks_needed
-from ds_train.checkpoints.manifest import choose_checkpoint, step_directories
+from ds_train.checkpoints.manifest import choose_checkpoint, damage_in, step_directories
 from ds_train.checkpoints.resume import adapted_state
 from ds_train.checkpoints.save import read_state
 from ds_train.checkpoints.state import PFLOP
+from ds_train.checkpoints.weights import verified
 from ds_train.config.flags import former_values
 from ds_train.config.trainer_flags import GROUPS
 from ds_train.model.footprint import (
@@ -74,6 +75,8 @@ def report(phase: str, launch: Launch, trainer_flags: list[str], problems: list[
         )
     chosen = choose_checkpoint(inputs.run_directory / "checkpoints", flags.resume, flags.resume_from)
     step = 0
+    if inputs.weights and not chosen:
+        verified(inputs.weights, damage_in)
     if chosen:
         saved = read_state(chosen)
         adapted_state(

@@ -19,7 +19,7 @@ from data_tools.samples.samplers import (
     mixin_share,
 )
 from data_tools.search.splits import Splits, find_data_dir
-from ds_train.checkpoints.manifest import NEWEST, step_directories
+from ds_train.checkpoints.manifest import NEWEST, not_read, step_directories
 from ds_train.checkpoints.save import DESCRIPTION
 from ds_train.checkpoints.state import TrainState
 from ds_train.checkpoints.weights import Weights, find_weights, place_of
@@ -106,7 +106,10 @@ class Pretrain:
 
 
 def _initial_weights(run: RunFlags, flags: PretrainFlags) -> Weights | None:
-    """The weights and model to start from. A run that resumes takes its model from its own checkpoint."""
+    """The weights and model to start from, which all ranks read and verify later.
+
+    A run that resumes takes its model from its own checkpoint.
+    """
     directory, resume = Path(run.scratch_dir) / (run.run_name or "pretrain"), run.resume_from or run.resume
     check_branch(run, flags, directory)
     if flags.pptrain_checkpoint == "none":
@@ -116,7 +119,7 @@ def _initial_weights(run: RunFlags, flags: PretrainFlags) -> Weights | None:
             return Weights(own, True)
     if origin := branch_point(flags):
         return Weights(origin, True)
-    return find_weights(flags.pptrain_checkpoint, Path(run.scratch_dir) / flags.pptrain_run)
+    return find_weights(flags.pptrain_checkpoint, Path(run.scratch_dir) / flags.pptrain_run, not_read)
 
 
 def _check_pack(blocks: PackedBlocks, inputs: CommonInputs, problems: Problems) -> None:

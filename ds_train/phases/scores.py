@@ -21,8 +21,9 @@ from data_tools.corpus.shards import META_NAME, PackedBlocks, pack_directory
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from data_tools.runs.intervals import wilson_interval
 from data_tools.search.splits import Splits, find_data_dir
-from ds_train.checkpoints.manifest import defect_of, step_directories
-from ds_train.checkpoints.weights import Weights, find_weights, model_with_weights, saved_seq_len
+from ds_train.checkpoints.manifest import defect_of, not_read, step_directories
+from ds_train.checkpoints.verification import with_all_ranks
+from ds_train.checkpoints.weights import Weights, find_weights, model_with_weights, saved_seq_len, verified
 from ds_train.model.causal_lm import cast_parameters, load_model_config, prepare_config
 from ds_train.model.isolation import settle_rows
 from ds_train.phases.evaluation import (
@@ -78,7 +79,9 @@ def score(args: argparse.Namespace) -> int:
         pending = on_main(world, lambda: pending)
         for weights in pending:
             watchdog.progress(f"loading {weights.path}", is_long=True)
-            if args.all_checkpoints and (defect := on_main(world, partial(defect_of, weights.path))):
+            if not args.all_checkpoints:
+                weights = with_all_ranks(world, partial(verified, weights))
+            elif defect := with_all_ranks(world, partial(defect_of, weights.path)):
                 logger.warning("skipping %s: %s", weights.path, defect)
                 continue
             inputs = _inputs(args, splits, weights, inputs)
@@ -99,9 +102,9 @@ def default_dtype(device: torch.device) -> str:
 
 
 def _checkpoints(spec: str, are_all: bool) -> list[Weights]:
-    """The weights that an argument names; of a run directory all, oldest first, if ``are_all``."""
+    """The weights that an argument names, not read yet; of a run directory all, oldest first, if ``are_all``."""
     if not are_all:
-        return [find_weights(spec)]
+        return [find_weights(spec, find_damage=not_read)]
     paths = step_directories(Path(spec) / "checkpoints")
     if not paths:
         raise UserError(f"--all_checkpoints: {spec} has no checkpoints; give run directories.")

@@ -21,7 +21,8 @@ from ds_train.checkpoints.resume import ONE_A_ROW, adapted_state, restored_engin
 from ds_train.checkpoints.retention import Retention
 from ds_train.checkpoints.save import Checkpoints, read_state
 from ds_train.checkpoints.state import InitialWeights, TrainState
-from ds_train.checkpoints.weights import Weights, model_with_weights, record_of
+from ds_train.checkpoints.verification import with_all_ranks
+from ds_train.checkpoints.weights import Weights, model_with_weights, record_of, verified
 from ds_train.config.flags import compared_values, former_values
 from ds_train.config.optimizers import needs_gpu
 from ds_train.config.trainer_flags import GROUPS
@@ -32,7 +33,7 @@ from ds_train.ranks.collectives import check_num_nodes, device_of, on_main, take
 from ds_train.ranks.judge import Patience
 from ds_train.ranks.signals import ExitCode, StopRequests, StopTraining
 from ds_train.ranks.watchdog import RankLostError, Watchdog, supervision
-from ds_train.run.branch import branched
+from ds_train.run.branch import branched, refuse_damaged
 from ds_train.run.fingerprints import common_fingerprints, versions
 from ds_train.run.inputs import DEFAULT_MODEL, CommonInputs
 from ds_train.run.precision import round_products, set_precision
@@ -140,8 +141,10 @@ def _build_run(
     # Rank 0 chooses a checkpoint of this run, or that of the run that it branches from, or none.
     world, layout, flags = inputs.world, inputs.engine.layout, inputs.run_flags
     directory = inputs.run_directory / "checkpoints"
-    own = on_main(world, lambda: choose_checkpoint(directory, flags.resume, flags.resume_from))
+    own = with_all_ranks(world, partial(choose_checkpoint, directory, flags.resume, flags.resume_from))
     chosen = own or setup.branch_from
+    if setup.branch_from and not own:
+        with_all_ranks(world, partial(refuse_damaged, setup.branch_from))
     state = fresh_state(inputs, setup, settings.all_flags)
     stop.check()
     if world.is_main and inputs.engine.deepspeed.get("wandb", {}).get("enabled"):
@@ -155,7 +158,8 @@ def _build_run(
         note_other_weights(state.initial_weights, setup.weights_place)
     else:
         # "latest" may mean a later checkpoint to a rank that looked later: that run may still train.
-        inputs = replace(inputs, weights=on_main(world, lambda: inputs.weights))
+        if inputs.weights:
+            inputs = replace(inputs, weights=with_all_ranks(world, partial(verified, inputs.weights)))
         state.initial_weights = on_main(world, lambda: _checked_origin(inputs))
         engine = fresh_engine(_wrapped(inputs, _initial_model(inputs)), inputs.engine.deepspeed)
     check_isolation(engine, engine.module, engine.device)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_tools.base.errors import UserError
-from ds_train.checkpoints.manifest import defect_of, step_directories, step_of
+from ds_train.checkpoints.manifest import FindDamage, defect_of, not_read, step_directories, step_of
 from ds_train.checkpoints.state import TrainState
 from ds_train.checkpoints.weights import Weights, record_of
 from ds_train.config.phase_flags import PretrainFlags
@@ -49,7 +49,7 @@ def check_branch(run: RunFlags, flags: PretrainFlags, run_directory: Path) -> No
     """Check the checkpoint to branch from. It is not needed any more once the run has checkpoints.
 
     Raises:
-        UserError: it is this run's or not usable.
+        UserError: it is this run's or not usable. Its files are not read yet.
     """
     origin = branch_point(flags)
     if origin is None:
@@ -57,7 +57,17 @@ def check_branch(run: RunFlags, flags: PretrainFlags, run_directory: Path) -> No
     if origin.is_relative_to(run_directory.absolute()):
         raise UserError(f"--branch_from {origin} belongs to the run in {run_directory}; give another --run_name.")
     is_fresh = run.resume == "none" or not step_directories(run_directory / "checkpoints")
-    if is_fresh and not run.resume_from and (defect := defect_of(origin)):
+    if is_fresh and not run.resume_from:
+        refuse_damaged(origin, not_read)
+
+
+def refuse_damaged(origin: Path, find_damage: FindDamage) -> None:
+    """Refuse a checkpoint to branch from that is not usable.
+
+    Args:
+        find_damage: checks the content of its files.
+    """
+    if defect := defect_of(origin, find_damage):
         raise UserError(f"--branch_from {origin}: {defect}. Give a complete step directory.")
 
 

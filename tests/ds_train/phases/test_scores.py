@@ -114,13 +114,11 @@ def test_all_ranks_evaluate_what_rank_0_has_found(
 ) -> None:
     """Rank 0 saw two checkpoints of a run that still trains, and the first of them damaged; this rank sees three."""
 
-    def on_main(world, work):
-        found = work()
-        if isinstance(found, list):
-            return found[:2]
-        return "damaged on rank 0" if work.args[0] == checkpoint(run, STEPS[0]) else found
+    def with_all_ranks(world, decide):
+        return "damaged on rank 0" if decide.args[0] == checkpoint(run, STEPS[0]) else None
 
-    monkeypatch.setattr(scores, "on_main", on_main)
+    monkeypatch.setattr(scores, "on_main", lambda world, work: work()[:2])
+    monkeypatch.setattr(scores, "with_all_ranks", with_all_ranks)
     score(run, run, "--all_checkpoints", "--csv", tmp_path / "agreed.csv")
     assert [int(row["step"]) for row in rows_of(tmp_path / "agreed.csv")] == [STEPS[1]]
     assert "step_00000002: damaged on rank 0" in capsys.readouterr().err
