@@ -50,6 +50,7 @@ ARROWS = {
 # Everything else reaches DeepSpeed through these, for the reason given.
 DEEPSPEED_USERS = {
     "ds_train.checkpoints.save",
+    "ds_train.checkpoints.saved_partitions",  # objects in its files
     "ds_train.config.json_checks",  # its own models of the JSON's blocks
     "ds_train.ranks.collectives",  # process group
     "ds_train.step.engine",  # initialize

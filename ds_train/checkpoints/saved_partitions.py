@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 
 from data_tools.base.errors import UserError
 from ds_train.checkpoints.partitions import (
@@ -22,6 +25,8 @@ from ds_train.checkpoints.partitions import (
     whole_momentum,
 )
 from ds_train.checkpoints.state import TrainState, mapped_file
+
+_CLASSES = (fragment_address, LossScaler, DynamicLossScaler, ZeroStageEnum)  # of objects in DeepSpeed's files
 
 
 class _Place(NamedTuple):
@@ -143,7 +148,7 @@ class SavedPartitions:
 
     def _map_file(self, rank: int) -> dict[str, Any]:
         (path,) = self._checkpoint.glob(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
-        return mapped_file(path)["optimizer_state_dict"]
+        return mapped_file(path, _CLASSES)["optimizer_state_dict"]
 
     def _read_partitions(self, rank: int) -> list[Partition]:
         if self._stage == 0:

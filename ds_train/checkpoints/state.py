@@ -1,13 +1,15 @@
 """Everything that a run needs to continue: one typed dataclass, stored in DeepSpeed's ``client_state``."""
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Annotated, Any
 
 from annotated_types import Interval
 
-from data_tools.base.errors import UserError
+from data_tools.base.errors import UserError, first_line
 from data_tools.base.records import Natural, Positive, as_record
 from data_tools.samples.samplers import Cursor
 
@@ -139,9 +141,22 @@ class TrainState:
         )
 
 
-def mapped_file(path: Path) -> Any:
-    """The content of a file that DeepSpeed saved; tensors stay on disk until they are read."""
+def mapped_file(path: Path, classes: Collection[type] = ()) -> Any:
+    """The content of a file that DeepSpeed saved; tensors stay on disk until they are read.
+
+    Args:
+        classes: that it may hold objects of, beside tensors and plain values.
+
+    Raises:
+        UserError: it holds others. A file can make a program run anything to build its objects.
+    """
     import torch  # takes seconds
 
-    # DeepSpeed reads its own files without the weights_only restriction; they are as trusted as the program.
-    return torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+    try:
+        with torch.serialization.safe_globals(list(classes)):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors and plain values, which no checkpoint of this program does: "
+            f"{first_line(error)} Nothing of it was run; do not use the file."
+        ) from None

@@ -1,8 +1,10 @@
-"""Bad values for every field of a JSON-like value, bounded and seeded."""
+"""Bad values for every field of a JSON-like value, bounded and seeded; and one that a pickle must not hold."""
 
 import copy
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 JUNK = (
@@ -31,3 +33,13 @@ def _paths(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
     for key, below in items:
         yield (*above, key)
         yield from _paths(below, (*above, key))
+
+
+class Touching:
+    """Pickled, it makes a directory as soon as it is unpickled without a restriction."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.mkdir, (str(self.path),)

@@ -12,6 +12,7 @@ from data_tools.samples.samplers import Cursor
 from ds_train.checkpoints.rank_rng import rng_state, set_rng_state
 from ds_train.checkpoints.save import read_state
 from ds_train.checkpoints.state import TrainState
+from tests.support.bad_values import Touching
 from tests.support.checkpoints import full_state
 
 
@@ -114,3 +115,10 @@ def test_files_of_every_rank_must_be_there(tmp_path, stage, num_model, num_optim
         with pytest.raises(UserError, match=f"{num_model} .*and {num_optimizer}. Restore the missing files"):
             read_state(tmp_path)
         (tmp_path / "elsewhere").rename(tmp_path / name)
+
+
+def test_a_file_that_would_run_something_is_refused_and_runs_nothing(tmp_path):
+    torch.save({"module": {}, "ds_train": Touching(tmp_path / "ran")}, tmp_path / "mp_rank_00_model_states.pt")
+    with pytest.raises(UserError, match=r"mp_rank_00_model_states.pt holds more than tensors and plain values"):
+        read_state(tmp_path)
+    assert not (tmp_path / "ran").exists()

@@ -25,6 +25,7 @@ from ds_train.model.causal_lm import (
 from ds_train.step.losses import PackedLM
 from ds_train.step.micro_batch import pack
 from tests.support import tiny
+from tests.support.bad_values import Touching
 from tests.support.tiny_models import ARCHITECTURES, VOCAB_SIZE, tiny_config
 
 DROPPING = {
@@ -152,6 +153,19 @@ def test_pretrained_weights_are_loaded_in_fp32(tmp_path):
     found = dict(loaded.named_parameters())
     for name, parameter in saved.named_parameters():
         assert found[name].dtype == torch.float32 and torch.equal(found[name], parameter.float())
+
+
+def test_safetensors_are_preferred_and_other_files_run_nothing(tmp_path):
+    model = build_model(tiny_config("llama"), seed=3)
+    model.save_pretrained(tmp_path)
+    torch.save({"lm_head.weight": Touching(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
+    assert torch.equal(load_model(str(tmp_path), model.config).lm_head.weight, model.lm_head.weight)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"weights of .* cannot be loaded: UnpicklingError"):
+        load_model(str(tmp_path), model.config)
+    assert not (tmp_path / "ran").exists()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    assert torch.equal(load_model(str(tmp_path), model.config).lm_head.weight, model.lm_head.weight)
 
 
 def test_a_directory_without_weights_is_an_error(tmp_path):

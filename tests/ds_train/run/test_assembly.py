@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from ds_train.checkpoints.manifest import damage_in
 from ds_train.checkpoints.save import read_state
 from ds_train.checkpoints.weights import Weights
 from ds_train.phases import pretrain
@@ -30,11 +31,11 @@ def test_all_ranks_start_from_the_weights_that_rank_0_has_found(
     train(tiny_scratch, "--pptrain_checkpoint", "none", "--run_name", "agreed_source")
     first, second = (tiny_scratch / "agreed_source" / "checkpoints" / f"step_0000000{step}" for step in (1, 2))
 
-    def on_main(world: Any, work: Any) -> Any:
-        found = work()
+    def with_all_ranks(world: Any, decide: Any) -> Any:
+        found = decide(damage_in)
         return Weights(first, True) if found == Weights(second, True) else found
 
-    monkeypatch.setattr(assembly, "on_main", on_main)
+    monkeypatch.setattr(assembly, "with_all_ranks", with_all_ranks)
     train(tiny_scratch, "--pptrain_run", "agreed_source", "--run_name", "agreed")
     origin = read_state(tiny_scratch / "agreed" / "checkpoints" / "step_00000002").initial_weights
     assert origin and origin.path == str(first)
