@@ -143,8 +143,6 @@ def _build_run(
     directory = inputs.run_directory / "checkpoints"
     own = with_all_ranks(world, partial(choose_checkpoint, directory, flags.resume, flags.resume_from))
     chosen = own or setup.branch_from
-    if setup.branch_from and not own:
-        with_all_ranks(world, partial(refuse_damaged, setup.branch_from))
     state = fresh_state(inputs, setup, settings.all_flags)
     stop.check()
     if world.is_main and inputs.engine.deepspeed.get("wandb", {}).get("enabled"):
@@ -157,11 +155,7 @@ def _build_run(
         logger.info("%s %s at step %d", "resumed from" if own else "branched from", chosen, state.step)
         note_other_weights(state.initial_weights, setup.weights_place)
     else:
-        # "latest" may mean a later checkpoint to a rank that looked later: that run may still train.
-        if inputs.weights:
-            inputs = replace(inputs, weights=with_all_ranks(world, partial(verified, inputs.weights)))
-        state.initial_weights = on_main(world, lambda: _checked_origin(inputs))
-        engine = fresh_engine(_wrapped(inputs, _initial_model(inputs)), inputs.engine.deepspeed)
+        engine, state.initial_weights = _fresh(inputs)
     check_isolation(engine, engine.module, engine.device)
     round_products(inputs, engine)
 
@@ -225,9 +219,19 @@ def _enter_directory(inputs: CommonInputs, settings: LaunchRecord, state: TrainS
     settings.record(inputs.run_directory, inputs.world, state, model_shape(inputs.model_config).num_parameters)
 
 
+def _fresh(inputs: CommonInputs) -> tuple[Engine, InitialWeights]:
+    """An engine with initial weights, and what these are."""
+    if inputs.weights:  # "latest" may mean a later checkpoint to a rank that looked later: that run may still train
+        inputs = replace(inputs, weights=with_all_ranks(inputs.world, partial(verified, inputs.weights)))
+    origin = on_main(inputs.world, lambda: _checked_origin(inputs))
+    return fresh_engine(_wrapped(inputs, _initial_model(inputs)), inputs.engine.deepspeed), origin
+
+
 def _restored(inputs: CommonInputs, chosen: Path, current: TrainState, is_branch: bool) -> tuple[Engine, TrainState]:
     """Restore engine and state from a checkpoint of any layout. Refuses before it changes anything."""
     world, flags = inputs.world, inputs.run_flags
+    if is_branch:
+        with_all_ranks(world, partial(refuse_damaged, chosen))
     saved = read_state(chosen)
     if is_branch:
         saved = branched(saved, current, chosen)

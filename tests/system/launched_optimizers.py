@@ -25,6 +25,8 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 
 from data_tools.samples.documents import Document
+from ds_train.checkpoints.restore import load
+from ds_train.checkpoints.state import TrainState
 from ds_train.model.causal_lm import build_model
 from ds_train.model.parts import without_decay
 from ds_train.ranks.collectives import broadcast_object, init_distributed, sum_over_ranks
@@ -57,12 +59,12 @@ def measure(case: Case) -> Case:
     before = weights(engine)
     directory = broadcast_object(tempfile.mkdtemp())
     losses = train(engine, range(HALF))
-    engine.save_checkpoint(directory, tag="half", save_latest=False)
+    engine.save_checkpoint(directory, tag="half", save_latest=False, client_state={})
     losses += train(engine, range(HALF, STEPS))
     after = weights(engine)
 
     resumed = build(case)
-    resumed.load_checkpoint(directory, tag="half")
+    load(resumed, Path(directory) / "half", state_of(case), world_from_env())
     train(resumed, range(HALF, STEPS))
     moved = {name: _difference(value, before[name]) for name, value in after.items()}
     is_matrix = {name: "layers" in name and value.dim() > 1 for name, value in after.items()}
@@ -73,6 +75,11 @@ def measure(case: Case) -> Case:
         "resumed": max(_difference(value, after[name]) for name, value in weights(resumed).items()),
         "expected": torchs_losses(json.dumps(case["optimizer"]), case["clipping"]),
     }
+
+
+def state_of(case: Case) -> TrainState:
+    size = dist.get_world_size()
+    return TrainState(1, size, 1, 1, BATCH, zero_stage=case["stage"], precision=case["precision"], step=HALF)
 
 
 def model() -> PackedLM:
