@@ -61,6 +61,7 @@ TESTED_IN = {
     "ds_train.run.fingerprints": "ds_train/config/test_flags",
     "ds_train.run.precision": "ds_train/model/test_tf32",
     "ds_train.run.inputs": "ds_train/run/test_bad_input",
+    "ds_train.run.start": "ds_train/run/test_assembly",
     "ds_train.training.phase": "ds_train/training/test_loop",
 }
 TESTS = {path: path.read_text() for path in sorted((REPOSITORY / "tests").rglob("*.py"))}

@@ -4,49 +4,41 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from data_tools.base.errors import UserError
 from data_tools.base.files import exclusive
 from ds_train.checkpoints.manifest import choose_checkpoint, set_aside
 from ds_train.checkpoints.rank_rng import seed_rng
-from ds_train.checkpoints.restore import fresh_engine
-from ds_train.checkpoints.resume import ONE_A_ROW, adapted_state, restored_engine
+from ds_train.checkpoints.resume import ONE_A_ROW
 from ds_train.checkpoints.retention import Retention
-from ds_train.checkpoints.save import Checkpoints, read_state
-from ds_train.checkpoints.state import InitialWeights, TrainState
+from ds_train.checkpoints.save import Checkpoints
+from ds_train.checkpoints.state import TrainState
 from ds_train.checkpoints.verification import with_all_ranks
-from ds_train.checkpoints.weights import Weights, model_with_weights, record_of, verified
-from ds_train.config.flags import compared_values, former_values
+from ds_train.config.flags import compared_values
 from ds_train.config.optimizers import needs_gpu
-from ds_train.config.trainer_flags import GROUPS
-from ds_train.model.causal_lm import build_model, hub_id, load_model, save_description
+from ds_train.model.causal_lm import save_description
 from ds_train.model.footprint import model_shape, training_flops
-from ds_train.model.parts import without_decay
 from ds_train.ranks.collectives import check_num_nodes, device_of, on_main, take_device
 from ds_train.ranks.judge import Patience
 from ds_train.ranks.signals import ExitCode, StopRequests, StopTraining
 from ds_train.ranks.watchdog import RankLostError, Watchdog, supervision
-from ds_train.run.branch import branched, refuse_damaged
 from ds_train.run.fingerprints import common_fingerprints, versions
-from ds_train.run.inputs import DEFAULT_MODEL, CommonInputs
+from ds_train.run.inputs import CommonInputs
 from ds_train.run.precision import round_products, set_precision
 from ds_train.run.record import (
     LaunchRecord,
     note_other_weights,
     record_exit,
-    refuse_other_weights,
     set_foreign_logs_aside,
 )
+from ds_train.run.start import fresh_start, restored_start
 from ds_train.run.summary import startup_summary
-from ds_train.step.engine import Engine
-from ds_train.step.losses import PackedLM
 from ds_train.step.probe import check_isolation
 from ds_train.step.stream import RankBatchBuilder, Stream
 from ds_train.training.loop import Run, train
@@ -151,11 +143,11 @@ def _build_run(
     # Build the engine, with the checkpoint's state or with initial weights.
     seed_rng(flags.seed, world.rank)
     if chosen:
-        engine, state = _restored(inputs, chosen, state, is_branch=not own)
+        engine, state = restored_start(inputs, chosen, state, is_branch=not own)
         logger.info("%s %s at step %d", "resumed from" if own else "branched from", chosen, state.step)
         note_other_weights(state.initial_weights, setup.weights_place)
     else:
-        engine, state.initial_weights = _fresh(inputs)
+        engine, state.initial_weights = fresh_start(inputs)
     check_isolation(engine, engine.module, engine.device)
     round_products(inputs, engine)
 
@@ -219,37 +211,6 @@ def _enter_directory(inputs: CommonInputs, settings: LaunchRecord, state: TrainS
     settings.record(inputs.run_directory, inputs.world, state, model_shape(inputs.model_config).num_parameters)
 
 
-def _fresh(inputs: CommonInputs) -> tuple[Engine, InitialWeights]:
-    """An engine with initial weights, and what these are."""
-    if inputs.weights:  # "latest" may mean a later checkpoint to a rank that looked later: that run may still train
-        inputs = replace(inputs, weights=with_all_ranks(inputs.world, partial(verified, inputs.weights)))
-    origin = on_main(inputs.world, lambda: _checked_origin(inputs))
-    return fresh_engine(_wrapped(inputs, _initial_model(inputs)), inputs.engine.deepspeed), origin
-
-
-def _restored(inputs: CommonInputs, chosen: Path, current: TrainState, is_branch: bool) -> tuple[Engine, TrainState]:
-    """Restore engine and state from a checkpoint of any layout. Refuses before it changes anything."""
-    world, flags = inputs.world, inputs.run_flags
-    if is_branch:
-        with_all_ranks(world, partial(refuse_damaged, chosen))
-    saved = read_state(chosen)
-    if is_branch:
-        saved = branched(saved, current, chosen)
-    state = adapted_state(
-        saved, current, chosen, strict_layout=flags.strict_layout, accepted=flags.accept_change or (),
-        former=former_values(GROUPS[inputs.phase]),
-    )  # fmt: skip
-    model = _wrapped(inputs, build_model(inputs.model_config, flags.seed))  # its weights are about to be replaced
-    engine = restored_engine(model, inputs.engine.deepspeed, chosen, saved, world)
-    return engine, state
-
-
-def _wrapped(inputs: CommonInputs, causal_lm: PreTrainedModel) -> PackedLM:
-    inputs.transfer.freeze(causal_lm)
-    no_decay = without_decay(causal_lm, inputs.engine.no_decay)
-    return PackedLM(causal_lm, one_document_a_row=inputs.one_document_a_row, no_decay=no_decay)
-
-
 def fresh_state(inputs: CommonInputs, setup: PhaseParts, all_flags: Iterable[Any]) -> TrainState:
     """The state before the first step; a checkpoint is compared with it."""
     layout = inputs.engine.layout
@@ -272,30 +233,3 @@ def fresh_state(inputs: CommonInputs, setup: PhaseParts, all_flags: Iterable[Any
 
 def _run_lock(run_directory: Path) -> AbstractContextManager[None]:
     return exclusive(run_directory, "wait for it to end, stop it, or start another run with --run_name")
-
-
-def _checked_origin(inputs: CommonInputs) -> InitialWeights:
-    """What a fresh start starts from, unless its directory records a run that started from other weights."""
-    model, weights = inputs.model_flags, inputs.weights
-    name = model.model_name or f"EleutherAI/{DEFAULT_MODEL}"
-    if weights is None and model.init == "pretrained" and Path(name).is_dir():
-        weights = Weights(Path(name), False)
-    if weights:
-        origin = record_of(weights)
-    elif model.init == "pretrained":
-        origin = InitialWeights(name, hash=getattr(inputs.model_config, "_commit_hash", None) or "")
-    else:
-        origin = InitialWeights()
-    refuse_other_weights(inputs.run_directory, origin, inputs.run_flags.accept_change or ())
-    return origin
-
-
-def _initial_model(inputs: CommonInputs) -> PreTrainedModel:
-    fresh = partial(build_model, inputs.model_config, inputs.run_flags.seed)
-    if not inputs.has_weights:
-        return fresh()
-    if inputs.weights:
-        source = model_with_weights(inputs.weights, inputs.model_config)
-    else:
-        source = load_model(hub_id(inputs.model_flags.model_name or DEFAULT_MODEL), inputs.model_config)
-    return inputs.transfer.initial_model(source, fresh)

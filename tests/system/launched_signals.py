@@ -23,7 +23,7 @@ from ds_train.phases import evaluation
 from ds_train.ranks import signals as preemption
 from ds_train.ranks.entry import run_entry
 from ds_train.ranks.world import world_from_env
-from ds_train.run import assembly
+from ds_train.run import assembly, start
 from ds_train.step import stream
 from ds_train.training import loop
 from tests.system.launched import MAINS
@@ -31,7 +31,7 @@ from tests.system.launched import MAINS
 # State → what is about to be called, and the how manieth call of it in this process' run counts.
 STATES: dict[str, tuple[Any, str, int]] = {
     "start-up": (assembly, "seed_rng", 1),
-    "model building": (assembly, "fresh_engine", 1),
+    "model building": (start, "fresh_engine", 1),
     "loader start-up": (stream.Stream, "restart", 1),
     "waiting for the first batch": (stream.Stream, "next", 1),
     "first evaluation": (evaluation, "pack", 1),

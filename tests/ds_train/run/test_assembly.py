@@ -9,7 +9,7 @@ from ds_train.checkpoints.manifest import damage_in
 from ds_train.checkpoints.save import read_state
 from ds_train.checkpoints.weights import Weights
 from ds_train.phases import pretrain
-from ds_train.run import assembly
+from ds_train.run import start
 from tests.support import tiny
 from tests.support.process_group import own_process_group
 
@@ -35,7 +35,7 @@ def test_all_ranks_start_from_the_weights_that_rank_0_has_found(
         found = decide(damage_in)
         return Weights(first, True) if found == Weights(second, True) else found
 
-    monkeypatch.setattr(assembly, "with_all_ranks", with_all_ranks)
+    monkeypatch.setattr(start, "with_all_ranks", with_all_ranks)
     train(tiny_scratch, "--pptrain_run", "agreed_source", "--run_name", "agreed")
     origin = read_state(tiny_scratch / "agreed" / "checkpoints" / "step_00000002").initial_weights
     assert origin and origin.path == str(first)
