@@ -104,13 +104,13 @@ def check_precision(config: dict[str, Any], overrides: list[str], problems: Prob
             f"data_types.buffer_dtype is {data_types['buffer_dtype']!r}: it would round the rotary frequencies, which "
             "damages long positions; leave it out."
         )
-    bf16 = bool(config.get("bf16", {}).get("enabled"))
-    if bf16 and config.get("fp16", {}).get("enabled"):
+    halves = [name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")]
+    if len(halves) > 1:
         problems.add("bf16.enabled and fp16.enabled are both true; enable one.")
-    _sum_gradients_in_fp32(config, bf16 or bool(config.get("fp16", {}).get("enabled")), overrides, problems)
-    if bf16 and config.get("zero_optimization", {}).get("stage", 0) == 0:
+    _sum_gradients_in_fp32(config, bool(halves), overrides, problems)
+    if halves and config.get("zero_optimization", {}).get("stage", 0) == 0:
         problems.add(
-            "zero_optimization.stage is 0 with bf16: DeepSpeed cannot accumulate gradients in fp32 there; "
+            f"zero_optimization.stage is 0 with {halves[0]}: DeepSpeed cannot accumulate gradients in fp32 there; "
             "use stage 1, 2 or 3, or --mixed_precision no."
         )
 
@@ -121,7 +121,8 @@ def _sum_gradients_in_fp32(
     """Set the dtypes in which gradients are summed over micro-batches and ranks to fp32, or refuse other ones.
 
     DeepSpeed's defaults follow the precision of the weights. A sum in half precision depends on how the batch is
-    split, and its error grows with the number of ranks: 4e-3 at 8 ranks, 1e-2 at 64.
+    split, and its error grows with the number of ranks: 4e-3 at 8 ranks, 1e-2 at 64. ZeRO 2 also divides in half
+    precision by the number of ranks, which rounds unless that is a power of two, where it scatters while it reduces.
     """
     accumulate = config.get("data_types", {}).get("grad_accum_dtype")
     reduce = config.get("communication_data_type")
@@ -138,6 +139,15 @@ def _sum_gradients_in_fp32(
         config["communication_data_type"] = "fp32"
         if half_precision:
             overrides.append("communication_data_type set to fp32: half-precision sums depend on the number of ranks")
+    zero = config.get("zero_optimization", {})
+    if half_precision and zero.get("stage") == 2 and "reduce_scatter" not in zero:
+        zero["reduce_scatter"] = False
+        overrides.append("zero_optimization.reduce_scatter set to false: it divides gradients in half precision")
+    elif half_precision and zero.get("stage") == 2 and zero["reduce_scatter"]:
+        problems.add(
+            "zero_optimization.reduce_scatter is true with ZeRO 2 in half precision, where it divides gradients by the "
+            "number of ranks before they are in fp32; set false or leave it out."
+        )
 
 
 def _check_names(where: str, block: dict[str, Any], known: Collection[str], problems: Problems) -> None:

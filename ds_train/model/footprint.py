@@ -5,7 +5,7 @@ The memory of each ZeRO stage follows DeepSpeed 0.19's source; a test compares r
 to the fp32 ones in which stages 2 and 3 accumulate, and leave out buckets and gathered weights.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +115,7 @@ def predict(
     row_tokens: int,
     num_rows: int = 1,
     attention: str = "packed",
+    group_sizes: Sequence[int] = (),
 ) -> RankMemory:
     """Memory of a rank for a ``zero_optimization`` block.
 
@@ -138,6 +139,7 @@ def predict(
         row_tokens: tokens of the longest row: micro batch × seq_len where documents share one.
         num_rows: rows of a micro-batch.
         attention: implementation, see `activations`.
+        group_sizes: elements of each group of parameters with settings of its own; empty if there is one group.
     """
     # On the accelerator, without offloading.
     stage, p, width = int(zero.get("stage", 0)), shape.num_parameters, 2 if half else 4
@@ -160,7 +162,7 @@ def predict(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
-        buffers=_buffers(zero, stage, p, width, num_ranks, half),
+        buffers=_buffers(zero, stage, p, width, num_ranks, half, group_sizes or (p,)),
         activations=num_rows * activations(shape, row_tokens, width, attention),
         host=host,
     )
@@ -170,15 +172,23 @@ def _is_offloaded(zero: dict[str, Any], what: str) -> bool:
     return (zero.get(what) or {}).get("device", "none") != "none"
 
 
-def _buffers(zero: dict[str, Any], stage: int, num_parameters: int, width: int, num_ranks: int, half: bool) -> int:
+def _buffers(
+    zero: dict[str, Any],
+    stage: int,
+    num_parameters: int,
+    width: int,
+    num_ranks: int,
+    half: bool,
+    group_sizes: Sequence[int],
+) -> int:
     """Communication buckets, which have the JSON's size even for a small model; stage 3 also gathers weights.
 
-    Gradients are sent in fp32 (``communication_data_type``). Stage 1 in half precision reduces its fp32 accumulators in
-    place; the others send a copy of a bucket. The bucket is fp32 too, except in stage 2, where it has the width of the
-    weights.
+    Gradients are sent in fp32 (``communication_data_type``). Stage 1 in half precision sends each group's fp32
+    accumulators as one tensor, and several groups as one flat copy; the others send a copy of a bucket. The bucket is
+    fp32 too, except in stage 2, where it has the width of the weights.
     """
     if stage == 1 and half and not _is_offloaded(zero, "offload_optimizer"):
-        return 0
+        return 4 * _largest_flat_copy(group_sizes)
     if stage == 0:  # the engine all-reduces a flat copy of the gradients, in parts of this size
         return 4 * min(num_parameters, _ALLREDUCE_BUCKET) if num_ranks > 1 else 0
     bucket_size = int(zero.get("reduce_bucket_size", BUCKET))
@@ -191,6 +201,17 @@ def _buffers(zero: dict[str, Any], stage: int, num_parameters: int, width: int, 
         live += int(zero.get("stage3_prefetch_bucket_size", PREFETCH))
         total += width * min(num_parameters, live)
     return total
+
+
+def _largest_flat_copy(sizes: Sequence[int]) -> int:
+    """Elements of the largest copy of several tensors that the engine sends as one; it sends a single one in place."""
+    largest = together = count = 0
+    for size in sizes:
+        together, count = together + size, count + 1
+        largest = max(largest, together if count > 1 else 0)
+        if together > _ALLREDUCE_BUCKET:
+            together = count = 0
+    return largest
 
 
 def activations(shape: ModelShape, row_tokens: int, width: int, attention: str) -> int:

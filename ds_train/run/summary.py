@@ -71,8 +71,21 @@ def rank_memory(
         row_tokens=inputs.model_flags.seq_len * (1 if one_document_a_row else layout.micro_batch),
         num_rows=layout.micro_batch if one_document_a_row else 1,
         attention=inputs.model_config._attn_implementation,
+        group_sizes=_group_sizes(inputs),
     )
     return replace(memory, runtime=HOST_RUNTIME) if on_cpu else memory
+
+
+def _group_sizes(inputs: CommonInputs) -> list[int]:
+    """Elements of the parameters with and without weight decay; empty where all have it."""
+    if not (kinds := inputs.engine.no_decay):
+        return []
+    model = model_without_weights(inputs.model_config)
+    without = without_decay(model, kinds)
+    sizes = [0, 0]
+    for name, parameter in model.named_parameters():
+        sizes[name in without] += parameter.numel()
+    return sizes
 
 
 def _device(device: torch.device) -> str:

@@ -2,12 +2,12 @@
 
     deepspeed --num_gpus 2 tests/system/launched_memory.py CASES.json
 
-CASES.json holds a list of {"zero": {…}, "half": true | false}. CASES.json.out gets of rank 0, for each:
+CASES.json holds a list of {"zero": {…}, "half": true | false}. Optional: "no_decay", parameters without weight decay,
+as `without_decay` takes them. CASES.json.out gets of rank 0, for each:
 
 * bytes: all floating-point tensors between two micro-batches, after a first update: there weights, accumulated
   gradients and moments are alive together;
-* reductions: the dtypes of all numbers that were added over ranks by backward and update, sorted;
-* copied: the largest tensor (bytes) that was made to be added over ranks, and is gone afterwards.
+* copied: the largest tensor (bytes) that was made to be added over ranks; the engine does not hold it from the start.
 """
 
 import gc
@@ -18,18 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import GPTNeoXConfig
 
 from data_tools.samples.documents import Document
 from ds_train.model.causal_lm import build_model
+from ds_train.model.parts import without_decay
 from ds_train.ranks.collectives import init_distributed
 from ds_train.ranks.entry import run_entry
 from ds_train.ranks.world import world_from_env
 from ds_train.step.engine import build_engine
 from ds_train.step.losses import PackedLM
 from ds_train.step.micro_batch import pack
+from tests.support.collective_spy import CollectiveSpy
 from tests.support.engine_configs import resolve
 
 GRAD_ACCUM = 2
@@ -52,25 +52,6 @@ def main() -> int:
     return 0
 
 
-class ReductionSpy(TorchDispatchMode):
-    """Notes dtype, address and bytes of every floating-point tensor that a collective adds over ranks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dtypes: set[str] = set()
-        self.sizes: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func)
-        if name.startswith("c10d.") and ("reduce" in name or "alltoall" in name):
-            for tensor in (leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)):
-                if tensor.is_floating_point():
-                    self.dtypes.add(str(tensor.dtype))
-                    address = tensor.untyped_storage().data_ptr()
-                    self.sizes[address] = max(self.sizes.get(address, 0), tensor.nbytes)
-        return func(*args, **(kwargs or {}))
-
-
 def measure(case: dict[str, Any], num_ranks: int, alive: list[Any]) -> dict[str, Any]:
     before = live_storages()
     config = {
@@ -81,18 +62,22 @@ def measure(case: dict[str, Any], num_ranks: int, alive: list[Any]) -> dict[str,
         "bf16": {"enabled": case["half"]},
     }
     config = resolve(config, world_size=num_ranks).deepspeed
-    engine = build_engine(PackedLM(build_model(model_config(), seed=0)), config)
+    model = build_model(model_config(), seed=0)
+    names = without_decay(model, case.get("no_decay", ()))
+    engine = build_engine(PackedLM(model, no_decay=names), config)
     engine.optimizer.overflow = False  # what train_step finds out for a plain optimizer (ZeRO 0)
+    built = live_storages()
     batch = pack([[Document(np.arange(20), np.ones(19, np.float32))]])
-    with ReductionSpy() as spy:
-        for _ in range(GRAD_ACCUM + 1):
+    with CollectiveSpy() as spy:
+        for number in range(1, GRAD_ACCUM + 2):
+            engine.set_gradient_accumulation_boundary(number == GRAD_ACCUM)
             engine.backward(engine(batch)[0])
             engine.step()
     after = live_storages()
     alive.append(engine)
     new_bytes = sum(size for address, size in after.items() if address not in before)
-    copied = max((size for address, size in spy.sizes.items() if address not in after), default=0)
-    return {"bytes": new_bytes, "reductions": sorted(spy.dtypes), "copied": copied}
+    copied = max((size for address, size in spy.sizes.items() if address not in built), default=0)
+    return {"bytes": new_bytes, "copied": copied}
 
 
 def live_storages() -> dict[int, int]:

@@ -84,6 +84,17 @@ def test_bf16_gradients_add_up_in_fp32_and_it_is_reported():
     assert {resolve(c).deepspeed["communication_data_type"] for c in (BASE, stated, in_fp32.given)} == {"fp32"}
 
 
+def test_zero_2_divides_gradients_in_fp32():
+    scatters = ("zero_optimization.reduce_scatter", True)
+    resolved = resolve(BASE, zero_stage=2)
+    assert resolved.deepspeed["zero_optimization"] == {"stage": 2, "reduce_scatter": False}
+    assert any("reduce_scatter set to false" in line for line in resolved.overrides)
+    with pytest.raises(UserError, match="reduce_scatter is true with ZeRO 2 in half precision"):
+        resolve(changed(scatters), zero_stage=2)
+    for flags in ({"zero_stage": 3}, {"zero_stage": 2, "mixed_precision": "no"}):
+        assert resolve(changed(scatters), **flags).deepspeed["zero_optimization"]["reduce_scatter"] is True
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -115,6 +126,7 @@ def test_bf16_gradients_add_up_in_fp32_and_it_is_reported():
         ([("zero_optimization.stage", 4)], "zero_optimization.stage is 4"),
         ([("zero_optimization.stage", 0)], "stage is 0 with bf16"),
         ([("zero_optimization", GONE)], "stage is 0 with bf16"),
+        ([("bf16", GONE), ("fp16.enabled", True), ("zero_optimization", GONE)], "stage is 0 with fp16"),
         ([("fp16.enabled", True)], "bf16.*fp16"),
         ([("data_types.grad_acum_dtype", "fp32")], "data_types.grad_acum_dtype.*did you mean grad_accum_dtype[?]"),
         ([("data_types.grad_accum_dtype", "float32")], "grad_accum_dtype is 'float32'.*fp32"),
