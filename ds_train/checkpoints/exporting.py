@@ -12,13 +12,11 @@ from data_tools.base.errors import UserError, reason_of
 from data_tools.base.files import whole_directory
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from ds_train.checkpoints.weights import checkpoint_weights, find_weights, saved_seq_len
-from ds_train.model.causal_lm import load_model_config, model_without_weights
+from ds_train.model.causal_lm import DTYPES, load_model_config, model_without_weights
 from ds_train.ranks.entry import set_up_logging
 from ds_train.ranks.world import world_from_env
 
 logger = logging.getLogger(__name__)
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def export(checkpoint: str, out: Path, dtype: str) -> None:
@@ -40,7 +38,7 @@ def export(checkpoint: str, out: Path, dtype: str) -> None:
     seq_len = saved_seq_len(weights)
     assert seq_len, "every checkpoint records it"
     settle_config(config, tokenizer.eos_id, seq_len)
-    model, state = _model_and_state(weights.path, config, _DTYPES[dtype])
+    model, state = _model_and_state(weights.path, config, DTYPES[dtype])
     _write(out, model, state, tokenizer, seq_len)
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     report_tokenizer(tokenizer)

@@ -6,6 +6,7 @@ and of the own partitions says what a rank must read from where, whatever the tw
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,10 @@ class Partition:
             return sum(piece.length for piece in self.whole)
         return self.size
 
+    def part(self, piece: Piece) -> torch.Tensor:
+        """The weights of a piece, flat."""
+        return self.weights.view(-1)[piece.in_partition :][: piece.length]
+
     def fill(self, key: str, target: torch.Tensor, read: Read) -> None:
         """Fill the weights, or a state of them, piece by piece; padding becomes 0."""
         flat, position = target.view(-1), 0
@@ -166,6 +171,27 @@ def optimizer_names(engine: Engine) -> list[str]:
     return [engine.param_names[parameter] for group in groups or () for parameter in group]
 
 
+@contextmanager
+def changed_weights(engine: Engine) -> Iterator[None]:
+    """Inside the block, weights may change: of ZeRO 3, no rank holds whole ones there, and may again afterwards."""
+    of_zero_3 = engine.optimizer if hasattr(engine.optimizer, "checkpoint_event_prologue") else None
+    if of_zero_3:
+        of_zero_3.checkpoint_event_prologue()
+    yield
+    if of_zero_3:
+        of_zero_3.checkpoint_event_epilogue()
+
+
+def set_weights(engine: Engine, parameter: torch.nn.Parameter, whole: torch.Tensor) -> None:
+    """Set the model's own weights of a parameter, in the precision of training; of ZeRO 3 this rank's share."""
+    if not hasattr(parameter, "ds_tensor"):
+        parameter.data.copy_(whole)
+        return
+    share = parameter.ds_tensor.numel()
+    own = whole.flatten()[engine.global_rank * share :][:share]
+    parameter.ds_tensor.data[: own.numel()].copy_(own)
+
+
 def round_weights(engine: Engine) -> None:
     """Make the model's weights of the optimizer's fp32 ones, after a change of these. Collective."""
     optimizer = engine.optimizer
@@ -175,4 +201,3 @@ def round_weights(engine: Engine) -> None:
         flats = zip(optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True)
         for rounded, exact in flats:
             rounded.data.copy_(exact.data)
-        optimizer.checkpoint_event_epilogue()  # gathers the small parameters that stay whole

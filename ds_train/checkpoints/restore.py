@@ -1,13 +1,23 @@
-"""Fills an engine of any layout with the state of a checkpoint of any other."""
+"""Fills an engine of any layout: with the weights that a run starts from, or a checkpoint of any other layout."""
 
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from data_tools.base.errors import UserError
-from ds_train.checkpoints.partitions import WEIGHTS, Partition, optimizer_names, partitions_of, round_weights
+from ds_train.checkpoints.partitions import (
+    WEIGHTS,
+    Partition,
+    changed_weights,
+    optimizer_names,
+    partitions_of,
+    round_weights,
+    set_weights,
+)
 from ds_train.checkpoints.rank_rng import restore_rng
 from ds_train.checkpoints.saved_partitions import SavedPartitions
 from ds_train.checkpoints.state import TrainState
@@ -19,40 +29,60 @@ _COUNTS = ("global_steps", "global_samples", "skipped_steps")  # of DeepSpeed's 
 
 
 @torch.no_grad()
-def fresh_engine(model: PackedLM, config: dict[str, Any]) -> Engine:
-    """Build an engine that starts from the model's fp32 weights.
+def fresh_engine(model: PackedLM, config: dict[str, Any], source: PackedLM | None) -> Engine:
+    """Build an engine that starts from the fp32 weights of rank 0's ``source``. Collective.
 
-    DeepSpeed copies its fp32 master weights from already rounded bf16 ones. Early updates are below half a bf16 step,
-    so no weight would move; this restores the exact values.
+    DeepSpeed would copy its fp32 master weights from already rounded bf16 ones. Early updates are below half a bf16
+    step, so no weight would move. The weights travel one after another: only rank 0 holds all of them in fp32.
+
+    Args:
+        model: with arbitrary weights (`empty_model`), which are replaced.
+        source: the model to start from; None on all ranks but rank 0.
     """
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     engine = build_engine(model, config)
-
-    def read(name: str, start: int, target: torch.Tensor) -> None:
-        target.copy_(weights[name].view(-1)[start : start + target.numel()])
-
-    if not is_plain(engine):
-        for partition in partitions_of(engine):
-            partition.fill(WEIGHTS, partition.weights, read)
+    places = defaultdict(list)
+    for partition in [] if is_plain(engine) else partitions_of(engine):
+        partition.weights.zero_()  # its padding, too
+        for piece in partition.pieces:
+            places[piece.name].append((partition, piece))
+    weights, buffers = (dict(source.named_parameters()), dict(source.named_buffers())) if source else ({}, {})
+    with changed_weights(engine):
+        for name, parameter in engine.module.named_parameters():
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            whole = _of_rank_0(weights.get(name), torch.empty(shape, dtype=torch.float32, device=engine.device))
+            for partition, piece in places[name]:
+                partition.part(piece).copy_(whole.view(-1)[piece.in_parameter :][: piece.length])
+            set_weights(engine, parameter, whole)
+        for name, buffer in engine.module.named_buffers():
+            buffer.copy_(
+                _of_rank_0(buffers.get(name), torch.empty(buffer.shape, dtype=buffer.dtype, device=buffer.device))
+            )
     return engine
 
 
-def load_frozen(model: PackedLM, checkpoint: Path, saved: TrainState) -> None:
-    """Give a model's frozen parameters the weights of a checkpoint, whose optimizer states lack them."""
-    if frozen := [name for name, parameter in model.named_parameters() if not parameter.requires_grad]:
-        weights = SavedPartitions(checkpoint, saved).weights_without_optimizer()
-        model.load_state_dict({name: weights[name] for name in frozen}, strict=False)
+def _of_rank_0(own: torch.Tensor | None, received: torch.Tensor) -> torch.Tensor:
+    """Rank 0's tensor, in memory that all ranks provide. Collective."""
+    if own is not None:
+        received.copy_(own)
+    dist.broadcast(received.view(-1).view(torch.uint8), src=0)
+    return received
 
 
 def load(engine: Engine, checkpoint: Path, saved: TrainState, world: World) -> None:
-    """Load the optimizer's weights and states, buffers, counts and this rank's random state. Collective.
+    """Load weights, the optimizer's states, buffers, counts and this rank's random state. Collective.
 
     Raises:
         UserError: the optimizer keeps something that only its own layout can take.
     """
     source = SavedPartitions(checkpoint, saved, optimizer_names(engine))
-    load_partitions(engine, source)
     states = source.model_states
+    frozen = {name: p for name, p in engine.module.named_parameters() if not p.requires_grad}
+    with changed_weights(engine):
+        load_partitions(engine, source)
+        if frozen:  # the optimizer has none of them
+            weights = source.weights_without_optimizer()
+            for name, parameter in frozen.items():
+                set_weights(engine, parameter, weights[name])
     for name in _COUNTS:
         setattr(engine, name, states[name])
     for name, buffer in engine.module.named_buffers():
@@ -65,7 +95,7 @@ def load(engine: Engine, checkpoint: Path, saved: TrainState, world: World) -> N
 
 @torch.no_grad()
 def load_partitions(engine: Engine, source: SavedPartitions) -> None:
-    """Fill the partitions of this rank's optimizer, and make the model's weights of them. Collective."""
+    """Fill the partitions of this rank's optimizer, and make the trained weights of them. Collective."""
     for number, partition in enumerate(partitions_of(engine)):
         partition.fill(WEIGHTS, partition.weights, partial(source.read, WEIGHTS))
         twin = source.twin_of(partition, engine.global_rank, number)

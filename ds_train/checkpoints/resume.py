@@ -9,11 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.base.errors import UserError
-from ds_train.checkpoints.restore import load, load_frozen
 from ds_train.checkpoints.state import INITIAL_WEIGHTS, TrainState
-from ds_train.ranks.world import World
-from ds_train.step.engine import Engine, build_engine
-from ds_train.step.losses import PackedLM
 
 logger = logging.getLogger(__name__)
 
@@ -122,20 +118,3 @@ def _change(old: Any, new: Any) -> str:
         return f"saved {old}, now {new}"
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return ", ".join(f"{name} saved {before.get(name)}, now {after.get(name)}" for name in names)
-
-
-def restored_engine(
-    model: PackedLM, config: dict[str, Any], checkpoint: Path, saved: TrainState, world: World
-) -> Engine:
-    """Build an engine for the current layout and load the checkpoint, of whatever layout, into it. Collective.
-
-    Args:
-        model: its weights are replaced; what is frozen in it was frozen when the checkpoint was saved.
-        config: DeepSpeed's JSON.
-        checkpoint: of this run or another; only read.
-        saved: the checkpoint's state.
-    """
-    load_frozen(model, checkpoint, saved)
-    engine = build_engine(model, config)
-    load(engine, checkpoint, saved, world)
-    return engine

@@ -4,7 +4,7 @@ A rank opens the files that hold something it needs, and reads nothing else of t
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,6 +78,18 @@ class SavedPartitions:
         """The saved partition that holds the first element of a piece."""
         place = next(place for place in self._places_of(piece.name) if _end(place.piece) > piece.in_parameter)
         return self._partitions(place.rank)[place.number]
+
+    def fill(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Copy weights and buffers into tensors of these names; the optimizer's fp32 weights where it has them."""
+        others, tied = self.weights_without_optimizer(), self.model_states["shared_params"] or {}
+        for alias, tensor in tensors.items():
+            name = tied.get(alias, alias)
+            if name in self._places:
+                self.read(WEIGHTS, name, 0, tensor.view(-1))
+            elif name in others:
+                tensor.copy_(others[name])
+            else:
+                raise UserError(f"{self._checkpoint} has no weights of {name}; they are those of another model.")
 
     def weights(self) -> dict[str, torch.Tensor]:
         """All weights and buffers by name: the optimizer's fp32 weights where it has them; tied ones are one tensor."""

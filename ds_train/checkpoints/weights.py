@@ -25,7 +25,7 @@ from ds_train.checkpoints.manifest import (
 from ds_train.checkpoints.save import DESCRIPTION, read_state
 from ds_train.checkpoints.saved_partitions import SavedPartitions
 from ds_train.checkpoints.state import InitialWeights
-from ds_train.model.causal_lm import build_model, load_model
+from ds_train.model.causal_lm import empty_model, load_model
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +127,9 @@ def model_with_weights(weights: Weights, config: PretrainedConfig) -> PreTrained
     """A model holding the weights in fp32."""
     if not weights.is_checkpoint:
         return load_model(str(weights.path), config)
-    model = build_model(config, seed=0)
-    model.load_state_dict(checkpoint_weights(weights.path))
+    model = empty_model(config)
+    source = SavedPartitions(weights.path, read_state(weights.path))
+    source.fill({_WRAPPER + name: tensor for name, tensor in model.state_dict().items()})
     return model
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from data_tools.base.errors import UserError, first_line
@@ -13,6 +14,7 @@ from data_tools.corpus.tokenizer import TextTokenizer, is_path
 
 logger = logging.getLogger(__name__)
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # by the names of precisions
 _PRESETS = files("ds_configs") / "models"
 
 
@@ -141,11 +143,32 @@ def build_model(config: PretrainedConfig, seed: int) -> PreTrainedModel:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        except Exception as error:  # whatever a class makes of its configuration, or of a missing package
-            raise UserError(f"a model of type {config.model_type} cannot be built ({first_line(error)}).") from error
+        return _finish(_from_config(config))
+
+
+def empty_model(
+    config: PretrainedConfig, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> PreTrainedModel:
+    """A model with room for weights, whose values are arbitrary; its buffers have theirs.
+
+    Nothing is drawn. In host memory no page of the weights is used before they are written.
+
+    Raises:
+        UserError: transformers cannot build it.
+    """
+    with no_init_weights():
+        model = _from_config(config)
+    model.tie_weights()
+    for parameter in model.parameters():
+        parameter.data = torch.empty_like(parameter, dtype=dtype, device=device)
     return _finish(model)
+
+
+def _from_config(config: PretrainedConfig) -> PreTrainedModel:
+    try:
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except Exception as error:  # whatever a class makes of its configuration, or of a missing package
+        raise UserError(f"a model of type {config.model_type} cannot be built ({first_line(error)}).") from error
 
 
 def model_without_weights(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

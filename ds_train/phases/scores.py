@@ -24,7 +24,7 @@ from data_tools.search.splits import Splits, find_data_dir
 from ds_train.checkpoints.manifest import defect_of, not_read, step_directories
 from ds_train.checkpoints.verification import with_all_ranks
 from ds_train.checkpoints.weights import Weights, find_weights, model_with_weights, saved_seq_len, verified
-from ds_train.model.causal_lm import cast_parameters, load_model_config, prepare_config
+from ds_train.model.causal_lm import DTYPES, cast_parameters, load_model_config, prepare_config
 from ds_train.model.isolation import settle_rows
 from ds_train.phases.evaluation import (
     BeforeBatch,
@@ -46,7 +46,6 @@ from ds_train.step.probe import check_isolation
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _DEFAULT_SEQ_LEN = 2048
 _PATIENCE = Patience(stalled_s=1800.0, long_s=math.inf)  # with a batch; the tasks of the harness report no progress
 
@@ -157,7 +156,7 @@ def _report(
     watchdog: Watchdog,
 ) -> dict[str, Any]:
     """Evaluate one checkpoint, in the form that ``--output`` writes."""
-    heldout, dtype = inputs.heldout, _DTYPES[args.dtype]
+    heldout, dtype = inputs.heldout, DTYPES[args.dtype]
     model = _load(weights, world, inputs.seq_len, inputs.tokenizer.vocab_size, dtype)
     check_isolation(model, model, device_of(world))
     logger.info("evaluating %s on %s of %s", weights.path, pluralize(len(heldout.samples), "example"), args.split)

@@ -4,23 +4,24 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
-from ds_train.checkpoints.restore import fresh_engine
-from ds_train.checkpoints.resume import adapted_state, restored_engine
+from ds_train.checkpoints.restore import fresh_engine, load
+from ds_train.checkpoints.resume import adapted_state
 from ds_train.checkpoints.save import read_state
 from ds_train.checkpoints.state import InitialWeights, TrainState
 from ds_train.checkpoints.verification import with_all_ranks
 from ds_train.checkpoints.weights import Weights, model_with_weights, record_of, verified
 from ds_train.config.flags import former_values
 from ds_train.config.trainer_flags import GROUPS
-from ds_train.model.causal_lm import build_model, hub_id, load_model
+from ds_train.model.causal_lm import DTYPES, build_model, empty_model, hub_id, load_model
 from ds_train.model.parts import without_decay
-from ds_train.ranks.collectives import on_main
+from ds_train.ranks.collectives import device_of, on_main
 from ds_train.run.branch import branched, refuse_damaged
 from ds_train.run.inputs import DEFAULT_MODEL, CommonInputs
 from ds_train.run.record import refuse_other_weights
-from ds_train.step.engine import Engine
+from ds_train.step.engine import Engine, build_engine
 from ds_train.step.losses import PackedLM
 
 
@@ -29,7 +30,9 @@ def fresh_start(inputs: CommonInputs) -> tuple[Engine, InitialWeights]:
     if inputs.weights:  # "latest" may mean a later checkpoint to a rank that looked later: that run may still train
         inputs = replace(inputs, weights=with_all_ranks(inputs.world, partial(verified, inputs.weights)))
     origin = on_main(inputs.world, lambda: _checked_origin(inputs))
-    return fresh_engine(_wrapped(inputs, _initial_model(inputs)), inputs.engine.deepspeed), origin
+    sources: list[PackedLM] = []  # rank 0 has one
+    on_main(inputs.world, lambda: sources.append(_wrapped(inputs, _initial_model(inputs))))
+    return fresh_engine(_empty_model(inputs), inputs.engine.deepspeed, next(iter(sources), None)), origin
 
 
 def restored_start(
@@ -46,9 +49,15 @@ def restored_start(
         saved, current, chosen, strict_layout=flags.strict_layout, accepted=flags.accept_change or (),
         former=former_values(GROUPS[inputs.phase]),
     )  # fmt: skip
-    model = _wrapped(inputs, build_model(inputs.model_config, flags.seed))  # its weights are about to be replaced
-    engine = restored_engine(model, inputs.engine.deepspeed, chosen, saved, world)
+    engine = build_engine(_empty_model(inputs), inputs.engine.deepspeed)
+    load(engine, chosen, saved, world)
     return engine, state
+
+
+def _empty_model(inputs: CommonInputs) -> PackedLM:
+    """The model, with room for its weights: on this rank's device, or in host memory where ZeRO 3 will cut them."""
+    device = torch.device("cpu") if inputs.engine.zero_stage == 3 else device_of(inputs.world)
+    return _wrapped(inputs, empty_model(inputs.model_config, DTYPES[inputs.engine.precision], device))
 
 
 def _wrapped(inputs: CommonInputs, causal_lm: PreTrainedModel) -> PackedLM:

@@ -18,10 +18,11 @@ from deepspeed import DeepSpeedEngine as Engine
 from data_tools.base.errors import UserError
 from data_tools.samples.samplers import GlobalBatchPlan
 from ds_train.config.layout import Layout
+from ds_train.model.causal_lm import DTYPES, cast_parameters
 from ds_train.ranks.collectives import gather_objects, start_gathering
 from ds_train.step.losses import AnswerCorrectness, PackedLM
 from ds_train.step.micro_batch import C4, SYNTHETIC, MicroBatch, idle_micro_batch
-from ds_train.step.nonfinite import NonFinite
+from ds_train.step.nonfinite import NonFinite, drop_nonfinite_gradients
 from ds_train.step.stream import RankBatch
 
 
@@ -37,37 +38,41 @@ def build_engine(model: PackedLM, config: dict[str, Any]) -> Engine:
     wants_memory = config.get("memory_breakdown", False)
     try:
         with nullcontext() if wants_memory else redirect_stdout(StringIO()):  # the bf16 optimizer always prints memory
+            if config.get("zero_optimization", {}).get("stage") == 3:
+                _cut_weights(model, config)
             engine, *_ = deepspeed.initialize(
                 model=model, model_parameters=_parameter_groups(model), config=config, dist_init_required=False
             )
     except torch.OutOfMemoryError:
         raise
-    except (
-        Exception
-    ) as error:  # of any type: a missing compiler, an optimizer that cannot be sharded, values in conflict
+    except Exception as error:  # of any type: a missing compiler, an optimizer that cannot be sharded, bad values
         raise UserError(
             f"DeepSpeed cannot build an engine from this JSON: {type(error).__name__}: {str(error).strip()[:500]} "
             "Change the JSON; --debug shows the traceback."
         ) from error
+    for buffer in model.buffers():  # which stay where they are if the weights are cut
+        buffer.data = buffer.data.to(engine.device)
     if is_plain(engine):
-        engine.optimizer.register_step_pre_hook(_drop_nonfinite_gradients)
+        engine.optimizer.register_step_pre_hook(drop_nonfinite_gradients)
     # Taken before a checkpoint is loaded, which brings the rates of the step that it was saved after.
     lr = config["optimizer"]["params"]["lr"]
     engine.rate_factors = [group["lr"] / lr for group in engine.optimizer.param_groups]
     return engine
 
 
-def trained_parameters(model: PackedLM) -> dict[str, torch.nn.Parameter]:
-    """The parameters that an optimizer holds, by name and in its order; tied ones once."""
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return dict(sorted(trained, key=lambda item: item[0] in model.no_decay))
+def _cut_weights(model: PackedLM, config: dict[str, Any]) -> None:
+    """Leave this rank its share of each weight, before DeepSpeed moves all of them to the device at once."""
+    precision = next((name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")), "fp32")
+    cast_parameters(model, DTYPES[precision])
+    deepspeed.zero.Init(module=model, config_dict_or_path=config)
 
 
 def _parameter_groups(model: PackedLM) -> list[dict[str, Any]]:
     """What is trained, with and without weight decay. DeepSpeed takes no empty group."""
     groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "weight_decay": 0.0}]
-    for name, parameter in trained_parameters(model).items():
-        groups[name in model.no_decay]["params"].append(parameter)
+    for name, parameter in model.named_parameters():  # tied ones once
+        if parameter.requires_grad:
+            groups[name in model.no_decay]["params"].append(parameter)
     return [group for group in groups if group["params"]]
 
 
@@ -253,12 +258,6 @@ def _check_gradients(engine: Engine) -> None:
     norm = torch.nn.utils.get_total_norm(p.grad for p in engine.module.parameters() if p.grad is not None)
     engine.optimizer._global_grad_norm = norm
     engine.optimizer.overflow = not math.isfinite(norm)
-
-
-def _drop_nonfinite_gradients(optimizer: Any, *_: Any) -> None:
-    """Hook before a plain optimizer's step: without gradients it updates nothing."""
-    if optimizer.overflow:
-        optimizer.zero_grad(set_to_none=True)
 
 
 def _nonfinite_gradients(engine: Engine, batch: RankBatch, counts: Callable[[], _Counts]) -> torch.Tensor:

@@ -70,3 +70,9 @@ def _ids(plan: GlobalBatchPlan, positions: list[int]) -> str:
         listed = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
         parts.append(f"{SampleKind(source).name.lower()} {listed}")
     return ", ".join(parts) + (f" (stage {plan.stage})" if plan.stage else "")
+
+
+def drop_nonfinite_gradients(optimizer: Any, *_: Any) -> None:
+    """Hook before a plain optimizer's step: without gradients it updates nothing."""
+    if optimizer.overflow:
+        optimizer.zero_grad(set_to_none=True)

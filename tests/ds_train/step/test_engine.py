@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +60,8 @@ def _train(engine: Engine, requests: Sequence[int] = (0, 0, 0)) -> StepResult:
 @pytest.mark.parametrize("zero", [{"stage": 1}, {"stage": 2}, {"stage": 3}], ids=str)
 def test_training_starts_from_unrounded_weights(zero: dict) -> None:
     model = build_model(tiny_config("gpt_neox", positions=4096), seed=1)
-    expected = {name: parameter.detach().clone() for name, parameter in PackedLM(model).named_parameters()}
-    engine = _engine(build=fresh_engine, zero_optimization=zero)
+    expected = dict(PackedLM(model).named_parameters())
+    engine = _engine(build=partial(fresh_engine, source=PackedLM(model)), zero_optimization=zero)
     for name, parameter in engine.module.named_parameters():
         assert torch.equal(safe_get_full_fp32_param(parameter), expected[name]), name
     _train(engine)
