@@ -194,8 +194,9 @@ def _memory_rows(prepared: CheckedRun, shape: ModelShape, launch: Launch, proble
     copy = 0  # of a checkpoint in host memory, while it is written in the background
     if not inputs.run_flags.sync_save:
         copy = checkpoint_bytes(shape.num_parameters, stage=configured, half=half) // inputs.engine.layout.world_size
-    # Every rank builds the whole model in fp32 before DeepSpeed takes it over.
-    in_host = own.host + max(4 * shape.num_parameters, copy) + (own.device if launch.on_cpu else HOST_RUNTIME)
+    # At first rank 0 has the initial weights in fp32, until all ranks have theirs.
+    of_rank = own.host + (own.device if launch.on_cpu else HOST_RUNTIME)
+    in_host = launch.gpus_per_node * of_rank + max(4 * shape.num_parameters, launch.gpus_per_node * copy)
     rows = {f"rank memory, ZeRO {stage}": _gib(at(stage).device) for stage in range(4) if not (half and stage == 0)}
     rows[f"rank memory, ZeRO {configured}"] += " *"
     rows |= {
@@ -205,7 +206,7 @@ def _memory_rows(prepared: CheckedRun, shape: ModelShape, launch: Launch, proble
         "* buckets, gathered weights": _gib(own.buffers),
         "* activations, logits (most)": _gib(own.activations),
         "* runtime": _gib(own.runtime),
-        "host memory of a node": _gib(launch.gpus_per_node * in_host),
+        "host memory of a node": _gib(in_host),
     }
     if own.device > limit:
         fitting = [stage for stage in range(1, 4) if at(stage).device <= limit]

@@ -15,6 +15,7 @@ from data_tools.base.errors import UserError
 from data_tools.samples.readers import c4_document
 from ds_train.model.causal_lm import (
     build_model,
+    empty_model,
     hub_id,
     is_preset,
     load_model,
@@ -128,6 +129,18 @@ def test_weights_depend_on_the_seed_alone(architecture):
     assert all(torch.equal(one[name], same[name]) for name in one)
     random_ones = [name for name in one if one[name].dim() > 1]
     assert random_ones and not any(torch.equal(one[name], other[name]) for name in random_ones)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_empty_model_is_the_built_one_but_for_its_weights(architecture):
+    built, empty = build_model(tiny_config(architecture), 3), empty_model(tiny_config(architecture), torch.bfloat16)
+    assert {name: p.shape for name, p in empty.named_parameters()} == {
+        name: p.shape for name, p in built.named_parameters()
+    }
+    assert {p.dtype for p in empty.parameters()} == {torch.bfloat16}
+    buffers = dict(empty.named_buffers())
+    assert buffers.keys() == dict(built.named_buffers()).keys()
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in built.named_buffers())
 
 
 def test_building_leaves_the_global_generators_alone():
