@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from data_tools.base.command_line import CommandParser, any_seed, length, natural, positive
 from data_tools.base.errors import UserError, run_command
-from data_tools.base.files import exclusive, whole_file
+from data_tools.base.files import whole_file
 from data_tools.base.processes import num_cores
 from data_tools.base.text_table import pluralize
 from data_tools.corpus.document_files import SUFFIXES
@@ -33,6 +33,7 @@ from data_tools.corpus.pack_progress import (
     PackProgress,
     find_progress,
     pack_files,
+    pack_lock,
     recorded,
     refuse_what_others_wrote,
     remove_pack,
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     refuse_what_others_wrote(args.pack_dir)
     tokenizer = load_tokenizer(args.tokenizer)
     source = _open_source(args)
-    with exclusive(args.pack_dir, "wait for it to end, or choose another --pack_dir"):
+    with pack_lock(args.pack_dir, args.overwrite):
         begun = {} if args.overwrite else recorded(args.pack_dir)
         asked = PackParameters(
             source_sha256=source.sha256,

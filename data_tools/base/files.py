@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from data_tools.base.errors import UserError, reason_of
 
@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 PARTIAL_SUFFIX = ".partial"
 _NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP)  # what file systems answer that sync files only
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_LOCK = ".lock"
 _FLOCK = "hhqqi"  # Linux: type, whence, start, length, process
 
 
@@ -72,9 +73,13 @@ def whole_directory(path: Path) -> Iterator[Path]:
         sync(path.parent)
 
 
+class InUseError(UserError):
+    """A directory that another process holds."""
+
+
 @contextmanager
 def exclusive(directory: Path, otherwise: str) -> Iterator[None]:
-    """Create a directory and hold its lock inside the block.
+    """Create a directory and hold its lock inside the block. If nothing is written there, it is gone afterwards.
 
     It is a POSIX record lock: the kernel releases it when its holder dies, and loader workers do not inherit it, which
     may outlive a killed trainer by some seconds.
@@ -83,26 +88,57 @@ def exclusive(directory: Path, otherwise: str) -> Iterator[None]:
         otherwise: what to do where it is held, for the message.
 
     Raises:
-        UserError: another process holds it.
+        InUseError: another process holds it.
+        UserError: nobody can write there.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("a+", errors="replace") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise UserError(f"{directory} is in use by {holder}; {otherwise}.") from error
-            logger.warning(
-                "%s: its file system has no locks (%s); two processes at once would damage what is there",
-                directory, reason_of(error),
-            )  # fmt: skip
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    with _locked(directory, otherwise) as file:
         with suppress(OSError):  # a full disk; the name is for the message only
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
-        yield
+        try:
+            yield
+        finally:
+            if missing:
+                _remove_unused(directory, missing)
+
+
+def _locked(directory: Path, otherwise: str) -> TextIO:
+    """The lock file of a directory, both made if they are missing, open and locked."""
+    while True:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            file = (directory / _LOCK).open("a+", errors="replace")
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {directory} ({reason_of(error)}); make it writable, or choose another."
+            ) from error
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                with file:
+                    file.seek(0)
+                    holder = file.read().strip() or "another process"
+                raise InUseError(f"{directory} is in use by {holder}; {otherwise}.") from error
+            logger.warning(
+                "%s: its file system has no locks (%s); two processes at once would damage what is there",
+                directory, reason_of(error),
+            )  # fmt: skip
+        with suppress(FileNotFoundError):  # its last holder may have removed it in between
+            if os.path.samestat(os.fstat(file.fileno()), (directory / _LOCK).stat()):
+                return file
+        file.close()
+
+
+def _remove_unused(directory: Path, made: list[Path]) -> None:
+    """Remove directories that were made, from the lowest up, if there is nothing but the lock."""
+    with suppress(OSError):
+        if [path.name for path in directory.iterdir()] == [_LOCK]:
+            (directory / _LOCK).unlink()
+            for path in made:
+                path.rmdir()
 
 
 def lock_holder(directory: Path) -> tuple[bool, str]:
@@ -111,7 +147,7 @@ def lock_holder(directory: Path) -> tuple[bool, str]:
     Raises:
         OSError: nobody ever held it, or its file system has no locks.
     """
-    with (directory / ".lock").open(errors="replace") as file:
+    with (directory / _LOCK).open(errors="replace") as file:
         asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         found, *_ = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
         return found != fcntl.F_UNLCK, file.read().strip()

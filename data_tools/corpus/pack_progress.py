@@ -1,14 +1,16 @@
 """The state of a pack directory: empty, an interrupted pack with finished files, or a complete pack; and its lock."""
 
 import json
+import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from data_tools.base.errors import UserError
-from data_tools.base.files import PARTIAL_SUFFIX, sha256_of_file, write_json
+from data_tools.base.files import PARTIAL_SUFFIX, exclusive, sha256_of_file, write_json
 from data_tools.base.foreign import foreign_note, read_object
 from data_tools.base.records import read_record
 from data_tools.corpus.shards import (
@@ -79,6 +81,17 @@ class PackProgress:
         return progress
 
 
+def pack_lock(directory: Path, overwrite: bool) -> AbstractContextManager[None]:
+    """Hold a pack directory inside the block; one that is complete and cannot be written to is only read, without.
+
+    Raises:
+        UserError: another process holds it, or it is incomplete and cannot be written to.
+    """
+    if (directory / META_NAME).exists() and not overwrite and not os.access(directory, os.W_OK):
+        return nullcontext()
+    return exclusive(directory, "wait for it to end, or choose another --pack_dir")
+
+
 def recorded(directory: Path) -> dict[str, Any]:
     """What a complete or unfinished pack in a directory records of its parameters and its source, {} if none."""
     for name in (META_NAME, PROGRESS_NAME):
@@ -127,7 +140,8 @@ def find_progress(
             return fresh
         _refuse_if_different(directory, PackMeta.read(directory), asked, "a pack")
         PackedBlocks(directory)  # raises if a file is missing or short
-        (directory / PROGRESS_NAME).unlink(missing_ok=True)  # a kill right after meta.json was written left it
+        with suppress(OSError):  # there after a kill between the two; a directory may be read-only
+            (directory / PROGRESS_NAME).unlink()
         return None
     try:
         progress = PackProgress.read(directory)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from data_tools.corpus.text_source import FileSource, shuffled_documents
 from data_tools.corpus.token_stream import TokenCursor, TokenStream
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from tests.support import foreign_files, packing
+from tests.support.file_systems import read_only
 from tests.support.holding import holder_of
 from tests.support.paths import REPOSITORY
 
@@ -233,6 +235,22 @@ def test_two_packers_of_one_directory_are_kept_apart(root: Path, tmp_path: Path)
     with pytest.raises(UserError, match=f"in use by process {holder.pid} on"):
         packing.pack(root, pack_dir=tmp_path)
     holder.communicate()
+
+
+def test_a_complete_pack_may_be_on_a_read_only_disk(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack, begun = tmp_path / "pack", tmp_path / "begun"
+    shutil.copytree(root / "pack", pack)
+    begun.mkdir()
+    with read_only(tmp_path):
+        packing.pack(root, pack_dir=pack)
+        assert "already holds this pack, complete" in capsys.readouterr().out
+        with pytest.raises(UserError, match="other parameters"):
+            packing.pack(root, pack_dir=pack, seed=99)
+        for directory, more in ((begun, {}), (pack, {"overwrite": True})):
+            with pytest.raises(UserError, match=f"cannot write to {directory} .*make it writable, or choose another"):
+                packing.pack(root, pack_dir=directory, **more)
 
 
 @pytest.mark.parametrize(

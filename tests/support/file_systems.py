@@ -40,6 +40,25 @@ def _set_immutable(descriptor: int, is_immutable: bool) -> None:
 
 
 @contextmanager
+def read_only(directory: Path) -> Iterator[None]:
+    """A directory in which nothing can be written; for root it is mounted so."""
+    if os.geteuid() != 0:
+        directory.chmod(0o500)
+        yield
+        directory.chmod(0o700)
+        return
+    for arguments in (["--bind", directory, directory], ["-o", "remount,ro,bind", directory]):
+        mounted = subprocess.run(["mount", *arguments], capture_output=True)
+        if mounted.returncode:
+            subprocess.run(["umount", directory], capture_output=True)
+            pytest.skip(f"cannot mount here: {mounted.stderr.decode().strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", directory], check=True)
+
+
+@contextmanager
 def small_file_system(directory: Path, options: str) -> Iterator[None]:
     """A tmpfs with these mount options in the place of a directory, which is made."""
     if os.geteuid() != 0:

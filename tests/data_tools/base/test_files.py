@@ -66,6 +66,24 @@ class TestExclusive:
             (tmp_path / "work").touch()
         assert f"{tmp_path}: its file system has no locks" in caplog.text
 
+    def test_what_it_made_is_gone_if_nothing_was_written_there(self, tmp_path: Path) -> None:
+        with pytest.raises(RuntimeError), exclusive(tmp_path / "A" / "seed_1", ""):
+            assert (tmp_path / "A" / "seed_1" / ".lock").exists()
+            raise RuntimeError
+        assert [*tmp_path.iterdir()] == []
+        with exclusive(tmp_path / "A" / "seed_1", ""):
+            (tmp_path / "A" / "work").touch()
+        assert [path.name for path in tmp_path.rglob("*")] == ["A", "work"]
+        with exclusive(tmp_path / "A", ""):
+            (tmp_path / "A" / "work").unlink()
+        assert [path.name for path in tmp_path.rglob("*")] == ["A", ".lock"], "it was there before"
+
+    def test_a_directory_that_cannot_be_made_is_one_message(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        refusal = "cannot write to .*/file/run .*make it writable, or choose another"
+        with pytest.raises(UserError, match=refusal), exclusive(tmp_path / "file" / "run", ""):
+            pass
+
 
 @contextmanager
 def file_size_limit(num_bytes: int) -> Iterator[None]:
