@@ -147,7 +147,7 @@ def check_run(
                 f"--tf32 is for fp32, but the precision is {engine.precision}; leave it out, or give "
                 "--mixed_precision no."
             )
-        check_monitors(engine.deepspeed, problems)
+        check_monitors(engine.deepspeed, problems, is_main=world.is_main)
         place_monitors(engine.deepspeed, directory, str(name))
     return directory, engine
 

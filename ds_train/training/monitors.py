@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import Mapping
 from importlib.util import find_spec
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,40 @@ _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"
 _WANDB_ID = "wandb_run_id"
 
 
-def check_monitors(config: Mapping[str, Any], problems: Problems) -> None:
-    """Check that enabled monitors are installed: DeepSpeed would only notice after the model is built."""
+def check_monitors(config: Mapping[str, Any], problems: Problems, *, is_main: bool) -> None:
+    """Check that enabled monitors are installed and usable: DeepSpeed would only notice after the model is built.
+
+    Args:
+        is_main: rank 0, which alone sends rows.
+    """
     for block, package in _PACKAGES.items():
         if config.get(block, {}).get("enabled") and find_spec(package) is None:
             problems.add(f"{block}.enabled needs the package {package}, which is not installed: pip install {package}.")
+    if is_main and config.get("wandb", {}).get("enabled") and not _may_use_wandb():
+        problems.add(
+            "wandb.enabled (--wandb): there is no key for Weights & Biases, neither in WANDB_API_KEY nor one of "
+            "`wandb login` in ~/.netrc; give one, or set WANDB_MODE=offline."
+        )
+
+
+def _may_use_wandb() -> bool:
+    """Whether W&B needs no key or may find one. To ask W&B itself would take seconds and start a process."""
+    if os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled"):
+        return True
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    own = os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb")
+    if any(Path(directory, "settings").expanduser().exists() for directory in (own, "wandb")):  # may have key or mode
+        return True
+    return any(map(_has_passwords, [os.environ.get("NETRC", "~/.netrc"), "~/_netrc"]))
+
+
+def _has_passwords(file: str) -> bool:
+    """Whether a netrc file has any: the name of W&B's host depends on its version and on the server."""
+    try:
+        return bool(netrc(Path(file).expanduser()).hosts)
+    except (OSError, NetrcParseError):
+        return False
 
 
 def place_monitors(config: dict[str, Any], run_directory: Path, run_name: str) -> None:

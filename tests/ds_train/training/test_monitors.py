@@ -2,12 +2,14 @@
 
 import csv
 import json
+import os
+import re
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data_tools.base.errors import Problems
+from data_tools.base.errors import Problems, UserError
 from ds_train.training import monitors
 from ds_train.training.monitors import check_monitors, place_monitors
 from tests.support import tiny
@@ -93,10 +95,39 @@ def test_places(tmp_path: Path) -> None:
     assert off == {"tensorboard": {"enabled": False}}
 
 
+def problems_of(config: dict, is_main: bool = True) -> str:
+    problems = Problems()
+    check_monitors(config, problems, is_main=is_main)
+    try:
+        problems.raise_if_any()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def test_a_missing_package_is_reported_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitors, "find_spec", lambda name: None)
-    problems = Problems()
-    check_monitors({"wandb": {"enabled": True}, "tensorboard": {"enabled": False}}, problems)
-    assert len(problems) == 1
-    with pytest.raises(ValueError, match=r"wandb\.enabled needs the package wandb.*pip install wandb"):
-        problems.raise_if_any()
+    config = {"wandb": {"enabled": True}, "tensorboard": {"enabled": False}}
+    assert re.search(r"^wandb\.enabled needs the package wandb.*pip install wandb", problems_of(config, is_main=False))
+
+
+@pytest.mark.parametrize(
+    ("where", "content"),
+    [
+        ("WANDB_API_KEY", "key"), ("WANDB_MODE", "offline"), ("WANDB_MODE", "disabled"),
+        (".netrc", "machine api.wandb.ai login user password key"), (".config/wandb/settings", "[default]"),
+    ],
+)  # fmt: skip
+def test_wandb_needs_a_key_of_rank_0(where: str, content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")] + ["NETRC"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = {"wandb": {"enabled": True, "project": "ours"}}
+    assert "there is no key for Weights & Biases, neither in WANDB_API_KEY nor" in problems_of(config)
+    assert problems_of(config, is_main=False) == problems_of({"wandb": {"enabled": False}}) == ""
+    if where.startswith("WANDB_"):
+        monkeypatch.setenv(where, content)
+    else:
+        (tmp_path / where).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / where).write_text(content)
+    assert problems_of(config) == ""
