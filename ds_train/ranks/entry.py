@@ -3,6 +3,8 @@
 Does not import torch, which takes seconds: mistakes on the command line are reported before that.
 """
 
+import codecs
+import locale
 import logging
 import sys
 import time
@@ -23,6 +25,16 @@ def set_up_logging(world: World) -> None:
 
 
 _SECONDS_FOR_MAIN_TO_SPEAK = 10
+
+
+def _refuse_ascii() -> None:
+    """Refuse a Python that reads text files as ASCII: torch's own files have other characters."""
+    encoding = locale.getpreferredencoding(False)
+    if codecs.lookup(encoding).name == "ascii":
+        raise UserError(
+            f"Python reads text files as ASCII here ({encoding}), and torch's own are UTF-8; leave out PYTHONUTF8=0 "
+            "or set LC_ALL=C.UTF-8."
+        )
 
 
 def _is_main() -> bool:
@@ -47,6 +59,7 @@ def run_entry(main: Callable[[], int]) -> None:
     launchers kill every rank when the first one fails.
     """
     try:
+        _refuse_ascii()
         named_accelerator()  # refuses a bad name before DeepSpeed reads it
         code = main()
         _leave_process_group()
