@@ -18,6 +18,7 @@ from ds_train.config.run_file import arguments_of
 
 Role = Literal["trajectory", "speed", "record", "launch"]
 AT_START = "start"  # see `flag`
+COMMAND_LINE = "command line"  # where a flag comes from, if from no file
 
 
 def flag(
@@ -107,7 +108,7 @@ def parse_flags(
             _parse(groups, description, from_file, are_all=False)
         except UserError as error:
             raise UserError(f"--config {path}: {error}") from None
-    sources = dict.fromkeys(_names(from_file), path) | dict.fromkeys(_names(given), "command line")
+    sources = dict.fromkeys(_names(from_file), path) | dict.fromkeys(_names(given), COMMAND_LINE)
     return _parse(groups, description, [*from_file, *given]), sources
 
 
@@ -117,7 +118,7 @@ def flags_known_to(groups: Iterable[type]) -> dict[str, bool]:
 
 
 def _names(arguments: Sequence[str]) -> list[str]:
-    return [argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")]
+    return [argument[2:].split("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")]
 
 
 def _parse(groups: Sequence[Any], description: str, arguments: list[str], are_all: bool = True) -> tuple[Any, ...]:

@@ -91,15 +91,14 @@ class ExperimentFile:
     def _read_seeds(self, given: Any) -> list[int]:
         own = self._sections.get("training", {}).pop("seed", None)
         if given is None:
-            return [RunFlags(scratch_dir="").seed if own is None else int(own)]
-        is_list = isinstance(given, list) and all(
-            isinstance(seed, int) and not isinstance(seed, bool) for seed in given
-        )
-        if not is_list or not given or len(set(given)) < len(given):
+            if own is not None and not _is_whole(own):
+                raise UserError(f"{self.path}: training: seed is {own!r}, expected a whole number.")
+            return [RunFlags(scratch_dir="").seed if own is None else own]
+        if not isinstance(given, list) or not given or not all(map(_is_whole, given)) or len(set(given)) < len(given):
             raise UserError(f"{self.path}: seeds is {given!r}, expected different whole numbers, such as [1, 2, 3].")
         if own is not None:
             raise UserError(f"{self.path}: training: seed is given beside seeds; keep one of them.")
-        return [int(seed) for seed in given]
+        return given
 
     def _documents(self, scratch: Path) -> list[str]:
         source = self.section("pack").get("source") or []
@@ -119,3 +118,7 @@ class ExperimentFile:
                 f"{self.path}: tokenizer needs documents to be trained on; add corpus, or source under pack."
             )
         return str(scratch / "tokenizer")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,8 +1,8 @@
 """The grid of an experiment as a table: what is done, and what each run takes."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from math import inf, isfinite
+from dataclasses import dataclass, replace
+from math import isfinite
 
 from data_tools.base.text_table import aligned
 from ds_train.checkpoints.state import PFLOP
@@ -92,9 +92,10 @@ def _forecasts(
 
     def forecast(name: str, of: EarlyCheck, steps: float, blocks: float, pflops: float, is_bound: bool) -> Forecast:
         size = checkpoint_bytes(shape.num_parameters, stage=of.engine.zero_stage, half=of.engine.is_half)
-        kept = of.run_flags.keep_last + 1 if of.run_flags.keep_last else inf
+        cadence = replace(of.cadence, max_steps=int(steps) if isfinite(steps) else None)
+        kept = cadence.most_kept(of.run_flags.keep_last, of.run_flags.keep_every)
         run = f"{name}/seed_{seed}"
-        return Forecast(run, run in done, steps, blocks, pflops, kept * size, is_bound)
+        return Forecast(run, run in done, steps, blocks, pflops, (kept + 1) * size, is_bound)
 
     spent = None
     measured = trainers.spent(condition, seed)

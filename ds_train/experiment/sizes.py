@@ -7,6 +7,7 @@ from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
+from data_tools.base.errors import UserError
 from ds_train.checkpoints.manifest import step_directories
 from ds_train.checkpoints.save import DESCRIPTION
 from ds_train.checkpoints.state import PFLOP, STATE_FILE
@@ -56,7 +57,13 @@ def spent_by(run: Path) -> Spent:
 
 
 def _last_checkpoint(run: Path) -> Path:
-    return step_directories(run / "checkpoints")[0]
+    if found := step_directories(run / "checkpoints"):
+        return found[0]
+    record = run.parents[1] / "steps" / run.parent.name / f"{run.name}.json"
+    raise UserError(
+        f"{run} was finished, and has no checkpoint any more; restore its last one, or delete {record}, and it is "
+        "trained again."
+    )
 
 
 @cache
@@ -69,7 +76,7 @@ def most_spent(checked: EarlyCheck) -> Spent:
     assert checked.model_config
     flops, batch, seq_len = training_flops(checked.model_config), checked.engine.layout.global_batch, checked.seq_len
     of_token = pflops_of_blocks(flops, 1, seq_len) / seq_len
-    steps, run = checked.num_steps or inf, checked.run_flags
+    steps, run = checked.cadence.max_steps or inf, checked.run_flags
     tokens = min(steps * batch * seq_len, run.max_tokens or inf, (run.max_pflops or inf) / of_token)
     return Spent(steps, tokens, tokens * of_token, batch, flops)
 

@@ -158,11 +158,7 @@ def _disk_rows(prepared: CheckedRun, shape: ModelShape, cadence: Cadence, proble
     inputs, flags = prepared.inputs, prepared.inputs.run_flags
     engine = inputs.engine
     size = checkpoint_bytes(shape.num_parameters, stage=engine.zero_stage, half=engine.is_half)
-    kept: int | None = flags.keep_last
-    if flags.keep_last == 0:
-        kept = cadence.max_steps and -(-cadence.max_steps // cadence.save_every)
-    elif flags.keep_every:
-        kept = cadence.max_steps and flags.keep_last + cadence.max_steps // flags.keep_every
+    kept = cadence.most_kept(flags.keep_last, flags.keep_every)
     own = sum(
         path.stat().st_size
         for directory in step_directories(inputs.run_directory / "checkpoints")
@@ -171,16 +167,15 @@ def _disk_rows(prepared: CheckedRun, shape: ModelShape, cadence: Cadence, proble
     )
     free = shutil.disk_usage(existing_parent(inputs.run_directory)).free
     rows = {"checkpoint": _gib(size), "free for checkpoints": _gib(free + own)}
-    kept = kept and kept + len(cadence.milestones)
-    if kept is None:
+    if kept == math.inf:
         return rows | {"needed for checkpoints": "grows without limit"}
     needed = (kept + 1) * size
     if needed > free + own:
         problems.append(
-            f"checkpoints need {_gib(needed)} in {inputs.run_directory} ({kept} kept and one being written, "
+            f"checkpoints need {_gib(needed)} in {inputs.run_directory} ({kept:.0f} kept and one being written, "
             f"{_gib(size)} each), but {_gib(free + own)} are available; free some, or use a smaller --keep_last."
         )
-    return rows | {"needed for checkpoints": f"{_gib(needed)} ({kept} kept, 1 being written)"}
+    return rows | {"needed for checkpoints": f"{_gib(needed)} ({kept:.0f} kept, 1 being written)"}
 
 
 def _memory_rows(prepared: CheckedRun, shape: ModelShape, launch: Launch, problems: list[str]) -> dict[str, str]:

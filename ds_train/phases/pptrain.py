@@ -32,7 +32,7 @@ from ds_train.training.phase import Cadence, PhaseParts
 
 logger = logging.getLogger(__name__)
 
-_SAVE_EVERY = 200  # by default
+SAVE_EVERY = 200  # by default
 
 
 @dataclass
@@ -113,6 +113,15 @@ def _fingerprints(
     }
 
 
+def check_pairs(flags: PPTrainFlags, global_batch: int, problems: Problems) -> None:
+    """Refuse batches that end within a pair of samples that swap their answers: a stage might end there too."""
+    if flags.answers == "shuffled" and global_batch % 2:
+        problems.add(
+            "--answers shuffled: pairs of samples swap their answers, and a global batch of "
+            f"{global_batch} would end within a pair; use an even one."
+        )
+
+
 def _check_overflow(heldout: HeldOut, seq_len: int) -> None:
     total = len(heldout.samples) + heldout.num_too_long
     if not heldout.samples:
@@ -156,12 +165,14 @@ def prepare(argv: list[str] | None, world: World) -> CheckedRun:
             if source:
                 source.budget(curriculum.alpha(curriculum.start_stage))  # refuses a stage that allows no edge
     inputs = check_inputs("pptrain", run, model, overrides, problems, world=world, total_steps=flags.max_steps)
+    if inputs:
+        check_pairs(flags, inputs.engine.layout.global_batch, problems)
     problems.raise_if_any()
     assert inputs and splits and curriculum and source
     # An external generator reseeds global generators: it must never run in the trainer itself.
     num_workers = max(int(source.is_external), run.num_workers)
     defaults = {
-        "save_every": _SAVE_EVERY, "data_dir": str(splits.directory), "max_lookahead": curriculum.max_stage,
+        "save_every": SAVE_EVERY, "data_dir": str(splits.directory), "max_lookahead": curriculum.max_stage,
         "max_input_size": splits.meta.max_input_size,
     }  # fmt: skip
     setup = partial(_setup, inputs, flags, data, splits, curriculum, source)
@@ -243,7 +254,7 @@ def _setup(
             flags.eval_every,
             source.longest_lookahead,
         ),
-        cadence=Cadence.of(run, _SAVE_EVERY, max_steps, curriculum.named_stages(flags.keep_stages or ())),
+        cadence=Cadence.of(run, SAVE_EVERY, max_steps, curriculum.named_stages(flags.keep_stages or ())),
         sampler=CurriculumSampler(layout.global_batch),
         readers={SampleKind.STREAM: reader},
         first_stage=curriculum.start_stage,

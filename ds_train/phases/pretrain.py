@@ -23,7 +23,7 @@ from ds_train.checkpoints.manifest import NEWEST, not_read, step_directories
 from ds_train.checkpoints.save import DESCRIPTION
 from ds_train.checkpoints.state import TrainState
 from ds_train.checkpoints.weights import Weights, find_weights, place_of
-from ds_train.config.flags import parse_flags
+from ds_train.config.flags import COMMAND_LINE, parse_flags
 from ds_train.config.phase_flags import PretrainFlags
 from ds_train.config.trainer_flags import GROUPS, DataFlags, RunFlags
 from ds_train.model.transfer import Transfer
@@ -48,7 +48,7 @@ from ds_train.training.phase import Cadence, PhaseParts
 
 logger = logging.getLogger(__name__)
 
-_SAVE_EVERY = 500  # by default
+SAVE_EVERY = 500  # by default
 
 
 @dataclass
@@ -146,7 +146,8 @@ def prepare(argv: list[str] | None, world: World) -> CheckedRun:
     """
     all_flags, sources = parse_flags(*GROUPS["pretrain"], description="", argv=argv)
     run, flags, model, data, overrides, moved = all_flags
-    flags = with_length_of_branch(flags, overrides.decay_steps)
+    is_length_given = sources.get("total_steps") == COMMAND_LINE  # not that of a file, which may be the origin's
+    flags = with_length_of_branch(flags, overrides.decay_steps, is_length_given)
     all_flags = (run, flags, *all_flags[2:])
     problems = Problems()
     splits = blocks = share = inputs = None
@@ -167,7 +168,7 @@ def prepare(argv: list[str] | None, world: World) -> CheckedRun:
     problems.raise_if_any()
     assert inputs and splits and blocks and share
     defaults = {
-        "save_every": _SAVE_EVERY, "data_dir": str(splits.directory), "pack_dir": str(blocks.directory),
+        "save_every": SAVE_EVERY, "data_dir": str(splits.directory), "pack_dir": str(blocks.directory),
         "min_lr_ratio": inputs.engine.effective.get("scheduler", {}).get("params", {}).get("cos_min_ratio"),
     }  # fmt: skip
     setup = partial(_setup, inputs, flags, data, share, splits, blocks)
@@ -221,7 +222,7 @@ def _setup(
             layout.micro_batch * seq_len,
             pack_check=PackCheck(blocks, inputs.world),
         ),
-        cadence=Cadence.of(run, _SAVE_EVERY, flags.total_steps),
+        cadence=Cadence.of(run, SAVE_EVERY, flags.total_steps),
         sampler=sampler,
         readers={SampleKind.C4: C4Reader(blocks), SampleKind.MIXIN: mixin.reader},
         first_stage=0,

@@ -26,8 +26,11 @@ def branch_point(flags: PretrainFlags) -> Path | None:
     return Path(flags.branch_from).absolute() if flags.branch_from else None
 
 
-def with_length_of_branch(flags: PretrainFlags, decay_steps: int | None) -> PretrainFlags:
+def with_length_of_branch(flags: PretrainFlags, decay_steps: int | None, is_length_given: bool) -> PretrainFlags:
     """The flags with the length that a branch has: up to its checkpoint, and its decay.
+
+    Args:
+        is_length_given: whether ``total_steps`` must agree with it.
 
     Raises:
         UserError: the flags do not fit a branch.
@@ -42,7 +45,13 @@ def with_length_of_branch(flags: PretrainFlags, decay_steps: int | None) -> Pret
             f"--branch_from changes the length of the run, and with it the synthetic share at each step of "
             f"--mixin_schedule {flags.mixin_schedule}; a branch needs a constant share."
         )
-    return replace(flags, total_steps=step_of(origin) + decay_steps)
+    total_steps = step_of(origin) + decay_steps
+    if is_length_given and flags.total_steps != total_steps:
+        raise UserError(
+            f"--total_steps {flags.total_steps}: a branch of step {step_of(origin):,} with --decay_steps {decay_steps} "
+            f"ends at step {total_steps:,}; leave --total_steps out."
+        )
+    return replace(flags, total_steps=total_steps)
 
 
 def check_branch(run: RunFlags, flags: PretrainFlags, run_directory: Path) -> None:
@@ -75,8 +84,10 @@ def branched(saved: TrainState, current: TrainState, checkpoint: Path) -> TrainS
     """The state of a checkpoint of another run, with this run's schedule and length.
 
     Raises:
-        UserError: up to the checkpoint the other run had other learning rates than this one's schedule.
+        UserError: the other run was of pptrain, or up to the checkpoint had other learning rates than this schedule.
     """
+    if "pack" not in saved.fingerprints:
+        raise UserError(f"--branch_from {checkpoint} is of pptrain; give a step directory of pretrain.")
     before, after = (Schedule(**json.loads(state.fingerprints["schedule"])) for state in (saved, current))
     for step in range(1, saved.step + 1):
         if not math.isclose(before.lr(step), after.lr(step), rel_tol=1e-9):

@@ -1,5 +1,6 @@
 """What a phase provides to the one training loop."""
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,13 @@ class Cadence:
         limits = max_steps, run.stop_step, run.max_tokens, run.max_pflops
         milestones = Milestones(run.keep_steps or (), run.keep_pflops or (), keep_stages)
         return cls(run.log_every, run.save_every or save_every, *limits, run.eval_at or (), milestones)
+
+    def most_kept(self, keep_last: int, keep_every: int) -> float:
+        """How many checkpoints stay at most, by ``--keep_last`` and ``--keep_every``; infinite in an endless run."""
+        kept: float = keep_last + len(self.milestones)
+        if interval := keep_every if keep_last else self.save_every:
+            kept += math.inf if self.max_steps is None else math.ceil(self.max_steps / interval)
+        return kept
 
     def limit_reached(self, state: TrainState) -> str | None:
         """The limit that the run has reached, by name; None while it is within all."""

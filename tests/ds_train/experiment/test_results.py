@@ -84,6 +84,11 @@ def test_forecast_before_and_after_pre_pretraining(tmp_path: Path) -> None:
     assert after["B+/seed_1337"].steps == 50 + 13  # 100 blocks of 128 tokens in batches of 8
     assert after["pptrain_on_c4/seed_1337"].blocks == 320  # 38,400 tokens: 300 blocks of 128 in batches of 32
 
+    of_checkpoint = before["A/seed_1337"].disk / 4  # three and one being written
+    assert before["pptrain/seed_1337"].disk == 4 * of_checkpoint
+    kept = write(tmp_path, training=TRAINING | {"keep_steps": [7]}, pptrain={"max_steps": 100, "keep_every": 25})
+    assert forecasts(kept, tmp_path / "other")["pptrain/seed_1337"].disk == (4 + 4 + 1) * of_checkpoint
+
     table = grid_table([*after.values()])
     assert table.splitlines()[1].split()[:2] == ["pptrain/seed_1337", "done"] and "≤ " not in table.split("Hours")[0]
     assert "≤ 450" in grid_table([*before.values()])
