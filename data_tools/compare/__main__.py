@@ -19,9 +19,9 @@ from data_tools.base.command_line import CommandParser
 from data_tools.base.errors import UserError, reason_of, run_command
 from data_tools.base.files import whole_file
 from data_tools.compare.axes import AXES, CHARGEABLE
+from data_tools.compare.grid import pptrain_runs, runs_with_curves, sharing_a_seed
 
 _METRIC = "heldout_c4_loss"
-_MIN_ROWS = 2
 _MAX_CONDITIONS = 8  # colours of a picture
 
 
@@ -46,12 +46,13 @@ def _comparison(args: argparse.Namespace) -> _Results:
     from data_tools.runs.pictures import as_png
 
     metric, axis = args.metric or _METRIC, args.axis
-    conditions = [read_condition(name, runs, metric, axis, args.charge_pptrain) for name, runs in args.conditions]
+    conditions = [read_condition(name, runs, metric, axis, args.charge_pptrain) for name, runs in args.runs]
     found = [compare(conditions[0], other, args.target, axis == "c4_tokens") for other in conditions[1:]]
     texts = [
         "\n".join([needs_table(one, axis), *(f"Note: {note}" for note in one.notes), verdict(one, metric, axis)])
         for one in found
     ]
+    texts += [f"Note: {name} has no run of a seed of {conditions[0].name}'s and is left out." for name in args.left_out]
     return texts, {
         "comparison.png": as_png(draw_comparison(conditions, found, metric, axis)),
         "comparison.csv": as_csv(found, metric, axis).encode(),
@@ -65,7 +66,7 @@ def _scaling(args: argparse.Namespace) -> _Results:
     from data_tools.compare.stage_costs import stage_cost_notes, stage_costs
     from data_tools.runs.pictures import as_png
 
-    every = [read_promotions(name, runs, args.axis) for name, runs in args.conditions]
+    every = [read_promotions(name, runs, args.axis) for name, runs in args.runs]
     stages = [costs for found in every if (costs := stage_costs(found))]
     return [*(scaling_text(found, args.axis) for found in every), *stage_cost_notes(stages, args.axis)], {
         "scaling.png": as_png(draw_scaling(every, args.axis)),
@@ -92,6 +93,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--run", action="append", default=[], help=text, **seeds)
     text = "directory of ds_train.experiment: all its conditions are compared with B, or with the one that --base names"
     parser.add_argument("--experiment", type=Path, metavar="DIR", help=text)
+    text = "with --experiment: only these of its conditions, and the baseline"
+    parser.add_argument("--conditions", nargs="+", metavar="NAME", help=text)
     text = f"column of the logs (default: {_METRIC}); of accuracies more is better"
     parser.add_argument("--metric", help=text)
     parser.add_argument("--axis", choices=AXES, help="what is spent (default: c4_tokens; with --scaling pflops)")
@@ -103,24 +106,29 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--scaling", action="store_true", help=text)
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="directory for PNG, CSV and JSON")
     args = parser.parse_args(argv)
+    args.left_out = []
     args.axis = args.axis or ("pflops" if args.scaling else "c4_tokens")
+    if args.conditions and not args.experiment:
+        raise UserError("--conditions chooses among those of --experiment DIR, which is missing.")
     if args.experiment:
-        args.conditions = _of_experiment(args)
+        args.runs = _of_experiment(args)
     elif not args.run or not (args.base or args.scaling):
         missing = "--run" if args.base or args.scaling else "--base"
         raise UserError(f"{missing} is missing: give run directories, or --experiment DIR.")
     else:
-        args.conditions = [_named(given) for given in ([args.base] if args.base else []) + args.run]
+        args.runs = [_named(given) for given in ([args.base] if args.base else []) + args.run]
     _check(args)
     return args
 
 
 def _check(args: argparse.Namespace) -> None:
-    names = [name for name, _ in args.conditions]
+    names = [name for name, _ in args.runs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"two conditions are called {twice}; name each, as in --run NAME=DIR.")
     if len(names) > _MAX_CONDITIONS:
-        raise UserError(f"{len(names)} conditions are too many for one picture; give at most {_MAX_CONDITIONS}.")
+        raise UserError(
+            f"{len(names)} conditions are too many for one picture; choose at most {_MAX_CONDITIONS} (--conditions)."
+        )
     for_curves = {"--charge_pptrain": args.charge_pptrain, "--target": args.target, "--metric": args.metric}
     if args.scaling and (given := [flag for flag, value in for_curves.items() if value]):
         raise UserError(f"{given[0]} is for curves of pretraining; leave it out with --scaling.")
@@ -139,15 +147,7 @@ def _of_experiment(args: argparse.Namespace) -> list[tuple[str, list[Path]]]:
     """The conditions of an experiment, the baseline first; with --scaling its pre-pretrainings."""
     if args.run or len(args.base or []) > 1:
         raise UserError("--experiment takes all conditions; beside it --base names one of them, and there is no --run.")
-    found: dict[str, list[Path]] = {}
-    for run in sorted(args.experiment.glob("*/seed_*")):
-        log = run / "logs" / ("train.jsonl" if args.scaling else "eval.jsonl")
-        is_first_phase = run.parent.name.startswith("pptrain")
-        # A run that has just begun has no curve yet: what is there are its start and one more evaluation.
-        if is_first_phase == args.scaling and log.exists() and len(log.read_bytes().splitlines()) > _MIN_ROWS:
-            found.setdefault(run.parent.name, []).append(run)
-    if args.scaling:
-        found = {name: runs for name, runs in found.items() if not name.endswith("_on_c4")}
+    found = pptrain_runs(args.experiment) if args.scaling else runs_with_curves(args.experiment)
     base = "" if args.scaling else args.base[0] if args.base else "B"
     if not found or (base and base not in found):
         there = ", ".join(found) or "none"
@@ -155,7 +155,14 @@ def _of_experiment(args: argparse.Namespace) -> list[tuple[str, list[Path]]]:
             f"--experiment {args.experiment} has no runs of {base or 'pptrain'} in {base or 'pptrain'}/seed_N, but of: "
             f"{there}."
         )
-    return sorted(found.items(), key=lambda condition: condition[0] != base)
+    names = [base, *sharing_a_seed(found, base)] if base else [*found]
+    args.left_out = [name for name in found if name not in names]
+    if base and len(names) == 1:
+        raise UserError(f"--experiment {args.experiment}: no other condition has a seed of {base}'s yet.")
+    if unknown := [name for name in args.conditions or () if name not in names]:
+        raise UserError(f"--conditions {unknown[0]}: there is no run to compare of it; there are {', '.join(names)}.")
+    wanted = [name for name in names if name == base or not args.conditions or name in args.conditions]
+    return [(name, found[name]) for name in wanted]
 
 
 def _named(given: Sequence[str]) -> tuple[str, list[Path]]:

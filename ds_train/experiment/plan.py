@@ -7,8 +7,9 @@ from functools import cache
 from pathlib import Path
 
 from data_tools.base.errors import UserError
+from data_tools.compare.grid import runs_with_curves, sharing_a_seed
 from data_tools.search.splits import split_directory, split_file_name
-from ds_train.experiment.conditions import BASE, PPTRAIN, Condition
+from ds_train.experiment.conditions import BASE, BUILT_IN, PPTRAIN, Condition
 from ds_train.experiment.file import ExperimentFile
 from ds_train.experiment.sizes import Spent, spent_by
 from ds_train.experiment.steps import Records, Step
@@ -52,8 +53,11 @@ class Experiment:
     def steps(self) -> list[Step]:
         """All steps, in order. Lengths that follow from a pre-pretraining are set once that has ended."""
         steps = [*self.data(), *self._runs(), self._report()]
-        if self._is_comparable():
+        if len(compared := self._compared()) > 1:
             flags = ["--experiment", str(self.directory), "--out", str(self.directory / "comparison")]
+            if len(compared) > _MOST_DRAWN:
+                own = [name for name in compared[1:] if name in {condition.name for condition in self.conditions}]
+                flags += ["--conditions", *own[: _MOST_DRAWN - 1]]
             steps.append(self._tool("compare", self.directory / "comparison", flags, title="compare", always_run=True))
         return list({step.name: step for step in steps}.values())
 
@@ -115,11 +119,7 @@ class Experiment:
                 yield from first
                 if first:
                     yield self._evaluation(condition.pptrain, seed, first[0])
-                pack = self._pack(self.trainers.pretrain_pack(condition, seed))
-                flags = self.trainers.pretrain(condition, seed)
-                needs = [*self._documents_and_tokenizer(), pack, *first[-1:]]
-                trained = self._trainer(PRETRAIN, condition.name, seed, flags, needs, f"pretrain {condition.title}")
-                yield from (pack, trained, self._evaluation(condition.name, seed, trained))
+                yield from self._second_phase(condition, seed, first)
 
     def _first_phase(self, condition: Condition, seed: int) -> list[Step]:
         """The pre-pretraining, where a condition starts from it or has its size; then that on C4, with its pack."""
@@ -133,6 +133,14 @@ class Experiment:
         needs = [*self._documents_and_tokenizer(), pack, pptrain]
         title = f"{condition.name}'s first phase, on C4"
         return [pptrain, pack, self._trainer(PRETRAIN, condition.first_phase, seed, flags, needs, title)]
+
+    def _second_phase(self, condition: Condition, seed: int, first: Sequence[Step]) -> list[Step]:
+        """The pretraining with its pack, and its evaluation."""
+        pack = self._pack(self.trainers.pretrain_pack(condition, seed))
+        flags = self.trainers.pretrain(condition, seed)
+        needs = [*self._documents_and_tokenizer(), pack, *first[-1:]]
+        trained = self._trainer(PRETRAIN, condition.name, seed, flags, needs, f"pretrain {condition.title}")
+        return [pack, trained, self._evaluation(condition.name, seed, trained)]
 
     def _pptrain(self, condition: Condition, seed: int) -> Step:
         title = f"pre-pretraining{f' of {condition.pptrain_of}' if condition.pptrain_of else ''}"
@@ -179,23 +187,38 @@ class Experiment:
         )
 
     def _report(self) -> Step:
-        """The first seed's runs, drawn; compare draws all seeds."""
-        seed = self.seeds[0]
-        titles = {condition.name: condition.title for condition in self.conditions}
-        titles |= {c.pptrain: f"pre-pretraining {c.pptrain_of}".rstrip() for c in self.conditions if c.first_phase}
+        """The runs of one seed, drawn; compare draws all seeds."""
+        seed, conditions = self._drawn()
+        titles = {condition.name: condition.title for condition in conditions}
+        titles |= {c.pptrain: f"pre-pretraining {c.pptrain_of}".rstrip() for c in conditions if c.first_phase}
         titles = dict([*titles.items()][:_MOST_DRAWN])
         flags = [*(str(self.trainers.run(name, seed)) for name in titles), "--names", *titles.values()]
         flags += ["--evaluation", *(str(self.trainers.evaluation_file(name, seed)) for name in titles)]
         directory = self.directory / "report"
         return self._tool("plot_run", directory, [*flags, "--out", str(directory)], title="report", always_run=True)
 
-    def _is_comparable(self) -> bool:
-        """Whether the baseline and another condition have runs in this directory, or will have."""
-        names = {condition.name for condition in self.conditions}
-        names |= {
-            path.parent.name for path in self.directory.glob("*/seed_*") if not path.parent.name.startswith(PPTRAIN)
+    def _drawn(self) -> tuple[int, list[Condition]]:
+        """A seed, and all its conditions that this command runs or an earlier one has finished: the seed with most."""
+        known = {**BUILT_IN, **self.file.conditions}
+        in_order = [known[name] for name in dict.fromkeys([*self.file.conditions, *BUILT_IN])]
+        found = {
+            seed: [condition for condition in in_order if self._is_drawn(condition, seed)]
+            for seed in dict.fromkeys([*self.file.seeds, *self.seeds])
         }
-        return BASE in names and len(names) > 1
+        return max(found.items(), key=lambda item: len(item[1]))
+
+    def _is_drawn(self, condition: Condition, seed: int) -> bool:
+        if condition in self.conditions and seed in self.seeds:
+            return True
+        *_, evaluation = self._second_phase(condition, seed, self._first_phase(condition, seed))
+        return self.records.is_done(evaluation)
+
+    def _compared(self) -> list[str]:
+        """The conditions that have a run of a seed of the baseline's in this directory, or will have; it is first."""
+        runs = {name: [*found] for name, found in runs_with_curves(self.directory).items()}
+        for condition in self.conditions:
+            runs.setdefault(condition.name, []).extend(self.trainers.run(condition.name, seed) for seed in self.seeds)
+        return [BASE, *sharing_a_seed(runs, BASE)] if BASE in runs else []
 
     def _flags(self, section: str, without: str = "") -> list[str]:
         values = {name: value for name, value in self.file.section(section).items() if name != without}

@@ -7,16 +7,17 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from data_tools.base.files import write_json
+from data_tools.base.files import InUseError, exclusive, write_json
 from ds_train.ranks.signals import BURST_S, SIGNALS, STOP_FILE, ExitCode
 
 _POLL_S = 0.1
+_WAIT_S = 2.0  # between two looks at a step that another process runs
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,16 @@ class Records:
         record = {"fingerprint": step.fingerprint, "command": [*step.command], "seconds": round(seconds, 1)}
         write_json(path, record)
 
+    def claimed(self, step: Step) -> AbstractContextManager[None]:
+        """Hold a step inside the block; raises ``InUseError`` where another process runs it."""
+        return exclusive(self._directory / ".running" / step.name, "it will be waited for")
+
     def _path(self, step: Step) -> Path:
         return self._directory / f"{step.name}.json"
 
 
 def run_steps(plan: Callable[[], Sequence[Step]], records: Records) -> int:
-    """Run all steps in order, except those that are done.
+    """Run all steps in order, except those that are done. A step that another process runs is waited for.
 
     Args:
         plan: the steps; asked before each one, since what a step does may follow from the results of earlier ones.
@@ -91,24 +96,51 @@ def run_steps(plan: Callable[[], Sequence[Step]], records: Records) -> int:
     """
     began = time.monotonic()
     with _Runner() as runner:
-        number = 0
+        number, waits_for = 0, None
         while number < len(steps := plan()):
             if runner.is_asked:
                 return ExitCode.PREEMPTED
-            step, number = steps[number], number + 1
-            heading = f"{step.title} ({number} of {len(steps)})"
-            if records.is_done(step) and not step.always_run:
-                print(f"== done before: {heading}", flush=True)
-                continue
-            started = time.monotonic()
-            minutes, seconds = divmod(int(started - began), 60)
-            print(f"\n== {minutes}:{seconds:02d}  {heading}", flush=True)
-            if step.check:
-                step.check()
-            if code := runner.run(step):
-                return code
-            records.add(step, time.monotonic() - started)
+            step = steps[number]
+            heading = f"{step.title} ({number + 1} of {len(steps)})"
+            try:
+                if code := _run_step(step, heading, records, runner, began):
+                    return code
+            except InUseError as held:
+                if waits_for != step.name:
+                    print(f"\n== {_since(began)}  waiting for another process: {heading}\n{held}", flush=True)
+                waits_for = step.name
+                time.sleep(_WAIT_S)
+            else:
+                number += 1
     return 0
+
+
+def _run_step(step: Step, heading: str, records: Records, runner: "_Runner", began: float) -> int:
+    """Run a step unless it is done; returns its exit code."""
+
+    def is_done() -> bool:
+        if done := records.is_done(step) and not step.always_run:
+            print(f"== done before: {heading}", flush=True)
+        return done
+
+    if is_done():
+        return 0
+    with nullcontext() if step.always_run else records.claimed(step):
+        if is_done():  # by another process, since
+            return 0
+        started = time.monotonic()
+        print(f"\n== {_since(began)}  {heading}", flush=True)
+        if step.check:
+            step.check()
+        code = runner.run(step)
+        if not code:
+            records.add(step, time.monotonic() - started)
+        return code
+
+
+def _since(began: float) -> str:
+    minutes, seconds = divmod(int(time.monotonic() - began), 60)
+    return f"{minutes}:{seconds:02d}"
 
 
 class _Runner:

@@ -66,6 +66,23 @@ def test_an_experiment_is_compared_as_a_whole(grid, capsys):
     capsys.readouterr()
 
 
+def test_an_experiment_that_is_not_finished(grid, capsys):
+    """What has no seed in common with the baseline yet is left out, and so is what --conditions does not name."""
+    (grid / "alone" / "seed_9").parent.mkdir()
+    (grid / "alone" / "seed_9").symlink_to(grid / "A" / "seed_1")
+    main(["--experiment", str(grid), "--conditions", "X", "--out", str(grid / "out")])
+    assert "Note: alone has no run of a seed of B's and is left out." in capsys.readouterr().out
+    rows = list(csv.DictReader((grid / "out" / "comparison.csv").open()))
+    assert {(row["base"], row["run"]) for row in rows} == {("B", "X")}
+    for flags, message in (
+        (["--experiment", str(grid), "--conditions", "C"], "--conditions C: .*there are B, A, X"),
+        (["--experiment", str(grid), "--base", "alone"], "no other condition has a seed of alone's yet"),
+        (["--base", *runs(grid, "B"), "--run", *runs(grid, "A"), "--conditions", "A"], "--experiment DIR, which is"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main(flags)
+
+
 def test_picture(grid):
     names = ("B", "A", "X")
     conditions = [read_condition(name, [*map(grid.joinpath, runs(grid, name))], "heldout_c4_loss", "steps", False)

@@ -13,9 +13,11 @@ from ds_train import evaluate
 from ds_train.config.flags import parse_flags
 from ds_train.config.trainer_flags import GROUPS
 from ds_train.experiment import __main__, plan
-from ds_train.experiment.conditions import BUILT_IN
+from ds_train.experiment.conditions import BUILT_IN, chosen
+from ds_train.experiment.file import ExperimentFile
 from ds_train.experiment.steps import Step
 from tests.support.experiments import CONFIG, PPTRAINED, SHIPPED, TRAINING, experiment, write
+from tests.support.runs import write_run
 
 ALL = [*BUILT_IN]
 
@@ -78,6 +80,14 @@ def test_the_default_json_of_a_first_phase_on_c4_is_pptrains(tmp_path: Path, aft
     assert Path(flags(found["pptrain_on_c4/seed_1337"])["deepspeed_config"]).name == "pptrain.json"
 
 
+def test_a_finished_pre_pretraining_without_a_checkpoint_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan.Records, "is_done", lambda self, step: True)
+    with pytest.raises(UserError, match=r"has no checkpoint any more.* delete /scratch/steps/pptrain/seed_1337\.json"):
+        steps(write(tmp_path), conditions=["A", "B+"])
+
+
 def test_lengths_are_left_open_until_pre_pretraining_has_ended(tmp_path: Path) -> None:
     found = steps(write(tmp_path), conditions=["B", "B+", "N"])
     for name in ("B+/seed_1337", "pptrain_on_c4/seed_1337"):
@@ -108,6 +118,46 @@ def test_order_and_records(tmp_path: Path) -> None:
     assert one["evaluate/A/seed_2"].command[:3] == ["start", "evaluate", "/scratch/A/seed_2"]
     assert "--micro_batch=3" in one["evaluate/A/seed_1"].command
     assert other["A/seed_1"].command[:5] == ["srun", "-n", "2", "python", "ds_train/pretrain.py"]
+
+
+def drawn(step: Step) -> list[str]:
+    """The runs in a report."""
+    return [word.removeprefix("/scratch/") for word in step.command[3 : step.command.index("--names")]]
+
+
+def test_the_report_has_what_earlier_commands_have_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, scratch, done = write(tmp_path, seeds=[1, 2]), Path("/scratch"), set[str]()
+    monkeypatch.setattr(plan.Records, "is_done", lambda self, step: step.name in done)
+
+    def report(*names: str, seeds: list[int]) -> list[str]:
+        file = ExperimentFile(config, scratch)
+        one = plan.Experiment(file, scratch, ["start", "{}"], chosen(file.conditions, [*names]), seeds)
+        return drawn(next(step for step in one.steps() if step.name == "report"))
+
+    assert report("D", "B", seeds=[2]) == ["B/seed_2", "D/seed_2", "pptrain/seed_2"]
+    done |= {f"evaluate/{name}" for name in ("A/seed_1", "D/seed_1", "A/seed_2")}
+    assert report("C", seeds=[1]) == ["A/seed_1", "C/seed_1", "D/seed_1", "pptrain/seed_1"]
+    assert report("C", seeds=[2]) == ["A/seed_1", "D/seed_1", "pptrain/seed_1"], "seed 1 has as many, and comes first"
+    assert report("B", "C", seeds=[2]) == [f"{name}/seed_2" for name in ("A", "B", "C", "pptrain")]
+
+
+def test_what_can_be_compared_is(tmp_path: Path) -> None:
+    """In the end, with what other processes have by then; and never more than a picture can show."""
+    own = {f"x{n}": {"like": "B"} for n in range(9)}
+    config, scratch = write(tmp_path, seeds=[1, 2], conditions={"B": None, **own}), tmp_path / "scratch"
+
+    def compared(seeds: list[int], *names: str) -> list[str]:
+        file = ExperimentFile(config, scratch)
+        one = plan.Experiment(file, scratch, ["start", "{}"], chosen(file.conditions, [*names]), seeds)
+        return next((list(step.command[3:]) for step in one.steps() if step.name == "compare"), [])
+
+    whole = ["--experiment", str(scratch), "--out", str(scratch / "comparison")]
+    assert compared([1], "B", "x1") == whole and compared([1], "x1", "x2") == []
+    write_run(scratch / "B" / "seed_2", [], [{"step": step} for step in range(3)])
+    assert compared([1], "x1") == [] and compared([2], "x1") == whole
+    for name in own:
+        write_run(scratch / name / "seed_2", [], [{"step": step} for step in range(3)])
+    assert compared([2], "B", "x1") == [*whole, "--conditions", "x1"]
 
 
 def test_a_seed_is_all_that_differs_between_seeds(tmp_path: Path, after_pptrain: None) -> None:
@@ -173,6 +223,7 @@ def test_shipped_configs(path: Path) -> None:
         ({"seeds": [1, 1]}, "seeds is [1, 1], expected different whole numbers"),
         ({"seeds": 3}, "seeds is 3, expected"),
         ({"seeds": [1], "training": TRAINING | {"seed": 2}}, "training: seed is given beside seeds"),
+        ({"training": TRAINING | {"seed": "one"}}, "training: seed is 'one', expected a whole number"),
         ({"conditions": ["A", "E"]}, "condition E: like is missing"),
         ({"conditions": {"x": {"like": "Z"}}}, "there is no condition Z; there are A, B, C, D, B+, N"),
         ({"conditions": {"x": {"lik": "A"}}}, "condition x: 'lik' is nothing that a condition has; did you mean like?"),
@@ -213,6 +264,10 @@ def test_mistakes_are_named(tmp_path: Path, changed: dict[str, Any], message: st
         ),
         ({"training": TRAINING | {"model_name": "pythia-15m"}}, r"pptrain: .*pythia-15m"),
         ({"pptrain": {"start_stage": 5}}, r"pptrain: --start_stage 5 is beyond the last stage 4"),
+        (
+            {"pptrain": {"answers": "shuffled", "global_batch": 9, "micro_batch": 3}},
+            r"pptrain: --answers shuffled: .*9",
+        ),
         ({"pptrain": {"max_lookahead": 5}}, r"pptrain: --max_lookahead 5 contradicts"),
         ({"pretrain": CONFIG["pretrain"] | {"mixin_end": None}}, r"pretrain: .*linear needs --mixin_end"),
         ({"pretrain": CONFIG["pretrain"] | {"transfer": ["blocks"]}}, r"pretrain: .*need weights to start from"),

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from data_tools.base.errors import UserError
 from ds_train.experiment import steps
 from ds_train.experiment.steps import Records, Step, run_steps
+from tests.support.holding import holder_of
 from tests.support.waiting import wait_until
 
 
@@ -105,6 +107,28 @@ def test_what_a_step_does_may_follow_from_an_earlier_one(commands: Commands) -> 
 
     assert run_steps(plan, commands.records) == 0
     assert (commands.directory / "found").read_text() == "1\n"
+
+
+@pytest.mark.parametrize("has_succeeded", [False, True])
+def test_a_step_of_another_process_is_waited_for(
+    has_succeeded: bool, commands: Commands, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = commands.step("a"), commands.step("b")
+    holder, sleep = holder_of(commands.directory / "steps" / ".running" / "a"), time.sleep
+
+    def end_the_other(seconds: float) -> None:
+        if holder.poll() is None:
+            if has_succeeded:
+                (commands.directory / "a").touch()
+                commands.records.add(a, 1.0)
+            holder.communicate()
+        sleep(min(seconds, 0.01))
+
+    monkeypatch.setattr(time, "sleep", end_the_other)
+    assert commands.run(a, b) == 0
+    assert commands.ran == (["b"] if has_succeeded else ["a", "b"])
+    assert f"in use by process {holder.pid} on" in capsys.readouterr().out
+    assert not list((commands.directory / "steps" / ".running").glob("*")), "only what was held is left"
 
 
 def test_another_launcher_is_the_same_step(commands: Commands) -> None:
