@@ -27,7 +27,7 @@ def positions_on(logs: RunLogs, axis: str, steps: np.ndarray) -> np.ndarray:
     if missing:
         raise UserError(
             f"--axis {axis}: {logs.directory}/logs/train.jsonl has no column {missing[0]}; choose another of "
-            f"{' '.join(AXES)}."
+            f"{' '.join(name for name in AXES if name != axis)}."
         )
     amounts = logs.train[needed[0]]
     if axis == "c4_tokens":
@@ -36,7 +36,7 @@ def positions_on(logs: RunLogs, axis: str, steps: np.ndarray) -> np.ndarray:
     if axis in ("pflops", "gpu_hours") and not known[0]:  # a run of version 0.1 that was resumed
         raise UserError(
             f"--axis {axis}: {logs.directory} began before it was counted, and counts from a later step; choose "
-            f"another of {' '.join(AXES)}."
+            f"another of {' '.join(name for name in AXES if name != axis)}."
         )
     rows, amounts = np.append(0, logs.train["step"][known]), np.append(0, amounts[known])
     # A run may be evaluated between two rows of the log: its pace continues up to where the next one would be.
@@ -60,7 +60,10 @@ def pptrain_cost(logs: RunLogs, flags: dict[str, Any], axis: str) -> float:
         places = [Path(str(flags.get("scratch_dir") or "")) / first_phase, logs.directory.parent / first_phase]
     else:
         of_run = weights.parents[1] if weights.name.startswith("step_") and len(weights.parents) > 1 else weights
-        places = [of_run, logs.directory.parent / of_run.name]  # the second where both runs were moved
+        own = logs.directory.absolute()
+        # The others where both runs were moved, beside each other or as CONDITION/seed_N.
+        places = [of_run, own.parent / of_run.name, own.parent.parent.joinpath(*of_run.parts[-2:])]
+        places = [place for place in places if place != own]
     found = next((place for place in places if (place / "logs" / "train.jsonl").exists()), None)
     if found is None:
         raise UserError(

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from data_tools.base.errors import UserError
+from data_tools.base.text_table import pluralize
 from data_tools.compare.axes import positions_on, pptrain_cost
 from data_tools.compare.curves import Curve
 from data_tools.runs.logs import RunLogs
 from data_tools.runs.settings import load_settings
 
 _DEFAULT_SEED = 1337
+_ROUNDING = 1e-9
 _DECAYING = ("WarmupDecayLR", "WarmupCosineLR", "WarmupStableDecay")
 
 
@@ -88,9 +90,14 @@ def _curve(logs: RunLogs, metric: str, axis: str, charge: float) -> Curve:
         raise UserError(f"--metric {metric}: {logs.directory} has no value of it; its logs have {', '.join(known)}.")
     positions = positions_on(logs, axis, steps) + charge
     kept = np.isfinite(positions) & (positions > 0)  # what a run had before its first step is no result of it
-    kept &= np.append(True, np.diff(positions) > 0)
+    positions, values = positions[kept], values[kept]
+    # A step may spend nothing on an axis, such as one without a block of C4; but for rounding, that is.
+    before = np.maximum.accumulate(np.append(0, positions[:-1]))
+    kept = positions > before * (1 + _ROUNDING)
     if kept.sum() < 2:
-        raise UserError(f"{logs.directory} has {kept.sum()} values of {metric} after its start; two are needed.")
+        raise UserError(
+            f"{logs.directory} has {pluralize(int(kept.sum()), 'value')} of {metric} after its start; two are needed."
+        )
     is_share = "acc" in metric.split("_")
     return Curve(positions[kept], values[kept], charge, falls=not is_share)
 

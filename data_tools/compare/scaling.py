@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -11,6 +12,7 @@ from data_tools.compare.estimates import Estimate
 
 MIN_PROMOTIONS = 5  # a form of three parameters and a variance needs more points than these
 _NUM_RESAMPLES = 1000
+_FACTORS = (1 / 3, 3.0)  # of guesses
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,24 @@ def _fit(name: str, form: Form, costs: np.ndarray, lookaheads: np.ndarray) -> Fi
             predicted = form.predict(parameters(free), costs)
         return np.log(np.clip(predicted, 1e-9, 1e30)) - known  # a logarithm may be below 0 where it does not fit
 
-    guess = np.array(form.guess(costs, lookaheads), float)
-    found = least_squares(residuals, np.log(guess) if form.is_log else guess, x_scale="jac", max_nfev=2000)
+    starts = _starts(form, costs, lookaheads)
+    found = min(
+        (least_squares(residuals, start, x_scale="jac", max_nfev=500) for start in starts), key=lambda fit: fit.cost
+    )
     rest, number, free = float(2 * found.cost), len(costs), len(form.names) + 1  # and the variance
     correction = 2 * free * (free + 1) / (number - free - 1) if number > free + 1 else np.inf
     aicc = number * np.log(max(rest, 1e-300) / number) + 2 * free + correction
     values = dict(zip(form.names, map(float, parameters(found.x)), strict=True))
     return Fit(name, values, 1 - rest / float(((known - known.mean()) ** 2).sum()), float(aicc))
+
+
+def _starts(form: Form, costs: np.ndarray, lookaheads: np.ndarray) -> list[np.ndarray]:
+    """Free parameters to begin with. From one of them alone, a form of three may end in a local minimum."""
+    guess = np.array(form.guess(costs, lookaheads), float)
+    if not form.is_log:
+        return [guess]
+    factors = product([1.0], *[_FACTORS] * (len(guess) - 1))
+    return [np.log(guess), *(np.log(guess) + np.log(factor) for factor in factors)]
 
 
 def exponent(costs: np.ndarray, lookaheads: np.ndarray) -> Estimate:

@@ -65,7 +65,7 @@ def test_positions_between_and_after_rows(tmp_path):
 def test_a_log_without_the_axis(tmp_path, axis):
     rows = [{"step": 10, "loss": 5.0, "tokens": 1000}]
     run = write_run(tmp_path / "A", rows, evaluations([9, 5, 4]))
-    with pytest.raises(UserError, match=f"--axis {axis}: .*no column .*choose another of c4_tokens"):
+    with pytest.raises(UserError, match=f"--axis {axis}: .*no column .*choose another of (?!.*{axis}).*steps"):
         only_run(run, axis=axis)
 
 
@@ -75,6 +75,16 @@ def test_missing_and_nan_rows_are_left_out(tmp_path):
     losses = [None, 5.0, math.nan, 4.0, math.inf, 3.0]
     run = only_run(write_run(tmp_path / "A", rows, evaluations(losses)))
     assert run.curve.positions == pytest.approx([900, 2700, 4500]) and run.curve.values.tolist() == [5, 4, 3]
+
+
+def test_steps_that_spend_nothing_on_the_axis_are_left_out(tmp_path):
+    """A step without a block of C4 leaves the C4 tokens as they are, but for rounding."""
+    rows = [
+        {"step": n, "tokens": 1000 * n, "mixin_fraction": share} for n, share in enumerate((0, 1 / 2, 2 / 3, 1 / 4), 1)
+    ]
+    run = only_run(write_run(tmp_path / "A", rows, evaluations([9, 5, 4, 3, 2], every=1)))
+    assert run.curve.positions == pytest.approx([1000, 3000]) and run.curve.values.tolist() == [5, 2]
+    assert np.isfinite(run.curve.at(np.array([2000.0]))).all()
 
 
 @pytest.mark.parametrize("losses", [[], [9.0], [9.0, 5.0], [None, None]])
@@ -151,6 +161,18 @@ def test_a_run_that_was_moved_finds_the_first_phase_beside_it(started_from):
 
 def test_a_step_of_a_run_that_was_moved_is_found_beside_it(started_from):
     assert cost(started_from("/gone/pptrain/checkpoints/step_00000025", scratch="/gone")) == 2500
+
+
+def test_an_experiment_that_was_moved_finds_the_first_phase_of_the_seed(tmp_path):
+    """And does not take the run itself for its own first phase."""
+    checkpoint = "/gone/pptrain/seed_1/checkpoints/step_00000025"
+    run = write_run(
+        tmp_path / "A" / "seed_1", train_rows(4), evaluations([9, 5, 4]), settings=f"pptrain_checkpoint: {checkpoint}\n"
+    )  # fmt: skip
+    with pytest.raises(UserError, match="whose run is not at"):
+        cost(run)
+    write_run(tmp_path / "pptrain" / "seed_1", train_rows(5))
+    assert cost(run) == 2500
 
 
 def test_what_is_counted_from_a_later_step_is_no_axis(tmp_path):
