@@ -38,7 +38,7 @@ def status_table(directories: Sequence[Path], now: float, reference: Path | None
         runs |= found
     compared = RunFiles(reference, now) if reference else None
     if compared and (compared.last("stage") is None or compared.last("pflops") is None):
-        raise UserError(f"--reference {reference}: its log has no stage or no PFLOPs; give a run of pptrain with both.")
+        raise UserError(f"--reference {reference}: no log with stages and PFLOPs is there; give a run of pptrain.")
     return table_of([RunFiles(run, now) for run in runs], distinct_names([*runs]), compared)
 
 

@@ -27,6 +27,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--{name} {path}: expected a file in a directory that exists; make it first.")
     if args.output and (args.all_checkpoints or len(args.checkpoint) > 1):
         raise UserError("--output holds the results of one checkpoint; give --csv FILE for several.")
+    if args.tasks_dir and not args.tasks:
+        raise UserError("--tasks_dir is where --tasks are looked for; give their names.")
     from ds_train.phases.scores import score  # takes seconds
 
     return score(args)

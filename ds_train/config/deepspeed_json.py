@@ -222,7 +222,10 @@ def _apply_overrides(
         put("decay_steps", "WarmupStableDecay", "scheduler.type", given=str(flags.decay_steps))
         put("decay_steps", flags.decay_steps)
     elif flags.decay_steps is not None:
-        problems.add(f"--decay_steps ends the constant rate of WarmupLR, but scheduler.type is {kind!r}; leave it out.")
+        problems.add(
+            f"--decay_steps ends the constant rate of WarmupLR, but scheduler.type is {kind!r}; leave it out, or "
+            "give a --deepspeed_config with a constant rate, such as ds_configs/pptrain.json."
+        )
     if kind == "WarmupCosineLR":
         put("min_lr_ratio", min_lr_ratio, "scheduler.params.cos_min_ratio")
     elif min_lr_ratio is not None:

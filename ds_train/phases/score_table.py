@@ -38,10 +38,8 @@ class ScoreTable:
                     f"--csv {path} is no table of evaluate, with path, hash and settings; give another file."
                 )
             if row[_SETTINGS] != self._settings:
-                raise UserError(
-                    f"--csv {path} has results for {row[_SETTINGS]}, and these would be for {self._settings}; give "
-                    "another file."
-                )
+                differing = " and ".join(_differences(row[_SETTINGS], self._settings))
+                raise UserError(f"--csv {path} has results with {differing}; give another file.")
 
     def has(self, weights: Weights) -> bool:
         """Whether there is a row of these weights; a checkpoint that was replaced since has none."""
@@ -62,6 +60,16 @@ class ScoreTable:
         writer.writerows(self._rows)
         with whole_file(self._path) as file:
             file.write(text.getvalue().encode())
+
+
+def _differences(there: str, here: str) -> list[str]:
+    """How recorded settings differ from these, setting by setting."""
+    try:
+        one, other = json.loads(there), json.loads(here)
+        differing = [name for name in {**other, **one} if one.get(name) != other.get(name)]
+    except (ValueError, AttributeError):
+        return ["settings that cannot be read"]
+    return [f"{name} {one.get(name, 'not given')} ({other.get(name, 'not given')} here)" for name in differing]
 
 
 def _counts(weights: Weights) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def test_compute_is_compared_at_the_same_stage(tmp_path: Path) -> None:
     reference = write("reference", [1, 1, 2, 2, 3, 3], 2.0)  # stage 3 after 10
     assert line_of(write("dear", [1, 2, 3, 3], 5.0), reference=reference)["PFLOPs / reference"] == "1.50"
     assert "PFLOPs / reference" not in line_of(write("ahead", [1, 4], 5.0), reference=reference)
-    with pytest.raises(UserError, match="has no stage or no PFLOPs"):
+    with pytest.raises(UserError, match="no log with stages and PFLOPs is there"):
         line_of(reference, reference=write_run(tmp_path / "other", pretrain_rows([1])))
 
 

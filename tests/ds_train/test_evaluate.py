@@ -84,6 +84,11 @@ def test_a_run_without_a_complete_checkpoint_is_reported_what_it_lacks(tmp_path:
         evaluate.main([str(tmp_path / "run"), "--scratch_dir", str(tmp_path)])
 
 
+def test_a_place_of_tasks_without_tasks_is_refused() -> None:
+    with pytest.raises(UserError, match="--tasks_dir is where --tasks are looked for"):
+        evaluate.main(["run", "--scratch_dir", "x", "--tasks_dir", "y"])
+
+
 def test_another_number_of_ranks_is_refused() -> None:
     with pytest.raises(UserError, match="--num_ranks 2, but no launcher started 1"):
         evaluate.main(["run", "--scratch_dir", "x", "--num_ranks", "2"])

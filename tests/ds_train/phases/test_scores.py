@@ -85,7 +85,7 @@ def test_a_repeated_command_adds_what_is_missing_and_passes_over_what_is_damaged
     [
         (
             ["--csv", "all.csv", "--dtype", "bf16"],
-            r'has results for .*"dtype": "fp32".* would be for .*"dtype": "bf16"',
+            r"has results with dtype fp32 \(bf16 here\); give another file",
         ),
         (["--csv", "foreign.csv"], r"foreign.csv is no table of evaluate"),
         (["--output", "x.json"], r"--output holds the results of one checkpoint; give --csv"),
