@@ -26,7 +26,8 @@ CONFIG is a YAML file with sections of flags:
     evaluate    for evaluate.py
     seeds       such as [1, 2, 3] (default: the seed under training)
     conditions  such as [A, B, D] (default: A B C), or names of your own with "like: A", a "title", and flags under
-                "pptrain" and "pretrain" that differ from A's
+                "pptrain" and "pretrain" that differ from A's. "replay_run: A" under "pptrain", with "curriculum:
+                replay", replays A's pre-pretraining of the same seed
 
 Runs are in DIR/CONDITION/seed_N and DIR/pptrain/seed_N. Finished steps are recorded in DIR/steps and not run again.
 After a signal (exit code 85), STOP (86) or an error, the same command continues, also with another launcher or number
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
     experiment = Experiment(file, directory, shlex.split(args.launcher), conditions, seeds)
     if args.clean:
-        clean(experiment)
+        clean(experiment, is_dry_run=args.dry_run)
         return 0
     experiment.check_data()
     forecasts = check_and_forecast(experiment)

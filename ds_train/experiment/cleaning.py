@@ -10,8 +10,11 @@ from ds_train.experiment.plan import Experiment
 from ds_train.model.footprint import GIB
 
 
-def clean(experiment: Experiment) -> None:
+def clean(experiment: Experiment, *, is_dry_run: bool = False) -> None:
     """Ask, then delete the other checkpoints of all runs that are done; logs and reports stay.
+
+    Args:
+        is_dry_run: show what would be deleted, and neither ask nor delete.
 
     Raises:
         UserError: nobody answers.
@@ -30,6 +33,8 @@ def clean(experiment: Experiment) -> None:
         print("no finished run has a checkpoint that could go")
         return
     print(aligned(rows))
+    if is_dry_run:
+        return
     try:
         answer = input(f"Delete these, {total / GIB:,.2f} GiB? The last one of each run stays. [y/N] ")
     except EOFError:

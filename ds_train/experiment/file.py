@@ -16,8 +16,8 @@ _FLAG_SECTIONS = ("splits", "corpus", "tokenizer", "pack", "training", "pptrain"
 _SECTIONS = (*_FLAG_SECTIONS, "conditions", "seeds")
 _SET_HERE = {
     *names_with_role(GROUPS["pretrain"], "launch"),
-    *("scratch_dir", "run_name", "pptrain_checkpoint", "pptrain_run", "data_dir", "pack_dir", "tokenizer"),
-    *("num_ranks", "num_nodes", "num_blocks", "total_blocks", "effective_batch", "corpus", "extra", "out"),
+    *("scratch_dir", "run_name", "pptrain_checkpoint", "pptrain_run", "branch_from", "data_dir", "pack_dir"),
+    *("tokenizer", "num_ranks", "num_nodes", "num_blocks", "total_blocks", "effective_batch", "corpus", "extra", "out"),
     *("split", "output", "half"),
 }
 

@@ -73,6 +73,9 @@ def _check(experiment: Experiment, condition: Condition) -> _Checked:
     if condition.first_phase or condition.has_total_compute:
         with experiment.file.naming(PPTRAIN):
             pptrain = check_early(PPTRAIN, trainers.pptrain(condition, seed), lookahead, has_weights=False)
+            if other := trainers.replayed(condition):  # it is as long
+                replayed = check_early(PPTRAIN, trainers.pptrain(other, seed), lookahead, has_weights=False)
+                pptrain = replace(pptrain, cadence=replayed.cadence)
     with experiment.file.naming(PRETRAIN):
         if condition.first == "c4":
             c4_phase = check_early(PRETRAIN, trainers.c4_phase(condition, seed), lookahead, has_weights=False)

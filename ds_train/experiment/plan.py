@@ -78,7 +78,9 @@ class Experiment:
         for step in self.data():
             _, module, *flags = shlex.split(f"- {step.cache_key}")
             with self.file.naming(step.title):
-                tools[module].parse(flags)
+                args = tools[module].parse(flags)
+                if module == "build_pretrain" and not args.val_blocks:
+                    raise UserError("val_blocks is 0, and conditions are compared by their loss on these blocks.")
 
     def _splits_directory(self) -> Path:
         splits = self.file.section("splits")
@@ -116,6 +118,8 @@ class Experiment:
         for seed in self.seeds:
             for condition in self.conditions:
                 first = self._first_phase(condition, seed)
+                if first and (other := self.trainers.replayed(condition)):
+                    yield self._pptrain(other, seed)
                 yield from first
                 if first:
                     yield self._evaluation(condition.pptrain, seed, first[0])
@@ -144,8 +148,10 @@ class Experiment:
 
     def _pptrain(self, condition: Condition, seed: int) -> Step:
         title = f"pre-pretraining{f' of {condition.pptrain_of}' if condition.pptrain_of else ''}"
-        flags = self.trainers.pptrain(condition, seed)
-        return self._trainer(PPTRAIN, condition.pptrain, seed, flags, self._documents_and_tokenizer(), title)
+        flags, needs = self.trainers.pptrain(condition, seed), self._documents_and_tokenizer()
+        if other := self.trainers.replayed(condition):
+            needs.append(self._pptrain(other, seed))
+        return self._trainer(PPTRAIN, condition.pptrain, seed, flags, needs, title)
 
     def _spent(self, condition: Condition, seed: int) -> Spent | None:
         pptrain = self._pptrain(condition, seed)
@@ -171,7 +177,8 @@ class Experiment:
         world, seed = World(0, 0, 1), self.seeds[0]
         for condition in self.conditions:
             if condition.first_phase:
-                pptrain.prepare(self.trainers.pptrain(condition, seed), world)
+                if not self.trainers.replayed(condition):  # which does not exist yet
+                    pptrain.prepare(self.trainers.pptrain(condition, seed), world)
             elif self.trainers.pretrain_pack(condition, seed) == self.trainers.pack:  # others do not exist yet
                 pretrain.prepare(self.trainers.pretrain(condition, seed), world)
 

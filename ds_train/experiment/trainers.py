@@ -12,7 +12,7 @@ from ds_train import evaluate
 from ds_train.config.deepspeed_json import default_json
 from ds_train.config.flags import flags_known_to, parse_flags
 from ds_train.config.trainer_flags import GROUPS
-from ds_train.experiment.conditions import PPTRAIN, Condition
+from ds_train.experiment.conditions import BUILT_IN, PPTRAIN, Condition
 from ds_train.experiment.file import ExperimentFile
 from ds_train.experiment.sizes import Spent
 
@@ -46,6 +46,7 @@ class Trainers:
 
     def __init__(self, file: ExperimentFile, directory: Path, spent: Callable[[Condition, int], Spent | None]) -> None:
         self._file, self._directory, self.spent = file, directory, spent
+        self._known = {**BUILT_IN, **file.conditions}
         for phase in (PPTRAIN, PRETRAIN):
             known = flags_known_to(GROUPS[phase])
             for section in ("training", phase):
@@ -66,8 +67,27 @@ class Trainers:
         self._defaults = {name: shared[name] for name in ("total_steps", "global_batch")}
         self.pack = Pack("c4_packed", "first", shared["total_steps"] * shared["global_batch"])
 
+    def replayed(self, condition: Condition) -> Condition | None:
+        """The condition whose pre-pretraining that of this one replays, seed by seed; None without any, or for a path.
+
+        Raises:
+            UserError: it is the same pre-pretraining, or replays another one itself.
+        """
+        other = self._known.get(str(self._values(PPTRAIN, condition).get("replay_run")))
+        if other and (other.pptrain == condition.pptrain or "replay_run" in self._values(PPTRAIN, other)):
+            raise UserError(
+                f"{self._file.path}: condition {condition.name}: replay_run {other.name} is no pre-pretraining that it "
+                "can replay; name a condition with another one, which replays none."
+            )
+        return other
+
     def pptrain(self, condition: Condition, seed: int) -> list[str]:
-        return self._arguments(PPTRAIN, self._values(PPTRAIN, condition) | self._own(condition.pptrain, seed))
+        values = self._values(PPTRAIN, condition)
+        if other := self.replayed(condition):
+            if "max_steps" not in condition.flags.get(PPTRAIN, {}):  # it is as long as the other
+                values.pop("max_steps", None)
+            values["replay_run"] = self.run(other.pptrain, seed)
+        return self._arguments(PPTRAIN, values | self._own(condition.pptrain, seed))
 
     def c4_phase(self, condition: Condition, seed: int) -> list[str]:
         """As many tokens of C4 as the pre-pretraining had, with its rate, warm-up and batch."""

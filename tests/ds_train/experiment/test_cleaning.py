@@ -46,6 +46,7 @@ def test_last_and_kept_checkpoints_stay(
 
 
 def test_nothing_is_deleted_without_a_yes(grid: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    clean(grid, is_dry_run=True)
     monkeypatch.setattr("builtins.input", lambda text: "")
     clean(grid)
 

@@ -15,6 +15,7 @@ from ds_train.config.trainer_flags import GROUPS
 from ds_train.experiment import __main__, plan
 from ds_train.experiment.conditions import BUILT_IN, chosen
 from ds_train.experiment.file import ExperimentFile
+from ds_train.experiment.forecast import check_and_forecast
 from ds_train.experiment.steps import Step
 from tests.support.experiments import CONFIG, PPTRAINED, SHIPPED, TRAINING, experiment, write
 from tests.support.runs import write_run
@@ -185,6 +186,28 @@ def test_conditions_of_ones_own(tmp_path: Path, after_pptrain: None) -> None:
     assert flags(found["longer/seed_1337"])["pack_dir"] == "/scratch/data/c4_packed_800"
 
 
+def test_a_condition_replays_the_pre_pretraining_of_another(tmp_path: Path) -> None:
+    """Of the same seed, and as long as it turns out to be."""
+    shuffled = {"answers": "shuffled", "curriculum": "replay", "replay_run": "A"}
+    own = {"sh": {"like": "A", "pptrain": shuffled}, "B": None}
+    config = write(tmp_path, training=TRAINING, seeds=[1, 2], conditions=own)
+    found = steps(config)
+    assert [name for name in found if name.startswith("pptrain")] == [
+        "pptrain/seed_1", "pptrain_sh/seed_1", "pptrain/seed_2", "pptrain_sh/seed_2"
+    ]  # fmt: skip
+    for seed in (1, 2):
+        replay = found[f"pptrain_sh/seed_{seed}"]
+        assert flags(replay)["replay_run"] == f"/scratch/pptrain/seed_{seed}" and flags(replay)["max_steps"] is None
+        assert f"pptrain/seed_{seed}" in [step.name for step in replay.needs]
+    longest = {one.run: one.steps for one in check_and_forecast(experiment(config, tmp_path / "scratch"))}
+    assert longest["pptrain_sh/seed_2"] == longest["pptrain_sh/seed_1"] == 100
+    for name in ("sh", "again"):
+        again = {"like": "A", "pptrain": {"curriculum": "replay", "replay_run": name}}
+        conditions = {"sh": {"like": "A", "pptrain": shuffled | {"replay_run": name}}, "again": again}
+        with pytest.raises(UserError, match=rf"condition \w+: replay_run {name} is no pre-pretraining that it can"):
+            steps(write(tmp_path, conditions=conditions))
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configs(path: Path) -> None:
     """Each command takes the flags that it is given; the pack holds what B reads."""
@@ -210,6 +233,7 @@ def test_shipped_configs(path: Path) -> None:
         ({"pretrain": {"totl_steps": 1}}, "pretrain: 'totl_steps' is no flag; did you mean total_steps?"),
         ({"training": {"total_steps": 1}}, "training: 'total_steps' is no flag"),
         ({"pptrain": {"lr": "fast"}}, "config.yaml: pptrain: argument --lr: invalid float value: 'fast'"),
+        ({"pretrain": {"branch_from": "x"}}, "pretrain: branch_from is set by the experiment itself"),
         ({"pretrain": {"run_name": "x"}}, "pretrain: run_name is set by the experiment itself"),
         ({"pretrain": {"seed": 2}}, "pretrain: seed is shared by all runs; give it under training"),
         ({"pretrain": {}}, "global_batch is missing"),
@@ -249,6 +273,7 @@ def test_mistakes_are_named(tmp_path: Path, changed: dict[str, Any], message: st
             {"splits": CONFIG["splits"] | {"eval_sise": 9}},
             r"splits: unknown flag --eval_sise; did you mean --eval_size",
         ),
+        ({"pack": {"val_blocks": 0}}, r"pack: val_blocks is 0, and conditions are compared by their loss"),
         ({"pack": {"val_blocks": -1}}, r"pack: .*--val_blocks: expected a whole number"),
         ({"corpus": {"documents": 0}}, r"corpus: .*--documents: expected a whole number"),
         (
