@@ -207,10 +207,10 @@ def test_unknown_flags_and_wrong_kinds(scratch: Path, flag: str) -> None:
 
 @pytest.mark.launch
 def test_exit_code_and_one_message_through_the_launcher(scratch: Path) -> None:
-    flags = [*tiny.flags(scratch, precision=None), "--global_batch", "9", "--micro_batch", "4"]
+    flags = [*tiny.flags(scratch, precision=None), *BATCH, "--lr", "-1"]
     done = launch("ds_train/pptrain.py", *flags, num_ranks=2, through_launcher=True)
     assert done.returncode == 1
-    assert done.stdout.count("error: global batch 9") == 1
+    assert done.stdout.count("error: --lr is -1") == 1
     assert "Traceback" not in done.stdout
 
 
