@@ -20,6 +20,7 @@ TESTED_IN = {
     "data_tools.compare.axes": "data_tools/compare/test_conditions",
     "data_tools.compare.drawing": "data_tools/compare/test_results",
     "data_tools.compare.estimates": "data_tools/compare/test_comparison",
+    "data_tools.compare.grid": "data_tools/compare/test_results",
     "data_tools.compare.promotions": "data_tools/compare/test_results",
     "data_tools.compare.scaling_report": "data_tools/compare/test_results",
     "data_tools.compare.verdict": "data_tools/compare/test_comparison",
@@ -43,7 +44,6 @@ TESTED_IN = {
     "ds_train.config.phase_flags": "ds_train/config/test_flags",
     "ds_train.config.trainer_flags": "ds_train/config/test_flags",
     "ds_train.experiment.conditions": "ds_train/experiment/test_plan",
-    "ds_train.experiment.file": "ds_train/experiment/test_plan",
     "ds_train.experiment.forecast": "ds_train/experiment/test_results",
     "ds_train.experiment.sizes": "ds_train/experiment/test_results",
     "ds_train.experiment.trainers": "ds_train/experiment/test_plan",
@@ -57,12 +57,10 @@ TESTED_IN = {
     "ds_train.phases.score_table": "ds_train/phases/test_scores",
     "ds_train.pptrain": "system/test_entry_points",
     "ds_train.pretrain": "system/test_entry_points",
-    "ds_train.ranks.entry": "ds_train/ranks/test_watchdog",
     "ds_train.run.fingerprints": "ds_train/config/test_flags",
     "ds_train.run.precision": "ds_train/model/test_tf32",
     "ds_train.run.inputs": "ds_train/run/test_bad_input",
     "ds_train.run.start": "ds_train/run/test_assembly",
-    "ds_train.training.phase": "ds_train/training/test_loop",
 }
 TESTS = {path: path.read_text() for path in sorted((REPOSITORY / "tests").rglob("*.py"))}
 

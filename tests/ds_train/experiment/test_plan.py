@@ -17,7 +17,7 @@ from ds_train.experiment.conditions import BUILT_IN, chosen
 from ds_train.experiment.file import ExperimentFile
 from ds_train.experiment.forecast import check_and_forecast
 from ds_train.experiment.steps import Step
-from tests.support.experiments import CONFIG, PPTRAINED, SHIPPED, TRAINING, experiment, write
+from tests.support.experiments import PPTRAINED, SHIPPED, TRAINING, experiment, write
 from tests.support.runs import write_run
 
 ALL = [*BUILT_IN]
@@ -224,87 +224,6 @@ def test_shipped_configs(path: Path) -> None:
     assert set(parsed) == set(parsers)
     assert pack.num_blocks == b["total_steps"] * b["global_batch"]
     assert (pack.seq_len, pack.tokenizer) == (b["seq_len"], b["tokenizer"])
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"trainig": {}}, "'trainig' is no section; did you mean training?"),
-        ({"pretrain": {"totl_steps": 1}}, "pretrain: 'totl_steps' is no flag; did you mean total_steps?"),
-        ({"training": {"total_steps": 1}}, "training: 'total_steps' is no flag"),
-        ({"pptrain": {"lr": "fast"}}, "config.yaml: pptrain: argument --lr: invalid float value: 'fast'"),
-        ({"pretrain": {"branch_from": "x"}}, "pretrain: branch_from is set by the experiment itself"),
-        ({"pretrain": {"run_name": "x"}}, "pretrain: run_name is set by the experiment itself"),
-        ({"pretrain": {"seed": 2}}, "pretrain: seed is shared by all runs; give it under training"),
-        ({"pretrain": {}}, "global_batch is missing"),
-        ({"pretrain": CONFIG["pretrain"] | {"eval_every": 50}}, "eval_every 50 gives one evaluation in 50 steps"),
-        ({"tokenizer": None}, "tokenizer is missing"),
-        ({"tokenizer": {"vocab_size": 300}}, "tokenizer needs documents to be trained on"),
-        ({"corpus": {}, "pack": {"source": "x"}}, "both choose the documents"),
-        ({"splits": {"max_input_size": 24}}, "max_lookahead, seed missing"),
-        ({"training": 3}, "training is 3, expected flags"),
-        ({"evaluate": {"micro_batch": 0}}, "--micro_batch: expected a whole number"),
-        ({"seeds": [1, 1]}, "seeds is [1, 1], expected different whole numbers"),
-        ({"seeds": 3}, "seeds is 3, expected"),
-        ({"seeds": [1], "training": TRAINING | {"seed": 2}}, "training: seed is given beside seeds"),
-        ({"training": TRAINING | {"seed": "one"}}, "training: seed is 'one', expected a whole number"),
-        ({"conditions": ["A", "E"]}, "condition E: like is missing"),
-        ({"conditions": {"x": {"like": "Z"}}}, "there is no condition Z; there are A, B, C, D, B+, N"),
-        ({"conditions": {"x": {"lik": "A"}}}, "condition x: 'lik' is nothing that a condition has; did you mean like?"),
-        ({"conditions": {"data": {"like": "A"}}}, "condition 'data' has no name for its directory"),
-        ({"conditions": {"a/b": {"like": "A"}}}, "condition 'a/b' has no name for its directory"),
-        ({"conditions": {"x": {"like": "B", "pretrain": {"mixin_percent": 1}}}}, "mixin_percent is given, but B reads"),
-        ({"conditions": {"x": {"like": "B", "pptrain": {"lr": 1}}}}, "pptrain is given, but B starts from random"),
-        ({"conditions": {"x": {"like": "A", "pretrain": {"seed": 1}}}}, "condition x: pretrain: seed is shared"),
-        ({"conditions": {"x": {"like": "A", "pretrain": {"lrr": 1}}}}, "condition x: pretrain: 'lrr' is no flag"),
-        ({"conditions": 3}, "conditions are 3, expected names"),
-    ],
-)
-def test_mistakes_are_named(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as error:
-        steps(write(tmp_path, **changed))
-    assert message in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        (
-            {"splits": CONFIG["splits"] | {"eval_sise": 9}},
-            r"splits: unknown flag --eval_sise; did you mean --eval_size",
-        ),
-        ({"pack": {"val_blocks": 0}}, r"pack: val_blocks is 0, and conditions are compared by their loss"),
-        ({"pack": {"val_blocks": -1}}, r"pack: .*--val_blocks: expected a whole number"),
-        ({"corpus": {"documents": 0}}, r"corpus: .*--documents: expected a whole number"),
-        (
-            {"corpus": {}, "tokenizer": {"vocab_size": 9}},
-            r"tokenizer: .*--vocab_size: expected a whole number in \[257",
-        ),
-        ({"training": TRAINING | {"lr": -1}}, r"--lr is -1"),
-        ({"training": TRAINING | {"seq_len": 0}}, r"--seq_len is 0"),
-        ({"training": TRAINING | {"micro_batch": 0}}, r"--micro_batch is 0"),
-        (
-            {"training": TRAINING | {"deepspeed_config": {"optimiser": {}}}},
-            r"'optimiser' is not known; did you mean optimizer",
-        ),
-        ({"training": TRAINING | {"model_name": "pythia-15m"}}, r"pptrain: .*pythia-15m"),
-        ({"pptrain": {"start_stage": 5}}, r"pptrain: --start_stage 5 is beyond the last stage 4"),
-        (
-            {"pptrain": {"answers": "shuffled", "global_batch": 9, "micro_batch": 3}},
-            r"pptrain: --answers shuffled: .*9",
-        ),
-        ({"pptrain": {"max_lookahead": 5}}, r"pptrain: --max_lookahead 5 contradicts"),
-        ({"pretrain": CONFIG["pretrain"] | {"mixin_end": None}}, r"pretrain: .*linear needs --mixin_end"),
-        ({"pretrain": CONFIG["pretrain"] | {"transfer": ["blocks"]}}, r"pretrain: .*need weights to start from"),
-    ],
-)
-def test_a_dry_run_checks_what_every_command_will(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
-    """Among them what the trainers would only find after the documents are packed."""
-    config = write(tmp_path, **({"training": TRAINING} | changed))
-    for flags in (["--dry_run"], []):
-        with pytest.raises(UserError, match=message):
-            __main__.main([str(config), str(tmp_path / "scratch"), *flags])
-    assert not (tmp_path / "scratch").exists()
 
 
 def test_a_dry_run_shows_all_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
