@@ -34,8 +34,8 @@ STATES: dict[str, tuple[Any, str, int]] = {
     "model building": (start, "fresh_engine", 1),
     "loader start-up": (stream.Stream, "restart", 1),
     "waiting for the first batch": (stream.Stream, "next", 1),
-    "first evaluation": (evaluation, "pack", 1),
-    "a later evaluation": (evaluation, "pack", 5),
+    "first evaluation": (evaluation, "_run", 1),
+    "a later evaluation": (evaluation, "_run", 5),
     "a step": (loop, "train_step", 5),
     "a save": (checkpoint.StateCollector, "save", 1),
     "writing behind training": (checkpoint, "write_file", 1),
@@ -46,6 +46,7 @@ STATES: dict[str, tuple[Any, str, int]] = {
 def main() -> int:
     runs_file = next(argument for argument in sys.argv[1:] if not argument.startswith("--"))
     preemption.install_handlers()
+    preemption._LOOK_S = 0.0  # a STOP file is seen by the next look
     for run in json.loads(Path(runs_file).read_text()):
         codes = []
         with interrupted(run):
