@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import sysconfig
 import threading
 from pathlib import Path
 from types import FrameType
@@ -10,6 +11,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _world
 
 from data_tools.base.transfers import bytes_transferred
+
+_PYTHON = sysconfig.get_path("stdlib")
 
 
 def collectives_launched() -> int:
@@ -29,18 +32,22 @@ def _launched_in(group: dist.ProcessGroup) -> int:
 
 
 def main_thread_place() -> str:
-    """File and line of the main thread's innermost frame outside torch."""
+    """File and line of the main thread's innermost frame outside torch and Python's library."""
     # CPython before 3.12 deadlocks when its garbage collector runs inside this call (python/cpython issue 106883).
     was_enabled = gc.isenabled()
     gc.disable()
     frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
     if was_enabled:
         gc.enable()
-    while frame is not None and "/torch/" in frame.f_code.co_filename:
+    while frame is not None and _is_foreign(frame.f_code.co_filename):
         frame = frame.f_back
     if frame is None:
         return "an unknown place"
     return f"{'/'.join(frame.f_code.co_filename.rsplit('/', 2)[-2:])}:{frame.f_lineno}"
+
+
+def _is_foreign(file: str) -> bool:
+    return "/torch/" in file or file.startswith((_PYTHON, "<"))  # "<frozen importlib"
 
 
 def bytes_moved() -> int:

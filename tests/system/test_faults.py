@@ -22,9 +22,9 @@ def _arguments(scratch: Path, name: str, *more: str) -> list[str]:
     return [*tiny.flags(scratch), *flags, *more]
 
 
-def _campaign(*arguments: str) -> dict[str, dict[str, int]]:
+def _campaign(name: str, *arguments: str) -> dict[str, dict[str, int]]:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.system.fault_campaign", *arguments],
+        [sys.executable, "-m", f"tests.system.{name}", *arguments],
         cwd=REPOSITORY, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]
@@ -33,7 +33,7 @@ def _campaign(*arguments: str) -> dict[str, dict[str, int]]:
 
 @pytest.mark.launch
 def test_killed_inside_saves_and_at_random_instants() -> None:
-    results = _campaign("--operations", "3", "--kills", "4")
+    results = _campaign("fault_campaign", "--operations", "3", "--kills", "4")
     for phase in ("pptrain", "pretrain"):
         assert results[f"{phase} operations"] == {"killed, equal": 3}
         assert results[f"{phase} kills"]["kill"] >= 2
@@ -43,8 +43,17 @@ def test_killed_inside_saves_and_at_random_instants() -> None:
 @pytest.mark.slow
 @pytest.mark.launch
 def test_killed_at_every_file_operation() -> None:
-    results = _campaign("--operations", "all", "--kills", "40")
+    results = _campaign("fault_campaign", "--operations", "all", "--kills", "40")
     assert all(set(counts) <= {"killed, equal", "kill", "run equal"} for counts in results.values())
+
+
+@pytest.mark.slow
+@pytest.mark.launch
+def test_stopped_at_random_instants() -> None:
+    """A pause of all ranks changes nothing; a rank or a loader worker that stays stopped is named."""
+    results = _campaign("pause_campaign", "--pauses", "6", "--stops", "8", "--workers", "4")
+    assert results["pauses"] == {"ended well": 6, "equal": 6}
+    assert results["stops"]["named"] >= 4 and results["workers"]["named"] >= 1
 
 
 @pytest.mark.launch

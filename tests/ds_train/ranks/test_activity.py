@@ -42,20 +42,17 @@ def test_bytes_of_reads_and_writes_count(tmp_path: Path) -> None:
     assert bytes_moved() - before >= 1 << 30
 
 
-def test_the_place_is_outside_torch() -> None:
-    """The main thread waits in a file of torch; another one looks."""
+def test_the_place_is_outside_torch_and_python() -> None:
+    """The main thread waits in a file of torch, which has called Python's library; another one looks."""
     torchs: dict[str, Callable[..., None]] = {}
-    code = "def wait(waits, looked): waits.release(); looked.acquire()"
+    code = "def wait(waits, looked): waits.set(); looked.wait()"
     exec(compile(code, "/anywhere/torch/distributed/waiting.py", "exec"), torchs)
-    waits, looked = threading.Lock(), threading.Lock()
-    waits.acquire()
-    looked.acquire()
-    places = []
+    waits, looked, places = threading.Event(), threading.Event(), []
 
     def look() -> None:
-        waits.acquire()
+        waits.wait()
         places.append(main_thread_place())
-        looked.release()
+        looked.set()
 
     threading.Thread(target=look).start()
     torchs["wait"](waits, looked)
