@@ -106,13 +106,16 @@ class Watchdog:
         """End this process, and on rank 0 first all others; but a rank that has an error raises it itself."""
         is_own = end.code == ExitCode.ERROR and self._beat.failure is not None
         was_told = not self._world.is_main and self._heard[0].verdict == end
+        if self._world.is_main:
+            self._beat.verdict = end
+            with contextlib.suppress(RuntimeError):
+                self._publish()
         if not is_own and not was_told:
             again = ". Start the same command again: a run continues from its last checkpoint."
             text = end.reason + (again if end.code == ExitCode.RANK_LOST else "")
-            os.write(2, f"error: {text}\n".encode())
+            with contextlib.suppress(OSError):  # nobody reads any more
+                os.write(2, f"error: {text}\n".encode())
         if self._world.is_main and self._world.size > 1:
-            self._beat.verdict = end
-            self._publish()
             time.sleep(_BEATS_TO_SPREAD * self._patience.beat_s)
         if is_own:
             self._error_is_own.set()
