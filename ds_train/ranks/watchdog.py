@@ -77,9 +77,13 @@ class Watchdog:
             self._beat.place = main_thread_place()
             self._beat.num_launched = collectives_launched()
             self._beat.moved = bytes_moved() // _COARSE
-            with contextlib.suppress(RuntimeError):  # rank 0 is gone, or has yet to wake up
+            try:
                 self._publish()
                 self._hear()
+            except dist.DistNetworkError:
+                return  # rank 0 is gone, and torch would print a stack for each attempt
+            except RuntimeError:
+                continue  # rank 0 has yet to wake up
 
     def _publish(self) -> None:
         self._store.set(str(self._world.rank), self._beat.to_json())
