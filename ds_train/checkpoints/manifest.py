@@ -6,12 +6,11 @@ one, and a step directory that does not match its manifest was damaged later.
 """
 
 import errno
-import hashlib
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from data_tools.base.errors import UserError, file_problem, reason_of
 from data_tools.base.files import entries, sync, whole_file, write_json
 from data_tools.base.foreign import foreign_note
 from data_tools.base.records import Natural, read_record
+from data_tools.base.transfers import Transfer, count
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ SAVING, DELETING = ".saving_", ".deleting_"
 _LOADED = ("*.pt", "huggingface/[!.]*")  # files that loading looks for, whatever the manifest lists
 _STEP_NAME = re.compile(r"step_(\d{8,})")
 _READERS = 4  # files that are hashed at once
+_CHUNK_BYTES = 1 << 20
 _SUPERSEDED_NAME = re.compile(r"superseded_(\d+)")
 
 
@@ -69,13 +70,22 @@ class Manifest:
 
 
 def file_entry(path: Path) -> FileEntry:
-    with path.open("rb") as file:
-        return FileEntry(path.stat().st_size, hashlib.file_digest(file, xxhash.xxh3_128).hexdigest())
+    found, chunk = xxhash.xxh3_128(), memoryview(bytearray(_CHUNK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while num_bytes := file.readinto(chunk):
+            found.update(chunk[:num_bytes])
+            count(num_bytes)
+    return FileEntry(path.stat().st_size, found.hexdigest())
 
 
-def file_entries(paths: Iterable[Path]) -> list[FileEntry]:
-    """The entries of several files, which are read at once."""
-    with ThreadPoolExecutor(_READERS) as readers:
+def file_entries(paths: Sequence[Path], what: str) -> list[FileEntry]:
+    """The entries of several files, which are read at once.
+
+    Args:
+        what: is done, for the log.
+    """
+    num_bytes = sum(path.stat().st_size for path in paths)
+    with Transfer(what, num_bytes), ThreadPoolExecutor(_READERS) as readers:
         return list(readers.map(file_entry, paths))
 
 
@@ -150,7 +160,7 @@ FindDamage = Callable[[Path, Mapping[str, FileEntry]], str | None]
 def damage_in(checkpoint: Path, files: Mapping[str, FileEntry]) -> str | None:
     """Why the content of some files of a checkpoint is not what was written, or None. Reads them whole."""
     try:
-        found = file_entries(checkpoint / name for name in files)
+        found = file_entries([checkpoint / name for name in files], f"verifying {checkpoint}")
     except OSError as error:
         return f"{error.filename or checkpoint} cannot be read ({reason_of(error)})"
     damaged = [name for name, entry in zip(files, found, strict=True) if entry != files[name]]

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from data_tools.base.errors import UserError
+from data_tools.base.transfers import Transfer
 from ds_train.checkpoints.partitions import (
     WEIGHTS,
     Partition,
@@ -25,6 +26,7 @@ from ds_train.ranks.world import World
 from ds_train.step.engine import Engine, build_engine, is_plain
 from ds_train.step.losses import PackedLM
 
+_TENSORS_OF_ADAM = 3  # fp32 weights and two moments
 _COUNTS = ("global_steps", "global_samples", "skipped_steps")  # of DeepSpeed's engine
 
 
@@ -77,7 +79,8 @@ def load(engine: Engine, checkpoint: Path, saved: TrainState, world: World) -> N
     source = SavedPartitions(checkpoint, saved, optimizer_names(engine))
     states = source.model_states
     frozen = {name: p for name, p in engine.module.named_parameters() if not p.requires_grad}
-    with changed_weights(engine):
+    num_bytes = _TENSORS_OF_ADAM * sum(partition.weights.nbytes for partition in partitions_of(engine))
+    with Transfer(f"loading {checkpoint}", num_bytes), changed_weights(engine):
         load_partitions(engine, source)
         if frozen:  # the optimizer has none of them
             weights = source.weights_without_optimizer()

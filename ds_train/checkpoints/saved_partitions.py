@@ -15,6 +15,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from data_tools.base.errors import UserError
+from data_tools.base.transfers import count
 from ds_train.checkpoints.partitions import (
     WEIGHTS,
     Partition,
@@ -149,7 +150,9 @@ class SavedPartitions:
             piece = next(piece for piece in partition.pieces_of(key) if piece.name == name)
             last = min(end, _end(piece))
             at = piece.in_partition + position - piece.in_parameter
-            target[position - start : last - start].copy_(flat[at : at + last - position])
+            read = flat[at : at + last - position]
+            target[position - start : last - start].copy_(read)
+            count(read.nbytes)
             position = last
         assert position == end, f"{name} has no element {position}"
 

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from data_tools.base.command_line import did_you_mean
 from data_tools.base.errors import UserError
+from data_tools.base.transfers import Transfer
 from ds_train.checkpoints.manifest import (
     HUGGING_FACE_CONFIG,
     MANIFEST,
@@ -99,7 +100,7 @@ def record_of(weights: Weights) -> InitialWeights:
         run = "" if path.parent.name != "checkpoints" else str(path.parents[1])
         return InitialWeights(str(path), run, state.step, state.stage, file_entry(path / MANIFEST).xxh3_128)
     files = [*sorted(path.glob("*.safetensors")), *sorted(path.glob("*.bin"))]
-    hashes = "".join(entry.xxh3_128 for entry in file_entries(files))
+    hashes = "".join(entry.xxh3_128 for entry in file_entries(files, f"hashing {path}"))
     return InitialWeights(str(path), hash=xxhash.xxh3_128_hexdigest(hashes.encode()))
 
 
@@ -129,7 +130,9 @@ def model_with_weights(weights: Weights, config: PretrainedConfig) -> PreTrained
         return load_model(str(weights.path), config)
     model = empty_model(config)
     source = SavedPartitions(weights.path, read_state(weights.path))
-    source.fill({_WRAPPER + name: tensor for name, tensor in model.state_dict().items()})
+    num_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+    with Transfer(f"loading the weights of {weights.path}", num_bytes):
+        source.fill({_WRAPPER + name: tensor for name, tensor in model.state_dict().items()})
     return model
 
 

@@ -1,6 +1,8 @@
 """What this process is doing, as its watchdog publishes it: collectives launched, bytes moved, place in the code."""
 
 import gc
+import mmap
+import resource
 import sys
 import sysconfig
 import threading
@@ -9,8 +11,6 @@ from types import FrameType
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _world
-
-from data_tools.base.transfers import bytes_transferred
 
 _PYTHON = sysconfig.get_path("stdlib")
 
@@ -51,14 +51,14 @@ def _is_foreign(file: str) -> bool:
 
 
 def bytes_moved() -> int:
-    """Bytes that this process has read and written so far.
+    """Bytes that this process has read and written so far, through mapped files as well.
 
-    Linux counts what is read through mapped files only where the file system tells it, so the transfers that report
-    their bytes count as well.
+    Not each file system reports what is read through mapped files, so the pages that were waited for count, too.
     """
     try:
         lines = Path("/proc/self/io").read_text().splitlines()
     except OSError:
         lines = []
     counters = dict(line.split(": ") for line in lines)
-    return bytes_transferred() + sum(int(counters.get(name, 0)) for name in ("rchar", "wchar", "read_bytes"))
+    pages = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+    return pages * mmap.PAGESIZE + sum(int(counters.get(name, 0)) for name in ("rchar", "wchar", "read_bytes"))

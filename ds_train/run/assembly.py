@@ -133,6 +133,7 @@ def _build_run(
     # Rank 0 chooses a checkpoint of this run, or that of the run that it branches from, or none.
     world, layout, flags = inputs.world, inputs.engine.layout, inputs.run_flags
     directory = inputs.run_directory / "checkpoints"
+    watchdog.progress("choosing a checkpoint", is_long=True)
     own = with_all_ranks(world, partial(choose_checkpoint, directory, flags.resume, flags.resume_from))
     chosen = own or setup.branch_from
     state = fresh_state(inputs, setup, settings.all_flags)
@@ -141,6 +142,7 @@ def _build_run(
         join_wandb(inputs.run_directory, inputs.run_name, is_resumed=own is not None)
 
     # Build the engine, with the checkpoint's state or with initial weights.
+    watchdog.progress("building the engine", is_long=True)
     seed_rng(flags.seed, world.rank)
     if chosen:
         engine, state = restored_start(inputs, chosen, state, is_branch=not own)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 from transformers import LlamaConfig, PreTrainedModel
 
 from data_tools.samples.readers import c4_document
+from ds_train.checkpoints import saved_partitions
+from ds_train.checkpoints.partitions import partitions_of
 from ds_train.checkpoints.restore import fresh_engine, load
 from ds_train.checkpoints.state import TrainState, mapped_file
 from ds_train.model.causal_lm import DTYPES, build_model, empty_model
@@ -170,7 +173,12 @@ def compare_all(directory: Path, kind: str, world: World) -> Iterator[str]:
     for other in (other for other in KINDS if KINDS[other][1] == KINDS[kind][1]):
         for size in SIZES:
             checkpoint = directory / f"{other}_{size}"
-            load(engine, checkpoint, state_of(other, size), world)
+            read: list[int] = []
+            with mock.patch.object(saved_partitions, "count", read.append):
+                load(engine, checkpoint, state_of(other, size), world)
+            own = sum(piece.length for partition in partitions_of(engine) for piece in partition.pieces)
+            if sum(read) != 3 * 4 * own:  # fp32 weights and two moments
+                yield f"{checkpoint.name} into {kind}_{world.size}: other bytes were read than its share"
             got, expected = contents(engine), mapped_file(checkpoint.with_suffix(".pt"))
             assert got.keys() == expected.keys()
             for name, tensor in expected.items():

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from data_tools.base import transfers
-from data_tools.base.transfers import Transfer, bytes_transferred
+from data_tools.base.transfers import Transfer, count
 
 GIB = 2**30
 
@@ -16,10 +16,11 @@ def _lines(seconds: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapt
     """The lines of a transfer of half a GiB a second."""
     now = 1000.0
     monkeypatch.setattr(transfers, "time", SimpleNamespace(monotonic=lambda: now))
-    with caplog.at_level(logging.INFO), Transfer("verifying step_00000200", seconds * GIB // 2) as transfer:
+    with caplog.at_level(logging.INFO), Transfer("verifying step_00000200", seconds * GIB // 2):
         for _ in range(seconds):
             now += 1
-            transfer.add(GIB // 2)
+            count(GIB // 2)
+    count(GIB)  # of no transfer
     return [record.message for record in caplog.records]
 
 
@@ -34,12 +35,21 @@ def test_a_long_one_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch, caplog:
     assert end == "verifying step_00000200: 30.00 GiB in 0:01:00, 0.50 GiB/s"
 
 
-def test_bytes_of_all_threads_and_transfers_count() -> None:
-    before = bytes_transferred()
-    with Transfer("one", 0) as one, Transfer("other", 0) as other:
-        threads = [threading.Thread(target=transfer.add, args=(1000,)) for transfer in (one, other) * 8]
+def test_bytes_of_all_threads_count(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(transfers, "_FIRST_LINE_S", 0.0)
+    threads = [threading.Thread(target=count, args=(GIB,)) for _ in range(16)]
+    with caplog.at_level(logging.INFO), Transfer("loading", 16 * GIB):
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert bytes_transferred() - before == 16_000
+    assert caplog.records[-1].message.startswith("loading: 16.00 GiB in ")
+
+
+def test_a_transfer_that_fails_has_no_end(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(transfers, "_FIRST_LINE_S", 0.0)
+    with caplog.at_level(logging.INFO), pytest.raises(OSError), Transfer("loading", GIB):
+        count(GIB // 2)
+        raise OSError("the disk is gone")
+    (only,) = (record.message for record in caplog.records)
+    assert only.startswith("loading: 0.50 of 1.00 GiB, ")

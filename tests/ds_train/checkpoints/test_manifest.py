@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.base import transfers
 from data_tools.base.errors import UserError
+from data_tools.base.files import size_on_disk
 from ds_train.checkpoints.manifest import (
     LATEST,
     MANIFEST,
     choose_checkpoint,
+    defect_of,
     saving_name,
     set_aside,
     step_directories,
@@ -86,6 +89,20 @@ def test_damaged_newest_is_skipped_and_reported(name: str, directory: Path, capl
     for how in (("resume", named), ("resume_from", "auto", named)):
         with pytest.raises(UserError, match=f"--{how[0]} {named}: .*{reason}.*--resume auto or none"):
             choose_checkpoint(directory, *how[1:])
+
+
+def test_a_long_verification_says_how_far_it_is(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(transfers, "_FIRST_LINE_S", 0.0)
+    newest = directory / step_name(300)
+    monkeypatch.setattr(transfers, "_gib", lambda num_bytes: f"{num_bytes:.0f}/2**30")
+    with caplog.at_level(logging.INFO):
+        assert defect_of(newest) is None
+    total = size_on_disk(newest) - (newest / MANIFEST).stat().st_size
+    first, end = (record.message for record in caplog.records)
+    assert first.startswith(f"verifying {newest}: ") and f" of {total}/2**30 GiB, " in first
+    assert end.startswith(f"verifying {newest}: {total}/2**30 GiB in ")
 
 
 @pytest.mark.parametrize("name", DAMAGES)

@@ -1,16 +1,19 @@
 """What a process does, as others get to see it: collectives, bytes, its place; no look may disturb it."""
 
+import mmap
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 import torch.distributed as dist
 
-from data_tools.base.transfers import Transfer
+from ds_train.ranks import activity
 from ds_train.ranks.activity import bytes_moved, collectives_launched, main_thread_place
 from ds_train.ranks.collectives import gather_objects, sum_over_ranks
 from tests.support.paths import REPOSITORY
@@ -37,9 +40,12 @@ def test_bytes_of_reads_and_writes_count(tmp_path: Path) -> None:
     assert bytes_moved() - before >= 1 << 20
     (tmp_path / "file").read_bytes()
     assert bytes_moved() - before >= 2 << 20
-    with Transfer("reading a mapped file", 1 << 30) as transfer:
-        transfer.add(1 << 30)
-    assert bytes_moved() - before >= 1 << 30
+
+
+def test_pages_of_mapped_files_count_where_the_system_reports_no_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activity, "Path", lambda name: Path("/does/not/exist"))
+    monkeypatch.setattr(activity.resource, "getrusage", lambda who: SimpleNamespace(ru_majflt=5))
+    assert bytes_moved() == 5 * mmap.PAGESIZE
 
 
 def test_the_place_is_outside_torch_and_python() -> None:
@@ -61,7 +67,6 @@ def test_the_place_is_outside_torch_and_python() -> None:
 
 _MANY_THREADS = """
 import gc, itertools, os, threading, time
-from data_tools.base.transfers import Transfer
 from ds_train.ranks.activity import main_thread_place
 
 class Cycle:
