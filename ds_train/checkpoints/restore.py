@@ -1,5 +1,6 @@
 """Fills an engine of any layout: with the weights that a run starts from, or a checkpoint of any other layout."""
 
+import gc
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -94,6 +95,9 @@ def load(engine: Engine, checkpoint: Path, saved: TrainState, world: World) -> N
     if (scaler := source.loss_scaler) is not None:
         engine.optimizer.loss_scaler = scaler
     restore_rng(saved, world)
+    # Mapped files would keep the space of a checkpoint that is deleted to make room.
+    del source, states
+    gc.collect()
 
 
 @torch.no_grad()

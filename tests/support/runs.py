@@ -8,7 +8,7 @@ from typing import Any
 from data_tools.runs.logs import RunLogs
 
 Row = dict[str, Any]
-THROUGHPUT = {"tokens", "pflops", "gpu_hours", "grad_norm", "skipped_steps", "ledger",
+THROUGHPUT = {"tokens", "pflops", "gpu_hours", "grad_norm", "skipped_steps", "ledger", "forwards",
               "tokens_per_second", "data_wait_fraction", "peak_memory_gb"}  # fmt: skip
 TRAIN_FIELDS = {
     "pptrain": {"step", "loss", "lr", "curr_acc", "stage", "alpha", "lookahead", "timestamp"} | THROUGHPUT,

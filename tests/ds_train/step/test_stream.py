@@ -190,7 +190,7 @@ def test_workers_are_forked_before_the_process_group(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(assembly, "supervision", join)
     optimizer = {"type": "AdamW", "params": {"torch_adam": True}}
     engine = SimpleNamespace(overrides=[], precision="fp32", deepspeed={"optimizer": optimizer})
-    flags = SimpleNamespace(deterministic=False, print_config=False, hang_timeout_s=1.0)
+    flags = SimpleNamespace(deterministic=False, print_config=False, hang_timeout_s=1.0, tf32=False)
     inputs = SimpleNamespace(world=World(0, 0, 1), run_flags=flags, engine=engine, defaults={})
     with pytest.raises(UserError, match="no further"):
         assembly.launch(assembly.CheckedRun(inputs, [], {}, 2, {}, make_setup=lambda: pytest.fail("too early")))
