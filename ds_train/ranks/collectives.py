@@ -14,7 +14,7 @@ from torch.distributed import distributed_c10d
 
 from data_tools.base.errors import UserError, user_message
 from data_tools.base.processes import num_cores
-from ds_train.ranks.meeting import meet
+from ds_train.ranks.meeting import Meeting, meet
 from ds_train.ranks.world import World, named_accelerator, rendezvous
 
 T = TypeVar("T")
@@ -68,25 +68,25 @@ def take_device(world: World) -> torch.device:
 
 def init_distributed(world: World) -> None:
     """Meet the other ranks and join them in a process group, without a watchdog. Collective."""
-    store = meet_all(world)
+    meeting = meet_all(world)
     join_process_group(world)
-    del store  # torch has its own now, on the same port
+    del meeting  # torch has a store of its own now, on the same port
 
 
-def meet_all(world: World) -> dist.Store:
-    """Wait for the other ranks; returns the store where they met. Collective.
+def meet_all(world: World) -> Meeting:
+    """Wait for the other ranks. Collective.
 
     Raises:
         UserError: the ranks cannot meet at their port.
     """
     address, port = rendezvous(world) or ("127.0.0.1", _free_port())
-    store = meet(world, address, port, _MEETING_S)
+    meeting = meet(world, address, port, _MEETING_S)
     for name, value in (
         ("RANK", world.rank), ("LOCAL_RANK", device_of(world).index or 0), ("WORLD_SIZE", world.size),
         ("MASTER_ADDR", address), ("MASTER_PORT", port),
     ):  # fmt: skip
         os.environ[name] = str(value)
-    return store
+    return meeting
 
 
 def join_process_group(world: World) -> None:

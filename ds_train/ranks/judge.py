@@ -46,7 +46,7 @@ class Heartbeat:
     """
 
     number: int = 0
-    host: str = "no heartbeat yet"
+    host: str = "an unknown node"
     doing: str = "starting"
     is_long: bool = True
     place: str = "an unknown place"
@@ -92,12 +92,17 @@ class Patience:
 
 
 class Judge:
-    """The judgement of one rank. Rank 0 observes all others and decides for all; they observe rank 0 only."""
+    """The judgement of one rank. Rank 0 observes all others and decides for all; they observe rank 0 only.
 
-    def __init__(self, rank: int, patience: Patience) -> None:
+    Attributes:
+        observed: the ranks.
+    """
+
+    def __init__(self, rank: int, num_ranks: int, patience: Patience) -> None:
         self._rank, self._patience = rank, patience
-        self._numbers: dict[int, int] = {}
-        self._silent_s: dict[int, float] = {}
+        self.observed = range(1, num_ranks) if rank == 0 else range(1)
+        self._numbers = dict.fromkeys(self.observed, 0)
+        self._silent_s = dict.fromkeys(self.observed, 0.0)
         self._failed_s = self._stalled_s = 0.0
         self._signs: list[tuple[int, int, int]] = []  # of progress
 
@@ -108,7 +113,7 @@ class Judge:
 
         Args:
             passed_s: since the last look.
-            own, others: the latest heartbeats of this rank and of those that it observes.
+            own, others: the latest heartbeats of this rank and of those observed.
             is_signalled: whether this rank received a signal: launchers send one when a rank is gone.
         """
         beats = {self._rank: own, **others}
@@ -119,12 +124,12 @@ class Judge:
 
         # A rank that is gone also makes others fail and stall, so it is looked for first.
         patience_s = self._patience.suspect_s if failures or is_signalled else self._patience.silent_s
-        if silent := [rank for rank in others if self._silent_s[rank] > patience_s]:
+        if silent := [rank for rank in self.observed if self._silent_s[rank] > patience_s]:
             return self._lost(_describe_silent(silent, beats, failures))
         if self._rank != 0:
             return others[0].verdict
         if failures:
-            return self._own_error(failures, max((self._silent_s[rank] for rank in others), default=0.0))
+            return self._own_error(failures)
         limit_s = max(self._patience.stalled_s, self._patience.long_s) if is_long else self._patience.stalled_s
         if self._stalled_s > limit_s:
             return self._lost(f"no progress for {self._stalled_s:.0f} s: {_describe_behind(behind, len(beats))}")
@@ -133,14 +138,14 @@ class Judge:
     def _lost(self, reason: str) -> End:
         return End(ExitCode.RANK_LOST, f"rank {self._rank}: {reason}")
 
-    def _own_error(self, failures: Mapping[int, Failure], longest_silence_s: float) -> End | None:
+    def _own_error(self, failures: Mapping[int, Failure]) -> End | None:
         """An error that is known not to come from a rank that is gone, or that has turned out not to."""
         known = {rank: failure for rank, failure in failures.items() if failure.code is not None}
         if known:  # the same error of other ranks, rank 0 among them, may be on its way
             is_settled = self._failed_s > self._patience.beat_s
         else:
-            suspect_s = self._patience.suspect_s
-            is_settled = self._failed_s > suspect_s and longest_silence_s < suspect_s / 2
+            suspect_s, silence_s = self._patience.suspect_s, max(self._silent_s.values(), default=0.0)
+            is_settled = self._failed_s > suspect_s and silence_s < suspect_s / 2
         if not is_settled:
             return None
         rank, failure = next(iter((known or failures).items()))
@@ -152,10 +157,10 @@ class Judge:
             passed_s = 0.0
             self._failed_s = self._stalled_s = -self._patience.grace_s
             self._silent_s = dict.fromkeys(self._silent_s, -self._patience.grace_s)
-        for rank, beat in beats.items():
-            is_news = self._numbers.get(rank) != beat.number
-            self._numbers[rank] = beat.number
-            self._silent_s[rank] = _lasted(self._silent_s.get(rank, 0.0), passed_s, is_news)
+        for rank in self.observed:
+            is_news = self._numbers[rank] != beats[rank].number
+            self._numbers[rank] = beats[rank].number
+            self._silent_s[rank] = _lasted(self._silent_s[rank], passed_s, is_news)
         signs = [(beat.num_launched, beat.num_reports, beat.moved if is_long else 0) for beat in beats.values()]
         self._stalled_s = _lasted(self._stalled_s, passed_s, signs != self._signs)
         self._failed_s = _lasted(self._failed_s, passed_s, not has_failed)

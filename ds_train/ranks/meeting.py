@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch.distributed as dist
 
@@ -22,11 +23,23 @@ _CONNECT_S = 10.0
 _ALL_HERE = "all ranks are here"
 
 
-def meet(world: World, address: str, port: int, timeout_s: float) -> dist.TCPStore:
+class Meeting(NamedTuple):
+    """What ranks have when they have met.
+
+    Attributes:
+        store: held by rank 0; torch's own rendezvous may share its port as long as this one lives.
+        hosts: the node of each rank.
+    """
+
+    store: dist.TCPStore
+    hosts: list[str]
+
+
+def meet(world: World, address: str, port: int, timeout_s: float) -> Meeting:
     """Wait until all ranks have called this. Exits with code 85 on a signal, with 87 when the time is over.
 
     Args:
-        address, port: where rank 0 listens; torch's own rendezvous may share the port as long as the result lives.
+        address, port: where rank 0 listens.
 
     Raises:
         UserError: the port cannot be used.
@@ -36,7 +49,7 @@ def meet(world: World, address: str, port: int, timeout_s: float) -> dist.TCPSto
     else:
         _wait(lambda: _answers(address, port), lambda: f"rank 0 at {address}:{port}", world, timeout_s)
         store = _connect(address, port, timeout_s)
-    store.set(_name(world.rank), "")
+    store.set(_name(world.rank), socket.gethostname())
     names = [_name(rank) for rank in range(world.size)]
     if world.is_main:
 
@@ -49,7 +62,7 @@ def meet(world: World, address: str, port: int, timeout_s: float) -> dist.TCPSto
     else:
         others = f"the other ranks, who meet at {address}:{port}"
         _wait(lambda: store.check([_ALL_HERE]), lambda: others, world, timeout_s)
-    return store
+    return Meeting(store, [host.decode() for host in store.multi_get(names)])
 
 
 def _name(rank: int) -> str:

@@ -7,7 +7,6 @@ of them and decides for all; the others hear rank 0, whose heartbeat carries the
 import contextlib
 import itertools
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -19,13 +18,14 @@ from data_tools.base.errors import first_line, user_message
 from ds_train.ranks.activity import bytes_moved, collectives_launched, main_thread_place
 from ds_train.ranks.collectives import join_process_group, meet_all
 from ds_train.ranks.judge import End, Failure, Heartbeat, Judge, Patience
+from ds_train.ranks.meeting import Meeting
 from ds_train.ranks.signals import ExitCode, received_signal
 from ds_train.ranks.world import World
 
 _STORE_TIMEOUT = timedelta(seconds=10)
 _BEATS_TO_SPREAD = 3  # a decision reaches every rank in this time
 _COARSE = 1 << 24  # bytes moved count in this unit, so that the watchdog's own traffic is no progress
-_supervisions = itertools.count()
+_watchdogs = itertools.count()  # of this process: each has its own keys in the store
 
 
 class RankLostError(Exception):
@@ -36,16 +36,17 @@ class Watchdog:
     """Watches over one rank; see the module.
 
     Args:
-        store: common to all ranks, and empty.
+        meeting: of all ranks.
     """
 
-    def __init__(self, world: World, store: dist.Store, patience: Patience) -> None:
-        self._world, self._store, self._patience = world, store, patience
-        self._judge = Judge(world.rank, patience)
-        self._beat = Heartbeat(host=socket.gethostname())
-        self._heard = {rank: Heartbeat() for rank in (range(1, world.size) if world.is_main else [0])}
+    def __init__(self, world: World, meeting: Meeting, patience: Patience) -> None:
+        self._world, self._patience = world, patience
+        self._judge = Judge(world.rank, world.size, patience)
+        self._beat = Heartbeat(host=meeting.hosts[world.rank])
+        self._heard = {rank: Heartbeat(host=meeting.hosts[rank]) for rank in self._judge.observed}
         self._stopped, self._error_is_own = threading.Event(), threading.Event()
-        store.set_timeout(_STORE_TIMEOUT)
+        self._store = dist.PrefixStore(f"watchdog {next(_watchdogs)}", meeting.store)
+        self._store.set_timeout(_STORE_TIMEOUT)
         for work in (self._exchange, self._watch):
             threading.Thread(target=work, name=f"watchdog {work.__name__}", daemon=True).start()
 
@@ -134,8 +135,7 @@ def supervision(world: World, patience: Patience) -> Iterator[Watchdog]:
     An error that arose on this rank ends all ranks with exit code 1. If a collective failed because another rank is
     gone, all end with 87, and the message names that rank.
     """
-    store = meet_all(world)
-    watchdog = Watchdog(world, dist.PrefixStore(f"watchdog {next(_supervisions)}", store), patience)
+    watchdog = Watchdog(world, meet_all(world), patience)
     try:
         join_process_group(world)
         yield watchdog

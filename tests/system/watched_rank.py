@@ -2,9 +2,8 @@
 
     python tests/system/watched_rank.py FAULT RANK BACKEND          with the launcher's variables in the environment
 
-FAULT: killed, frozen, stuck, error (an exception), refused (a UserError), slow (but long work was announced), reading
-(the same, and it takes longer than the limit), paused (all ranks, for longer than all limits; they wake one after the
-other), none.
+FAULT: killed, frozen, stuck, error (an exception), refused (a UserError), reading (for longer than any limit; long work
+was announced), paused (all ranks, for longer than all limits; they wake one after the other), none.
 
 BACKEND: gloo, or "asynchronous" with collectives like NCCL's: they return at once, and a result is awaited where it is
 read, forever if a rank is gone.
@@ -31,7 +30,7 @@ from ds_train.ranks.world import world_from_env
 FAULT_STEP, STEPS = 6, 12
 READ_EVERY = 4  # steps: until then an asynchronous rank runs ahead of the others
 # Less than users have, so that a test takes seconds.
-PATIENCE = Patience(stalled_s=6, long_s=12, silent_s=4, suspect_s=2, pause_s=1, grace_s=4, beat_s=0.2)
+PATIENCE = Patience(stalled_s=5, long_s=7, silent_s=4, suspect_s=2, pause_s=1, grace_s=4, beat_s=0.2)
 
 
 def main() -> int:
@@ -43,7 +42,7 @@ def main() -> int:
         time.sleep(5 * PATIENCE.beat_s)  # as a start takes at least: the ranks know one another's heartbeats by then
         launched: list[dist.Work] = []
         for step in range(STEPS):
-            watchdog.progress(f"step {step}", is_long=fault in ("slow", "reading") and step == FAULT_STEP)
+            watchdog.progress(f"step {step}", is_long=fault == "reading" and step == FAULT_STEP)
             if world.rank == int(broken) and step == FAULT_STEP:
                 break_down(fault, pids)
             if backend == "gloo":
@@ -77,8 +76,6 @@ def break_down(fault: str, pids: list[int]) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     elif fault == "stuck":
         time.sleep(10_000)
-    elif fault == "slow":
-        time.sleep(1.5 * PATIENCE.stalled_s)
     elif fault == "reading":
         read_for(1.5 * PATIENCE.long_s)
     elif fault == "paused":

@@ -1,6 +1,6 @@
 """Which rank is to blame, and when: whole jobs of heartbeats, second by second, without processes or clocks."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -31,7 +31,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.beats = [Heartbeat(host=f"node{rank}", doing="a step", is_long=False) for rank in range(self.size)]
-        self.judges = [Judge(rank, self.patience) for rank in range(self.size)]
+        self.judges = [Judge(rank, self.size, self.patience) for rank in range(self.size)]
         self.looked = [0] * self.size
         self.published = [replace(beat) for beat in self.beats]
 
@@ -60,8 +60,7 @@ class Job:
         return seconds
 
     def _look(self, rank: int, signalled: bool) -> None:
-        observed = range(1, self.size) if rank == 0 else [0]
-        others: Mapping[int, Heartbeat] = {other: self.published[other] for other in observed}
+        others = {other: self.published[other] for other in self.judges[rank].observed}
         passed_s, self.looked[rank] = float(self.seconds - self.looked[rank]), self.seconds
         end = self.judges[rank].look(passed_s, self.beats[rank], others, is_signalled=signalled)
         if end:
@@ -167,6 +166,12 @@ def test_a_pause_of_all_that_ends_at_different_moments_is_no_loss() -> None:
     assert job.run(25, gone=[0, 2]) == 25
     assert job.run(30, gone=[0]) == 30
     assert job.run(5000) == 5000
+
+
+def test_a_pause_before_the_first_look_has_grace_too() -> None:
+    job = Job()
+    job.run(1000, gone=[0, 1, 2])
+    assert job.run(50, gone=[0]) == 50
 
 
 def test_after_a_pause_a_rank_that_does_not_wake_up_is_named_with_grace() -> None:

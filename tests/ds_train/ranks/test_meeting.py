@@ -1,6 +1,7 @@
 """Ranks meet, or say within seconds for whom they wait; a signal and a limit end the wait."""
 
 import logging
+import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,8 +24,8 @@ def _meet(rank: int, size: int, port: int, timeout_s: float = 30.0) -> Any:
 def test_all_meet_whoever_comes_first() -> None:
     port = free_port()
     with ThreadPoolExecutor(3) as threads:
-        stores = list(threads.map(lambda rank: _meet(rank, 3, port), (2, 1, 0)))
-    assert len(stores) == 3
+        meetings = list(threads.map(lambda rank: _meet(rank, 3, port), (2, 1, 0)))
+    assert [meeting.hosts for meeting in meetings] == [[os.uname().nodename] * 3] * 3
 
 
 @pytest.mark.parametrize("rank", [0, 1])
