@@ -39,7 +39,6 @@ def main() -> int:
     world = world_from_env()
     with supervision(world, PATIENCE) as watchdog:
         pids = gather_objects(os.getpid())
-        time.sleep(5 * PATIENCE.beat_s)  # as a start takes at least: the ranks know one another's heartbeats by then
         launched: list[dist.Work] = []
         for step in range(STEPS):
             watchdog.progress(f"step {step}", is_long=fault == "reading" and step == FAULT_STEP)
