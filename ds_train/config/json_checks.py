@@ -89,8 +89,13 @@ def check_blocks(config: dict[str, Any], problems: Problems) -> None:
             problems.add(f"{name} rounds values that training keeps or sends, and no resume compares it; leave it out.")
     for key in ("offload_optimizer", "offload_param"):
         offload = config.get("zero_optimization", {}).get(key)
-        if isinstance(offload, dict) and offload.get("device") == "nvme" and not offload.get("nvme_path"):
-            problems.add(f"zero_optimization.{key}.device is 'nvme' without nvme_path; name a directory on the disk.")
+        if isinstance(offload, dict) and offload.get("device") == "nvme":
+            problems.add(f"zero_optimization.{key}.device is 'nvme', from which no checkpoint resumes here; use 'cpu'.")
+    if config.get("zero_optimization", {}).get("elastic_checkpoint"):
+        problems.add(
+            "zero_optimization.elastic_checkpoint is true: its files are not read here, and those without it resume at "
+            "any number of ranks; leave it out."
+        )
 
 
 def check_precision(config: dict[str, Any], overrides: list[str], problems: Problems) -> None:

@@ -17,7 +17,7 @@ from data_tools.search.splits import SplitRows
 from ds_train.ranks.collectives import device_of, sum_over_ranks
 from ds_train.ranks.world import World
 from ds_train.step.losses import AnswerCorrectness
-from ds_train.step.micro_batch import fill, idle_micro_batch, pack
+from ds_train.step.micro_batch import divide, idle_micro_batch
 
 logger = logging.getLogger(__name__)
 
@@ -135,21 +135,18 @@ def _run(
 ) -> float | None:
     """Sum(w · nll) / sum(w) over all samples. Ranks take micro-batches in turn, the same at any number of ranks."""
     device = device_of(world)
-    documents = [(number, document) for number, sample in enumerate(samples) for document in sample]
-    lengths = [len(document.weights) for _, document in documents]
     model: Any = getattr(forward, "module", forward)  # of an engine
-    filled = fill(lengths, num_tokens, one_document_a_row=model.one_document_a_row)
-    num_rounds = -(-len(filled) // world.size)
+    parts = divide(samples, num_tokens, one_document_a_row=model.one_document_a_row)
+    num_rounds = -(-len(parts) // world.size)
 
     sums = torch.zeros(2, dtype=torch.float64, device=device)
-    for first in range(0, len(filled), world.size):
+    for first in range(0, len(parts), world.size):
         before_batch(num_rounds)
         mine = first + world.rank
-        if mine >= len(filled):  # under ZeRO 3 a forward is collective
+        if mine >= len(parts):  # under ZeRO 3 a forward is collective
             forward(idle_micro_batch().to(device))
             continue
-        part = [documents[number] for number in filled[mine]]
-        batch = pack([[document] for _, document in part], [number for number, _ in part]).to(device)
+        batch = parts[mine].pack().to(device)
         _, source_sums, is_right = forward(batch)
         sums += torch.stack([source_sums.sum(), batch.weights.sum(dtype=torch.float64)])
         if flags is not None:

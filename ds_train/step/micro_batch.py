@@ -93,6 +93,26 @@ def fill(lengths: Sequence[int], num_tokens: int, *, one_document_a_row: bool = 
     return [sorted(numbers) for numbers in filled]
 
 
+@dataclass(frozen=True)
+class Part:
+    """The documents of one micro-batch, and the number of the sample of each."""
+
+    documents: list[Document]
+    numbers: list[int]
+
+    def pack(self) -> MicroBatch:
+        return pack([[document] for document in self.documents], self.numbers)
+
+
+def divide(samples: Sequence[Sequence[Document]], num_tokens: int, *, one_document_a_row: bool = False) -> list[Part]:
+    """Divide the documents of some samples, which are numbered from 0, among few micro-batches; see `fill`."""
+    documents = [document for sample in samples for document in sample]
+    numbers = [number for number, sample in enumerate(samples) for _ in sample]
+    lengths = [len(document.weights) for document in documents]
+    filled = fill(lengths, num_tokens, one_document_a_row=one_document_a_row)
+    return [Part([documents[n] for n in chosen], [numbers[n] for n in chosen]) for chosen in filled]
+
+
 def pack(samples: Sequence[Sequence[Document]], numbers: Sequence[int] | None = None) -> MicroBatch:
     """Pack documents of some samples end to end into one micro-batch.
 

@@ -18,7 +18,7 @@ from data_tools.base.processes import end_with_parent, starting
 from data_tools.samples.readers import Overflow, Reader, Sample
 from data_tools.samples.samplers import Cursor, GlobalBatchPlan, SampleKind, Sampler
 from ds_train.config.layout import Layout
-from ds_train.step.micro_batch import C4, SYNTHETIC, MicroBatch, fill, pack
+from ds_train.step.micro_batch import C4, SYNTHETIC, MicroBatch, divide
 
 _CLOSED = 1 << 62  # later than any plan's generation: workers skip what is left
 
@@ -78,9 +78,8 @@ class RankBatchBuilder:
         samples = self._read(plan)
 
         # Count loss weights and real targets, which a document that is only scored lacks, and what is computed.
-        documents = [(number, document) for number, sample in enumerate(samples) for document in sample.documents]
         weights, tokens, computed = np.zeros(2), np.zeros(2, np.int64), np.zeros(2, np.int64)
-        for _, document in documents:
+        for document in (document for sample in samples for document in sample.documents):
             kind, length = SYNTHETIC if document.is_synthetic else C4, len(document.weights)
             weights[kind] += document.weights.sum(dtype=np.float64)
             if document.weights.any():  # then its prompt counts too, even where only the answer weighs
@@ -88,15 +87,13 @@ class RankBatchBuilder:
             computed += length, length**2
 
         # Fill micro-batches with them.
-        lengths = [len(document.weights) for _, document in documents]
-        filled = fill(lengths, self._num_tokens, one_document_a_row=self._one_document_a_row)
-        parts = [[documents[number] for number in numbers] for numbers in filled]
+        documents = [sample.documents for sample in samples]
+        parts = divide(documents, self._num_tokens, one_document_a_row=self._one_document_a_row)
+        first = self._samples_of_rank.start
         return RankBatch(
             plan=plan,
-            micro_batches=[
-                pack([[document] for _, document in part], [number for number, _ in part]) for part in parts
-            ],
-            positions=[sorted({self._samples_of_rank.start + number for number, _ in part}) for part in parts],
+            micro_batches=[part.pack() for part in parts],
+            positions=[sorted({first + number for number in part.numbers}) for part in parts],
             num_examples=len(samples),
             weights=weights,
             tokens=tokens,
