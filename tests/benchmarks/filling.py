@@ -5,7 +5,8 @@
 A forward has room for micro batch × seq_len tokens. "by samples" takes micro batch samples a forward, whatever their
 length, as a DataLoader would; "by tokens" fills the room, as training does. Both run the same optimizer steps on one
 rank, in turns. Forwards are those of the rank that has most. Imbalance is the largest number of tokens of a rank by the
-mean over ranks: what ranks that wait for one another lose. Bars count over the steps of the run; rates are medians.
+mean over ranks: what ranks that wait for one another lose. Forwards and imbalance are means over the steps; rates and
+their ratio are medians without the first step.
 """
 
 import sys
