@@ -17,6 +17,7 @@ TESTED_IN = {
     "data_tools.base.kinds": "ds_train/config/test_bad_values",
     "data_tools.base.rng": "data_tools/search/test_graphs",
     "data_tools.base.text_table": "data_tools/test_summarize_run",
+    "data_tools.base.version": "ds_train/test_main",
     "data_tools.compare.axes": "data_tools/compare/test_conditions",
     "data_tools.compare.drawing": "data_tools/compare/test_results",
     "data_tools.compare.estimates": "data_tools/compare/test_comparison",

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from data_tools.base.errors import DEBUG, UserError
 from data_tools.base.kinds import described, is_of_kind
+from data_tools.base.version import SHOWN
 
 _HOME = re.compile(r"^(--\w+=|)(~(?=/|$).*)$")
 _HELP_COLUMN = 36  # most flags leave room for their help in the same line
@@ -47,6 +48,7 @@ class CommandParser(argparse.ArgumentParser):
         kwargs.setdefault("prog", _program())
         super().__init__(*args, **kwargs)
         self.add_argument(DEBUG, action="store_true", help="show the traceback of an error")
+        add_version(self)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removesuffix('.')}. See --help.")
@@ -55,6 +57,11 @@ class CommandParser(argparse.ArgumentParser):
         given = given_arguments(args)
         refuse_unknown_flags(given, _flags(self, given))
         return super().parse_args(given, namespace)
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add ``--version``, which every command has."""
+    parser.add_argument("--version", action="version", version=SHOWN, help="print the version of ds-train and exit")
 
 
 def given_arguments(argv: Sequence[str] | None = None) -> list[str]:
@@ -76,8 +83,18 @@ def given_arguments(argv: Sequence[str] | None = None) -> list[str]:
     return [_HOME.sub(lambda found: found[1] + str(Path(found[2]).expanduser()), argument) for argument in given]
 
 
+_named: list[str] = []
+
+
+def name_program(name: str) -> None:
+    """Set the name that usage texts show, where one program runs another's command."""
+    _named[:] = [name]
+
+
 def _program() -> str:
     """How this command was started."""
+    if _named:
+        return _named[0]
     spec = sys.modules["__main__"].__spec__
     return f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from data_tools.base.command_line import HelpFormatter, given_arguments, refuse_unknown_flags
+from data_tools.base.command_line import HelpFormatter, add_version, given_arguments, refuse_unknown_flags
 from data_tools.base.errors import Problems, UserError
 from data_tools.base.kinds import complaint, is_of_kind
 from ds_train.config.run_file import arguments_of
@@ -132,6 +132,7 @@ def _parse(groups: Sequence[Any], description: str, arguments: list[str], are_al
     )
     for group in groups:
         _add_flags(parser.add_argument_group(group._argument_group_name), group, are_all)
+    add_version(parser)
     refuse_unknown_flags(arguments, [*parser._option_string_actions])
     values = vars(parser.parse_args(arguments))
     problems = Problems()

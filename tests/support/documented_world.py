@@ -59,6 +59,7 @@ class World:
             "/data/books": str(self._documents),
             "/data/notes": str(directory / "notes"),
             ".venv/": f"{sys.prefix}/",
+            "$(ds-train path pptrain)": str(REPOSITORY / "ds_train" / "pptrain.py"),
         }
         small = str(REPOSITORY / "ds_configs" / "experiments" / "small.yaml")
         self._words = {

@@ -11,8 +11,9 @@ import pytest
 
 from data_tools.base.command_line import CommandParser, HelpFormatter, did_you_mean, given_arguments, positive
 from data_tools.base.errors import UserError, run_command, user_message
+from ds_train import __version__
 from ds_train.config.flags import parse_flags
-from ds_train.config.trainer_flags import DataFlags, ModelFlags, OverrideFlags, RunFlags
+from ds_train.config.trainer_flags import GROUPS, DataFlags, ModelFlags, OverrideFlags, RunFlags
 from ds_train.phases import pptrain
 from tests.support.paths import REPOSITORY
 
@@ -80,10 +81,20 @@ def test_every_command_shows_defaults_and_corrects_typos(
         main(["--help"])
     text = capsys.readouterr().out
     assert "--debug" in text
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"ds-train {__version__}\n"
     if name == "ds_train.preflight":
         return  # what it does not know is the trainer's
     with pytest.raises(UserError, match=r"unknown flag --debgu; did you mean --debug\?"):
         main(["--debgu"])
+
+
+@pytest.mark.parametrize("phase", GROUPS)
+def test_trainers_have_a_version(phase: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_flags(*GROUPS[phase], description="", argv=["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"ds-train {__version__}\n"
 
 
 def test_flags_of_a_command_within_a_command() -> None:
