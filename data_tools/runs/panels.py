@@ -78,7 +78,11 @@ PANELS = (
         "throughput", "Throughput", "tokens per second", "All ranks together; evaluations and saves included.",
         {"tokens_per_second": ""}, is_noisy=True,
     ),
-    Panel("mfu", "Model FLOP/s utilization", "share of the peak", "Of all devices.", {"mfu": ""}, is_noisy=True),
+    Panel(
+        "mfu", "FLOP/s utilization", "share of the peak",
+        "Of all devices; with what activation checkpointing computes twice where there is some.",
+        {"mfu": "of the model", "hfu": "with recomputation"}, is_noisy=True,
+    ),
     Panel(
         "data_wait", "Waiting for data", "share of the time", "While the loader workers were behind the trainer.",
         {"data_wait_fraction": ""}, is_noisy=True,

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 _LEARNING_RATE, _BATCH = "number in (0, 1e9]", "whole number in [1, 1e9]"
 
 _JSON_KEYS: dict[str, str] = {item.name: item.metadata["json_key"] for item in fields(OverrideFlags)}
+_NOT_DEEPSPEEDS = ("scheduler", "activation_checkpointing")
 _BATCH_KEYS = {name: _JSON_KEYS[name] for name in ("global_batch", "micro_batch", "grad_accum")}
 
 
@@ -31,7 +32,8 @@ class EngineConfig:
     Attributes:
         given: the JSON before overrides.
         effective: the whole JSON with overrides, as saved in the run directory.
-        deepspeed: the JSON for DeepSpeed: ``effective`` without the scheduler, which `schedule` replaces.
+        deepspeed: the JSON for DeepSpeed: ``effective`` without what is not left to it, the scheduler (`schedule`
+            replaces it) and activation checkpointing (`recompute_every`).
         layout: samples of a rank, and what a forward holds.
         schedule: learning rate of every step.
         overrides: one line for the log for each change by a flag or a rule.
@@ -63,6 +65,11 @@ class EngineConfig:
     def zero(self) -> dict[str, Any]:
         """The ``zero_optimization`` block."""
         return self.deepspeed.get("zero_optimization", {})
+
+    @property
+    def recompute_every(self) -> int:
+        """Activations of every N-th layer are computed again in the backward; 0: of none."""
+        return self.effective.get("activation_checkpointing", {}).get("every", 0)
 
     @property
     def zero_stage(self) -> int:
@@ -140,7 +147,7 @@ def resolve_engine_config(
             overrides.append(f"--{name} {new} overrides {key} {old}" if by_flag else f"{key} {old} becomes {new}")
         config[key] = new
     config.setdefault("steps_per_print", 10**9)  # no progress lines by DeepSpeed beside ours
-    deepspeed = {key: value for key, value in config.items() if key != "scheduler"} | _of_engine(layout)
+    deepspeed = {key: value for key, value in config.items() if key not in _NOT_DEEPSPEEDS} | _of_engine(layout)
     path = "" if source.lstrip().startswith("{") else source
     no_decay = tuple(sorted({*(flags.no_decay or ())}))
     return EngineConfig(given, config, deepspeed, layout, schedule, overrides, path, no_decay)
@@ -199,7 +206,7 @@ def _apply_overrides(
             overrides.append(f"--{flag} {given or value} overrides {json_key} {old!r}")
         block[key] = value
 
-    for name in ("lr", "weight_decay", "grad_clip", "zero_stage"):
+    for name in ("lr", "weight_decay", "grad_clip", "zero_stage", "activation_checkpointing"):
         put(name, getattr(flags, name))
     if flags.wandb == "":
         problems.add("--wandb is empty; give the name of a project.")

@@ -30,6 +30,7 @@ def flag(
     json_key: str | None = None,
     within: str | None = None,
     is_path: bool = False,
+    bare: Any = None,
 ) -> Any:
     """Define a dataclass field that is a flag.
 
@@ -42,9 +43,11 @@ def flag(
         json_key: the key of the DeepSpeed JSON that it overrides, and in which it is compared.
         within: the interval that a number must be in, e.g. ``(0, 1]``; every number has one.
         is_path: its value may be a path.
+        bare: its value where it is given without one; None: it needs one.
     """
     metadata = {
         "help": help, "role": role, "through": through, "json_key": json_key, "within": within, "is_path": is_path,
+        "bare": bare,
     }  # fmt: skip
     return field(default=default, metadata=metadata)
 
@@ -157,6 +160,7 @@ def _add_flags(parser: argparse._ArgumentGroup, group: Any, are_all: bool) -> No
             required=is_required and are_all,
             help=item.metadata["help"],
             **_argument_kind(hints[item.name]),
+            **_if_bare(item.metadata["bare"]),
         )
 
 
@@ -180,6 +184,11 @@ def _argument_kind(hint: Any) -> dict[str, Any]:
     if get_origin(kind) is list:
         return {"nargs": "+", **_argument_kind(get_args(kind)[0])}
     return {"type": kind}
+
+
+def _if_bare(value: Any) -> dict[str, Any]:
+    """What argparse needs to know of a flag that may be given without a value, which then is this one."""
+    return {} if value is None else {"nargs": "?", "const": value}
 
 
 def _truth(text: str) -> bool:

@@ -15,26 +15,35 @@ from ds_train.config.optimizers import check_optimizer
 KNOWN_KEYS = frozenset(
     """train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer scheduler gradient_clipping
     bf16 fp16 data_types zero_optimization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer
-    communication_data_type aio checkpoint comms_logger flops_profiler tensorboard wandb csv_monitor comet
-    steps_per_print wall_clock_breakdown memory_breakdown dump_state log_level""".split()
+    communication_data_type activation_checkpointing aio checkpoint comms_logger flops_profiler tensorboard wandb
+    csv_monitor comet steps_per_print wall_clock_breakdown memory_breakdown dump_state log_level""".split()
 )
 _SUMS_IN_FP32 = "gradients are summed in fp32, which no scaling could protect further"
 # Keys of DeepSpeed that have no use here, and why.
 _WITHOUT_USE = {
-    "activation_checkpointing": "the model never calls DeepSpeed's checkpointing",
     "compile": "the engine is never compiled",
     "prescale_gradients": _SUMS_IN_FP32,
     "gradient_predivide_factor": _SUMS_IN_FP32,
+}
+# Keys of DeepSpeed's own activation checkpointing, which no model here calls, and what serves instead.
+_OF_ITS_CHECKPOINTING = {
+    "partition_activations": "each rank holds whole layers, so there is nothing to divide; use a smaller micro batch",
+    "cpu_checkpointing": "inputs of layers stay on the device; use a smaller micro batch, or offload the optimizer",
+    "contiguous_memory_optimization": "it is for divided activations; set PYTORCH_ALLOC_CONF=expandable_segments:True",
+    "number_checkpoints": "every N-th layer is one; use every",
+    "synchronize_checkpoint_boundary": "it would only wait; leave it out",
+    "profile": "use wall_clock_breakdown or flops_profiler",
 }
 # Switches that round what training keeps or sends. No fingerprint holds them, so a resume would not notice a change.
 _LOSSY = """bf16.bf16_master_weights_and_grads bf16.bf16_optimizer_states fp16.fp16_master_weights_and_grads
     fp16.auto_cast zero_optimization.zero_quantized_weights zero_optimization.zero_quantized_nontrainable_weights
     zero_optimization.zero_quantized_gradients""".split()
-_BLOCKS = """optimizer optimizer.params scheduler scheduler.params bf16 fp16 data_types zero_optimization aio checkpoint
-    comms_logger flops_profiler tensorboard wandb csv_monitor comet""".split()
+_BLOCKS = """optimizer optimizer.params scheduler scheduler.params bf16 fp16 data_types zero_optimization
+    activation_checkpointing aio checkpoint comms_logger flops_profiler tensorboard wandb csv_monitor comet""".split()
 _SWITCH, _NOT_NEGATIVE = "true or false", "number in [0, 1e9]"
 _KINDS = {
     "gradient_clipping": _NOT_NEGATIVE,
+    "activation_checkpointing.every": "whole number in [0, 1e9]",
     "steps_per_print": "whole number in [1, 1e18]",
     "log_level": "debug | info | warning | error | critical",
     "checkpoint.tag_validation": "Ignore | Warn | Fail",
@@ -69,6 +78,7 @@ def check_blocks(config: dict[str, Any], problems: Problems) -> None:
     for key in sorted(set(config) & set(_WITHOUT_USE)):
         problems.add(f"{key} has no use here: {_WITHOUT_USE[key]}; leave it out.")
     _check_names("", {key: config[key] for key in config if key not in _WITHOUT_USE}, KNOWN_KEYS, problems)
+    _check_checkpointing(config.get("activation_checkpointing", {}), problems)
     for key, model in _block_models().items():
         if key in config:
             _check_block(key, config[key], model, problems)
@@ -96,6 +106,13 @@ def check_blocks(config: dict[str, Any], problems: Problems) -> None:
             "zero_optimization.elastic_checkpoint is true: its files are not read here, and those without it resume at "
             "any number of ranks; leave it out."
         )
+
+
+def _check_checkpointing(block: dict[str, Any], problems: Problems) -> None:
+    """Report settings of DeepSpeed's activation checkpointing: only ``every`` is ours, and other keys are unknown."""
+    for key in sorted(set(block) & set(_OF_ITS_CHECKPOINTING)):
+        problems.add(f"activation_checkpointing.{key} has no use here: {_OF_ITS_CHECKPOINTING[key]}.")
+    _check_names("activation_checkpointing", set(block) - set(_OF_ITS_CHECKPOINTING), ("every",), problems)
 
 
 def check_precision(config: dict[str, Any], overrides: list[str], problems: Problems) -> None:
@@ -155,7 +172,7 @@ def _sum_gradients_in_fp32(
         )
 
 
-def _check_names(where: str, block: dict[str, Any], known: Collection[str], problems: Problems) -> None:
+def _check_names(where: str, block: Collection[str], known: Collection[str], problems: Problems) -> None:
     for key in sorted(set(block) - set(known)):
         hint = did_you_mean(key, known, f"; known keys: {', '.join(sorted(known))}.")
         problems.add(f"DeepSpeed JSON key {f'{where}.{key}' if where else key!r} is not known{hint}")

@@ -201,6 +201,15 @@ class OverrideFlags:
     zero_stage: int | None = flag(
         None, "ZeRO stage 0 … 3 (zero_optimization.stage)", "speed", json_key="zero_optimization.stage", within="[0, 3]"
     )
+    activation_checkpointing: int | None = flag(
+        None,
+        "keep only the inputs of every N-th layer, of every one without N, and recompute the rest in the backward; "
+        "0: none (activation_checkpointing.every)",
+        "speed",
+        json_key="activation_checkpointing.every",
+        within="[0, 1e9]",
+        bare=1,
+    )
     wandb: str | None = flag(
         None, "project of Weights & Biases to log to (wandb.enabled, wandb.project)", "record", json_key="wandb.project"
     )

@@ -10,7 +10,8 @@ from ds_train.experiment.conditions import PPTRAIN, Condition
 from ds_train.experiment.plan import Experiment
 from ds_train.experiment.sizes import most_spent, pflops_of_blocks
 from ds_train.experiment.trainers import PRETRAIN
-from ds_train.model.footprint import GIB, checkpoint_bytes, model_shape, training_flops
+from ds_train.model.flops import training_flops
+from ds_train.model.footprint import GIB, checkpoint_bytes, model_shape
 from ds_train.model.peaks import PEAK_FLOPS
 from ds_train.phases.early_check import EarlyCheck, check_early
 

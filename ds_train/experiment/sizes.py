@@ -12,7 +12,7 @@ from ds_train.checkpoints.manifest import step_directories
 from ds_train.checkpoints.save import DESCRIPTION
 from ds_train.checkpoints.state import PFLOP, STATE_FILE
 from ds_train.model.causal_lm import load_model_config
-from ds_train.model.footprint import TrainingFlops, training_flops
+from ds_train.model.flops import TrainingFlops, training_flops
 from ds_train.phases.early_check import EarlyCheck
 
 

@@ -1,11 +1,11 @@
-"""Predicts from shapes alone what a model costs: memory of a rank, and FLOPs of training.
+"""Predicts from shapes alone how much memory a model takes on each rank.
 
 The memory of each ZeRO stage follows DeepSpeed 0.19's source; a test compares real engines. DeepSpeed's own estimators
 (``estimate_zero2_model_states_mem_needs`` and the like) do not know stage 1, count half-precision gradients in addition
 to the fp32 ones in which stages 2 and 3 accumulate, and leave out buckets and gathered weights.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 from data_tools.base.errors import UserError
 from ds_train.model.attention import head_sizes
 from ds_train.model.causal_lm import model_without_weights
+from ds_train.model.recomputation import recomputed_layers
 from ds_train.model.small_config import size_of
 
 GIB = 2**30
@@ -115,6 +116,7 @@ def predict(
     row_tokens: int,
     num_rows: int = 1,
     attention: str = "packed",
+    recompute_every: int = 0,
     group_sizes: Sequence[int] = (),
 ) -> RankMemory:
     """Memory of a rank for a ``zero_optimization`` block.
@@ -136,9 +138,8 @@ def predict(
     Args:
         zero: the block; missing settings have DeepSpeed's defaults.
         half: bf16 or fp16.
-        row_tokens: tokens of the longest row: micro batch × seq_len where documents share one.
-        num_rows: rows of a micro-batch.
-        attention: implementation, see `activations`.
+        row_tokens, num_rows: of a micro-batch; the longest row has micro batch × seq_len where documents share one.
+        attention, recompute_every: see `activations`.
         group_sizes: elements of each group of parameters with settings of its own; empty if there is one group.
     """
     # On the accelerator, without offloading.
@@ -163,7 +164,7 @@ def predict(
         gradients=gradients,
         optimizer=optimizer,
         buffers=_buffers(zero, stage, p, width, num_ranks, half, group_sizes or (p,)),
-        activations=num_rows * activations(shape, row_tokens, width, attention),
+        activations=num_rows * activations(shape, row_tokens, width, attention, recompute_every),
         host=host,
     )
 
@@ -214,7 +215,7 @@ def _largest_flat_copy(sizes: Sequence[int]) -> int:
     return largest
 
 
-def activations(shape: ModelShape, row_tokens: int, width: int, attention: str) -> int:
+def activations(shape: ModelShape, row_tokens: int, width: int, attention: str, recompute_every: int = 0) -> int:
     """Bytes that the forward of one row keeps for backward, and its logits with their gradient.
 
     A layer keeps (4 h + 4 q + 2 v + k f) numbers per token, where q and v are the widths of all queries and values. It
@@ -224,6 +225,10 @@ def activations(shape: ModelShape, row_tokens: int, width: int, attention: str) 
     But each of their norms keeps an fp32 copy and a normalized one. For documents packed into one row, sdpa adds a mask
     of T² per layer, eager attention two more per head, packed and flash_attention nothing. The cross entropy makes no
     fp32 copy of the logits (see losses.py), but a gradient of their size.
+
+    Of every N-th layer (``recompute_every``) only the input is kept until the backward reaches it. The peak is at the
+    logits, or where such a layer has all its activations again, with the gradients inside its feed-forward part; then
+    the layers after it are done.
     """
     if shape.rms_norms:
         of_norms, of_attention = 8 * shape.hidden, 2 * shape.query_width + 2 * shape.value_width
@@ -235,44 +240,16 @@ def activations(shape: ModelShape, row_tokens: int, width: int, attention: str) 
     per_layer = row_tokens * (of_norms + of_attention + of_mlp)
     if attention in ("sdpa", "eager"):
         per_layer += row_tokens**2 * (1 + 2 * shape.num_heads if attention == "eager" else 1)
-    outside = row_tokens * (3 * shape.hidden + 2 * shape.vocab_size)
-    return width * (shape.num_layers * per_layer + outside)
+    kept = [per_layer] * shape.num_layers
+    recomputed = recomputed_layers(shape.num_layers, recompute_every)
+    for number in recomputed:
+        kept[number] = row_tokens * shape.hidden
+    of_recomputed = per_layer + row_tokens * of_mlp // 2
+    peaks = [sum(kept) + 2 * row_tokens * shape.vocab_size]
+    peaks += [sum(kept[: number + 1]) + of_recomputed for number in recomputed]
+    return width * (max(peaks) + 3 * row_tokens * shape.hidden)
 
 
 def checkpoint_bytes(num_parameters: int, *, stage: int, half: bool) -> int:
     """Size of a checkpoint over all ranks: the model's weights, fp32 master weights (ZeRO), two moments."""
     return num_parameters * ((2 if half else 4) + _MOMENTS + (_MASTER if stage > 0 else 0))
-
-
-@dataclass(frozen=True)
-class TrainingFlops:
-    """FLOPs of forward and backward together, in integers, so that sums do not depend on their order.
-
-    All experts and all tokens before a token are counted, also where a model uses some of them only.
-
-    Attributes:
-        per_token: 6 for each parameter that a token is multiplied with, which excludes an input embedding.
-        per_pair: for each of the n² pairs of a document of n tokens: 3 × layers × width of queries and of values.
-            Causal attention needs half of the pairs, which would take 6.
-    """
-
-    per_token: int
-    per_pair: int
-
-    def of(self, num_tokens: int, num_pairs: int) -> int:
-        """FLOPs of documents with this many tokens, and this many pairs of tokens of one document."""
-        return self.per_token * num_tokens + self.per_pair * num_pairs
-
-    def of_documents(self, lengths: Iterable[int]) -> int:
-        """FLOPs of documents with these lengths in tokens."""
-        lengths = [*lengths]
-        return self.of(sum(lengths), sum(length**2 for length in lengths))
-
-
-def training_flops(config: PretrainedConfig) -> TrainingFlops:
-    """The FLOPs of a model, from its shapes alone."""
-    shape = model_shape(config)
-    is_tied = getattr(config, "tie_word_embeddings", False)
-    embedding = 0 if is_tied else shape.vocab_size * shape.hidden
-    attended = shape.num_layers * (shape.query_width + shape.value_width)
-    return TrainingFlops(6 * (shape.num_parameters - embedding), 3 * attended)

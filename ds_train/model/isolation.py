@@ -11,13 +11,13 @@ from functools import partial
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from data_tools.base.errors import UserError, first_line
 from data_tools.base.rng import CounterStream
 from ds_train.model.attention import attention_candidates
 from ds_train.model.rows import DocumentRows, RowReader
-from ds_train.model.small_config import VOCAB_SIZE, small_config
+from ds_train.model.small_config import VOCAB_SIZE, one_thread, small_model
 
 logger = logging.getLogger(__name__)
 
@@ -143,32 +143,17 @@ def refuse_dependence(config: PretrainedConfig, in_rows: Influence, tolerance: f
         )
 
 
+@one_thread()
 def _try_small_model(config: PretrainedConfig) -> tuple[Influence, Influence, bool]:
     """Influences among documents in one row and in rows of their own, and whether chance plays a part in training."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more than one makes small tensors slow, and very slow on a machine at work
-    try:
-        model = _small_model(config).eval()
-        in_a_row, in_rows = (partial(_logits_of, RowReader(model), one) for one in (False, True))
-        influences = measure_influence(in_a_row, VOCAB_SIZE), measure_influence(in_rows, VOCAB_SIZE)
-        model.train()
-        return *influences, is_random(in_rows)
-    finally:
-        torch.set_num_threads(num_threads)
+    model = small_model(config).eval()
+    in_a_row, in_rows = (partial(_logits_of, RowReader(model), one) for one in (False, True))
+    influences = measure_influence(in_a_row, VOCAB_SIZE), measure_influence(in_rows, VOCAB_SIZE)
+    model.train()
+    return *influences, is_random(in_rows)
 
 
 def _logits_of(reader: RowReader, one_in_each: bool, documents: Sequence[np.ndarray]) -> list[torch.Tensor]:
     rows = DocumentRows.end_to_end(documents)
     logits = reader.logits(rows.one_in_each() if one_in_each else rows)
     return list(logits.split([len(tokens) for tokens in documents]))
-
-
-def _small_model(config: PretrainedConfig) -> PreTrainedModel:
-    """A small model in fp32, its weights large enough that no initialisation hides what tokens do to one another."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(small_config(config), dtype=torch.float32)
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
-    return model

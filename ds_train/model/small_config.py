@@ -1,9 +1,12 @@
-"""A model configuration of the same kind with few weights: what its class does is seen within a second."""
+"""A model of the same kind with few weights: what its class does is seen within a second."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from transformers import PretrainedConfig
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 VOCAB_SIZE = 64
 _NUM_LAYERS = 8  # hybrid models repeat a pattern of fewer layers
@@ -95,3 +98,32 @@ def _of_fewer_layers(values: list[Any]) -> list[Any]:
     kept = values[:_NUM_LAYERS]
     missing = [value for n, value in enumerate(values) if value not in kept and value not in values[:n]]
     return kept[: len(kept) - len(missing)] + missing if len(missing) < len(kept) else kept
+
+
+def small_model(config: PretrainedConfig, attention: str | None = None) -> PreTrainedModel:
+    """A small model in fp32, its weights large enough that no initialisation hides what tokens do to one another.
+
+    Args:
+        attention: its implementation; by default that of the configuration.
+    """
+    small = small_config(config)
+    if attention:
+        small._attn_implementation = attention
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(small, dtype=torch.float32)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    return model.train()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: more make small tensors slow, and very slow on a machine at work."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)

@@ -16,19 +16,13 @@ from ds_train.checkpoints.state import PFLOP
 from ds_train.checkpoints.weights import verified
 from ds_train.config.flags import former_values
 from ds_train.config.trainer_flags import GROUPS
-from ds_train.model.footprint import (
-    GIB,
-    HOST_RUNTIME,
-    ModelShape,
-    checkpoint_bytes,
-    model_shape,
-    training_flops,
-)
+from ds_train.model.flops import training_flops
+from ds_train.model.footprint import GIB, HOST_RUNTIME, ModelShape, checkpoint_bytes, model_shape
 from ds_train.model.peaks import PEAK_FLOPS
 from ds_train.phases import pptrain, pretrain
 from ds_train.ranks.world import World
 from ds_train.run.assembly import CheckedRun, fresh_state
-from ds_train.run.summary import describe_rows, rank_memory, starting_point
+from ds_train.run.summary import describe_recomputation, describe_rows, rank_memory, starting_point
 from ds_train.training.phase import Cadence, PhaseParts
 
 _GPU, _MFU = "H100 SXM", 0.3  # to predict hours: a usual share of the peak for small models
@@ -94,6 +88,7 @@ def report(phase: str, launch: Launch, trainer_flags: list[str], problems: list[
         "starts": starting_point(inputs, step, chosen),
         "model, parameters": f"{shape.num_parameters / 1e6:,.1f} M",
         "documents": describe_rows(inputs.model_config, inputs.one_document_a_row),
+        **describe_recomputation(inputs.engine.recompute_every, shape),
     }
     rows |= _length_rows(prepared, setup, launch)
     rows |= _disk_rows(prepared, shape, setup.cadence, problems)
@@ -208,7 +203,8 @@ def _memory_rows(prepared: CheckedRun, shape: ModelShape, launch: Launch, proble
         problems.append(
             f"a rank is predicted to need {_gib(own.device)}, more than --gpu_memory_gb {launch.gpu_memory_gb:g}; "
             + (f"ZeRO {' or '.join(map(str, fitting))} would fit, or " if fitting else "use ")
-            + "a smaller --micro_batch."
+            + "a smaller --micro_batch"
+            + ("." if inputs.engine.recompute_every else " or --activation_checkpointing.")
         )
     return rows
 

@@ -23,7 +23,8 @@ from ds_train.checkpoints.verification import with_all_ranks
 from ds_train.config.flags import compared_values
 from ds_train.config.optimizers import needs_gpu
 from ds_train.model.causal_lm import save_description
-from ds_train.model.footprint import model_shape, training_flops
+from ds_train.model.flops import recomputation_flops, training_flops
+from ds_train.model.footprint import model_shape
 from ds_train.ranks.collectives import check_num_nodes, device_of, on_main, take_device
 from ds_train.ranks.judge import Patience
 from ds_train.ranks.signals import ExitCode, StopRequests, StopTraining
@@ -163,6 +164,7 @@ def _build_run(
         layout=layout,
         schedule=inputs.engine.schedule,
         flops=training_flops(inputs.model_config),
+        recomputation=recomputation_flops(inputs.model_config, inputs.engine.recompute_every),
         cadence=setup.cadence,
         engine=engine,
         stream=stream,

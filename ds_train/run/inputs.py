@@ -14,6 +14,7 @@ from ds_train.config.deepspeed_json import EngineConfig, default_json, resolve_e
 from ds_train.config.trainer_flags import ModelFlags, OverrideFlags, RunFlags
 from ds_train.model.causal_lm import hub_id, load_model_config, model_without_weights, prepare_config
 from ds_train.model.isolation import settle_rows
+from ds_train.model.recomputation import check_recomputation
 from ds_train.model.transfer import AS_IT_IS, Transfer
 from ds_train.ranks.world import World, check_num_ranks
 from ds_train.training.monitors import check_monitors, place_monitors
@@ -99,6 +100,8 @@ def check_inputs(
                 scratch=weights is None and model.init == "scratch",
             )
             one_document_a_row = settle_rows(config, model.attn_implementation, keep_dropout=model.keep_dropout)
+            if engine and engine.recompute_every:
+                check_recomputation(config)
     if len(problems) > before or engine is None or tokenizer is None or config is None or one_document_a_row is None:
         return None
     inputs = CommonInputs(

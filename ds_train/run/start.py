@@ -17,6 +17,7 @@ from ds_train.config.flags import former_values
 from ds_train.config.trainer_flags import GROUPS
 from ds_train.model.causal_lm import DTYPES, build_model, empty_model, hub_id, load_model
 from ds_train.model.parts import without_decay
+from ds_train.model.recomputation import checkpoint_activations
 from ds_train.ranks.collectives import device_of, on_main
 from ds_train.run.branch import branched, refuse_damaged
 from ds_train.run.inputs import DEFAULT_MODEL, CommonInputs
@@ -62,6 +63,7 @@ def _empty_model(inputs: CommonInputs) -> PackedLM:
 
 def _wrapped(inputs: CommonInputs, causal_lm: PreTrainedModel) -> PackedLM:
     inputs.transfer.freeze(causal_lm)
+    checkpoint_activations(causal_lm, inputs.engine.recompute_every)
     no_decay = without_decay(causal_lm, inputs.engine.no_decay)
     return PackedLM(causal_lm, one_document_a_row=inputs.one_document_a_row, no_decay=no_decay)
 

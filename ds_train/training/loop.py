@@ -12,7 +12,7 @@ from ds_train.checkpoints.save import Checkpoints
 from ds_train.checkpoints.state import PFLOP, TrainState
 from ds_train.config.layout import Layout
 from ds_train.config.schedule import Schedule
-from ds_train.model.footprint import TrainingFlops
+from ds_train.model.flops import TrainingFlops
 from ds_train.model.peaks import peak_flops
 from ds_train.ranks.signals import ExitCode, StopRequests, StopTraining
 from ds_train.ranks.watchdog import Watchdog
@@ -39,6 +39,7 @@ class Run:
     layout: Layout
     schedule: Schedule
     flops: TrainingFlops
+    recomputation: TrainingFlops  # what activation checkpointing adds
     cadence: Cadence
     engine: Engine
     stream: Stream
@@ -114,7 +115,8 @@ def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") 
         _skip_or_stop(run, result, result.nonfinite)
     state.flops += run.flops.of(*map(int, result.computed))
     state.gpu_hours += logs.device_hours.since_last()
-    logs.throughput.trained(int(result.tokens.sum()), run.flops.of(*map(int, batch.computed)))
+    own = [*map(int, batch.computed)]
+    logs.throughput.trained(int(result.tokens.sum()), run.flops.of(*own), run.recomputation.of(*own))
     losses = {"loss": result.loss, "c4_loss": result.c4_loss, "mixin_loss": result.synthetic_loss}
     logs.progress.step_done(losses)
 
@@ -209,11 +211,8 @@ def _skip_or_stop(run: Run, result: StepResult, nonfinite: NonFinite) -> None:
     if run.world.is_main:
         logger.warning(
             "%s. No update (skipped steps: %d of %d); see %s",
-            description,
-            state.skipped_steps,
-            run.skip_nonfinite,
-            path,
-        )
+            description, state.skipped_steps, run.skip_nonfinite, path,
+        )  # fmt: skip
 
 
 def _evaluate(run: Run, logs: "_Logs") -> None:

@@ -104,10 +104,13 @@ class DeviceHours:
 
 
 class Throughput:
-    """Tokens per second, share of the time spent waiting for data, peak memory and MFU since the last report.
+    """Tokens per second, share of the time spent waiting for data, peak memory, MFU and HFU since the last report.
+
+    MFU counts the FLOPs of the model, HFU also those of recomputed activations: see Chowdhery et al. (arXiv 2204.02311,
+    appendix B).
 
     Args:
-        peak: FLOP/s of this rank's device; without it there is no MFU.
+        peak: FLOP/s of this rank's device; without it there is neither.
     """
 
     def __init__(self, peak: float | None = None) -> None:
@@ -117,15 +120,16 @@ class Throughput:
     def _begin(self) -> None:
         self._start = time.perf_counter()
         self._tokens = 0
-        self._waited = self._flops = 0.0
+        self._waited = self._flops = self._recomputed = 0.0
 
     def waited(self, seconds: float) -> None:
         self._waited += seconds
 
-    def trained(self, tokens: int, flops: float) -> None:
-        """Count an optimizer step: tokens of all ranks, FLOPs of this one."""
+    def trained(self, tokens: int, flops: float, recomputed: float = 0.0) -> None:
+        """Count an optimizer step: tokens of all ranks, FLOPs of this one, and those of its recomputed activations."""
         self._tokens += tokens
         self._flops += flops
+        self._recomputed += recomputed
 
     def report(self) -> dict[str, float]:
         """Columns for a log row; starts the next interval."""
@@ -137,6 +141,8 @@ class Throughput:
         }
         if self._peak:
             columns["mfu"] = round(self._flops / elapsed / self._peak, 4)
+            if self._recomputed:
+                columns["hfu"] = round((self._flops + self._recomputed) / elapsed / self._peak, 4)
         self._begin()
         return columns
 

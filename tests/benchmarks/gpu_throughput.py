@@ -13,7 +13,7 @@ import torch
 
 from data_tools.base.errors import UserError, run_command
 from ds_train.model.causal_lm import load_model_config
-from ds_train.model.footprint import training_flops
+from ds_train.model.flops import training_flops
 from ds_train.model.peaks import peak_flops
 from tests.benchmarks.measure import (
     Comparison,

@@ -151,7 +151,7 @@ def test_run_directory_tables_columns_are_those_of_the_logs() -> None:
         for kind in _logs_named(kinds):
             documented.setdefault(kind, set()).update(re.findall(r"`(\w+)`", names))
     assert documented == {
-        **{f"train of {phase}": fields | {"mfu"} for phase, fields in TRAIN_FIELDS.items()},
+        **{f"train of {phase}": fields | {"mfu", "hfu"} for phase, fields in TRAIN_FIELDS.items()},
         **{f"eval of {phase}": fields for phase, fields in EVAL_FIELDS.items()},
     }
 

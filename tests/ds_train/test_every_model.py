@@ -6,7 +6,17 @@ import pytest
 import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from tests.support.every_model import FAILED, PACKED, PADDED, REFUSED, outcome, outcomes, small_configuration, table
+from tests.support.every_model import (
+    FAILED,
+    PACKED,
+    PADDED,
+    REFUSED,
+    not_checkpointable,
+    outcome,
+    outcomes,
+    small_configuration,
+    table,
+)
 from tests.support.paths import REPOSITORY
 from tests.support.process_group import one_rank
 
@@ -47,4 +57,7 @@ def test_a_sample_of_each_outcome(model_type: str) -> None:
 def test_every_class_has_one_of_three_outcomes_and_the_page_shows_them() -> None:
     found = outcomes()
     assert {name: why for name, (what, why) in found.items() if what == FAILED or "\n" in why} == {}
-    assert table(found) in (REPOSITORY / "ds_train" / "README.md").read_text()
+    page = (REPOSITORY / "ds_train" / "README.md").read_text()
+    assert table(found) in page
+    refused = sorted(not_checkpointable(name for name, (what, _) in found.items() if what in (PACKED, PADDED)))
+    assert f"{', '.join(refused[:-1])} and {refused[-1]} are refused" in " ".join(page.split())

@@ -132,6 +132,11 @@ def test_hours_and_memory_of_a_preset_count_its_attention(scratch, capsys):
     of_layer = 8 * 1024 + 4 * 2048 + 3 * (2048 + 1024) + 4 * 3072  # norms, attention, norms of queries and keys, mlp
     kept = 2 * 2 * tiny.SEQ_LEN * (28 * of_layer + 3 * 1024 + 2 * 151_936)
     assert cells(output, "* activations, logits (most)") == [f"{kept / GIB:.2f} GiB"]
+    assert "recomputed" not in output
+    _, output = run(capsys, "pptrain", *flags, *BATCH, "--gpus_per_node", "2", "--activation_checkpointing", "4")
+    kept = 2 * 2 * tiny.SEQ_LEN * (21 * of_layer + 7 * 1024 + 3 * 1024 + 2 * 151_936)
+    assert cells(output, "* activations, logits (most)") == [f"{kept / GIB:.2f} GiB"]
+    assert cells(output, "recomputed") == ["activations of 7 of 28 layers"]
 
 
 def test_every_launch_that_cannot_start_is_reported_and_the_others_are_shown(scratch, capsys):

@@ -9,14 +9,14 @@ import logging
 import sys
 import textwrap
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PretrainedConfig
+from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 if __package__ in (None, ""):
@@ -26,8 +26,9 @@ from data_tools.base.errors import UserError, first_line
 from data_tools.samples.readers import c4_document
 from ds_train.model.attention import describe_attention
 from ds_train.model.causal_lm import build_model, causal_lm_config, prepare_config
-from ds_train.model.footprint import training_flops
+from ds_train.model.flops import training_flops
 from ds_train.model.isolation import settle_rows
+from ds_train.model.recomputation import check_recomputation
 from ds_train.model.small_config import VOCAB_SIZE, small_config
 from ds_train.ranks.collectives import init_distributed
 from ds_train.ranks.world import World
@@ -107,6 +108,18 @@ def outcomes() -> dict[str, tuple[str, str]]:
         except Exception as error:
             found[model_type] = (FAILED, first_line(error))
     return found
+
+
+def not_checkpointable(model_types: Iterable[str]) -> list[str]:
+    """Those of these model types whose activations cannot be recomputed."""
+    refused = []
+    for model_type in model_types:
+        config = small_configuration(CONFIG_MAPPING[model_type], model_type)
+        try:
+            check_recomputation(causal_lm_config(config, model_type))
+        except UserError:
+            refused.append(model_type)
+    return refused
 
 
 def table(found: dict[str, tuple[str, str]]) -> str:

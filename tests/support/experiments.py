@@ -9,7 +9,7 @@ from ds_train.experiment.conditions import chosen
 from ds_train.experiment.file import ExperimentFile
 from ds_train.experiment.plan import Experiment
 from ds_train.experiment.sizes import Spent
-from ds_train.model.footprint import TrainingFlops
+from ds_train.model.flops import TrainingFlops
 from tests.support.paths import REPOSITORY
 
 SHIPPED = sorted((REPOSITORY / "ds_configs" / "experiments").glob("*.yaml"))

@@ -15,7 +15,7 @@ from data_tools.samples.samplers import CurriculumSampler, MixinShare, MixtureSa
 from ds_train.checkpoints.state import PFLOP, TrainState
 from ds_train.config.layout import Layout
 from ds_train.config.schedule import Schedule
-from ds_train.model.footprint import TrainingFlops
+from ds_train.model.flops import TrainingFlops
 from ds_train.phases import pptrain, pretrain
 from ds_train.phases.curriculum import Curriculum
 from ds_train.phases.evaluation import HeldOut, HeldOutResult
@@ -152,6 +152,7 @@ def pretended_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         )
         made = Run(
             world=world, layout=layout, schedule=Schedule(1.0, warmup_steps=4), flops=TrainingFlops(PFLOP // 500, 0),
+            recomputation=TrainingFlops(PFLOP // 1000, 0),
             cadence=Cadence(**given), engine=engine, stream=PlanStream(sampler, events), phase=phase,
             state=copy.deepcopy(state) or fresh,
             checkpoints=checkpoints, directory=tmp_path / phase_name, stop=stop, watchdog=watchdog,

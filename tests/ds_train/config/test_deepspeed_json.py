@@ -24,10 +24,12 @@ from tests.support.engine_configs import BASE, GONE, batch, changed, resolve, re
         ({"mixed_precision": "no"}, "bf16.enabled", False),
         ({"global_batch": 64}, "train_batch_size", 64),
         ({"micro_batch": 4}, "train_micro_batch_size_per_gpu", 4),
+        ({"activation_checkpointing": 0}, "activation_checkpointing.every", 0),
     ],
 )
 def test_flags_win_and_are_reported(flags, dotted, value):
-    untouched, resolved = resolve(BASE), resolve(BASE, **flags)
+    base = BASE | {"activation_checkpointing": {"every": 3}}
+    untouched, resolved = resolve(base), resolve(base, **flags)
 
     def at(config: dict[str, Any]) -> Any:
         for key in dotted.split("."):

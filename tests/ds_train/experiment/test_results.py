@@ -14,7 +14,7 @@ from ds_train.experiment.forecast import Forecast, check_and_forecast, grid_tabl
 from ds_train.experiment.plan import Experiment
 from ds_train.experiment.results import result_table
 from ds_train.model.causal_lm import load_model_config
-from ds_train.model.footprint import training_flops
+from ds_train.model.flops import training_flops
 from tests.support.experiments import SHIPPED, TRAINING, experiment, write
 
 PFLOP = 10**15

@@ -1,40 +1,30 @@
-"""Operations of training against what torch counts, and memory against what DeepSpeed's engines hold."""
+"""Memory against what DeepSpeed's engines hold, and what a forward and backward take."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from transformers import PretrainedConfig
 
+from data_tools.samples.documents import Document
 from ds_train.model import footprint
 from ds_train.model.causal_lm import build_model, load_model_config
-from ds_train.model.footprint import model_shape, predict, training_flops
+from ds_train.model.flops import recomputation_flops, training_flops
+from ds_train.model.footprint import activations, model_shape, predict
+from ds_train.model.recomputation import checkpoint_activations
+from ds_train.step import losses
+from ds_train.step.losses import PackedLM
+from ds_train.step.micro_batch import pack
 from tests.support.launching import launch
+from tests.support.markdown import tables
+from tests.support.paths import REPOSITORY
+from tests.support.peak_memory import PeakMemory
 from tests.support.tiny_models import tiny_config
 from tests.system.launched_memory import model_config
 
 _ALIGNMENT = 64  # bytes of padding in what DeepSpeed sends
-
-
-@pytest.mark.parametrize("architecture", ["gpt_neox", "llama", "qwen3"])
-@pytest.mark.parametrize("length", [8, 64])
-def test_as_many_as_torch_counts(architecture: str, length: int) -> None:
-    """Eager attention computes all pairs, of which half count, and torch counts products only, as is usual."""
-    config = tiny_config(architecture, attention="eager")
-    model = build_model(config, seed=1)
-    ids = torch.zeros(1, length, dtype=torch.long)
-    with FlopCounterMode(display=False) as counter:
-        model(input_ids=ids, labels=ids).loss.backward()
-    flops = training_flops(config)
-    counted = counter.get_total_flops() - flops.per_pair * length**2
-    assert counted == pytest.approx(flops.of_documents([length]), rel=0.05)  # biases and norms are parameters too
-
-
-def test_documents_add_up() -> None:
-    flops = training_flops(load_model_config("pythia-160m"))
-    assert flops.per_token == 6 * (162_322_944 - 50_304 * 768) and flops.per_pair == 6 * 12 * 768
-    assert flops.of_documents([3, 5]) == flops.of(8, 34) == 8 * flops.per_token + 34 * flops.per_pair
 
 
 def _sent_copy(case: dict) -> int:
@@ -91,3 +81,52 @@ def test_a_group_that_fills_a_bucket_is_sent_in_place() -> None:
 
     assert [copied(), copied(limit + 1, 9), copied(limit, 9)] == [0, 0, limit + 9]
     assert copied(5, limit + 1, 7) == limit + 6
+
+
+def _widened(architecture: str) -> PretrainedConfig:
+    """Eight layers whose activations are much more than the blocks of the cross entropy."""
+    config = tiny_config(architecture, positions=512)
+    sizes = {"num_hidden_layers": 8, "hidden_size": 128, "intermediate_size": 512, "vocab_size": 512, "head_dim": 32}
+    widened = type(config)(**{**config.to_dict(), **sizes, "layer_types": None})
+    widened._attn_implementation = "packed"
+    return widened
+
+
+def _peak(config: PretrainedConfig, every: int) -> int:
+    """Bytes of a forward and backward of two packed documents in bf16, without weights and their gradients."""
+    model = build_model(config, seed=0)
+    checkpoint_activations(model, every)
+    packed = PackedLM(model).bfloat16()
+    for parameter in packed.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in packed.parameters() if parameter.grad is not None]
+    batch = pack([[Document(np.arange(n + 1) % 60, np.ones(n, np.float32))] for n in (300, 212)])
+    with PeakMemory([*packed.parameters(), *packed.buffers(), *gradients]) as memory:
+        packed(batch)[0].backward()
+    return memory.peak
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "llama", "qwen3"])
+def test_recomputed_activations_take_what_is_predicted(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From all layers kept to none."""
+    monkeypatch.setattr(losses, "_BLOCK_ELEMENTS", 1 << 12)  # a block in fp32 is not predicted
+    config = _widened(architecture)
+    kept = _peak(config, 0)
+    for every in (0, 1, 2, 3, 8):
+        measured = _peak(config, every)
+        predicted = activations(model_shape(config), 512, 2, "packed", every)
+        print(f"{architecture}, every {every}: predicted {predicted:,}, measured {measured:,}")
+        assert predicted == pytest.approx(measured, rel=0.06), every
+        assert every == 0 or measured < kept
+    assert _peak(config, 1) < 0.25 * kept
+
+
+def test_the_page_shows_what_is_predicted() -> None:
+    (rows,) = (table for table in tables(REPOSITORY / "ds_train" / "README.md") if table[0][-1] == "FLOPs that 1 adds")
+    for name, *figures, share in rows[1:]:
+        config = load_model_config(name)
+        shape, blocks = model_shape(config), [2048, 2048]
+        predicted = [activations(shape, sum(blocks), 2, "packed", every) / footprint.GIB for every in (0, 2, 1)]
+        assert figures == [f"{gib:.2f}" for gib in predicted]
+        added = recomputation_flops(config, 1).of_documents(blocks) / training_flops(config).of_documents(blocks)
+        assert share == f"{100 * added:.0f} %"

@@ -50,3 +50,15 @@ def test_mfu_is_reported_where_the_peak_is_known(monkeypatch: pytest.MonkeyPatch
     throughput.trained(10, 80.0)
     row = throughput.report()
     assert row["mfu"] == 0.4 and row["tokens_per_second"] == 5.0
+    assert "hfu" not in row
+
+
+def test_hfu_counts_what_is_recomputed_besides(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 2.0, 2.0, 4.0, 4.0])
+    monkeypatch.setattr("ds_train.training.metrics.time.perf_counter", lambda: next(times))
+    throughput = Throughput(peak=100.0)
+    throughput.trained(10, 80.0, 20.0)
+    row = throughput.report()
+    assert (row["mfu"], row["hfu"]) == (0.4, 0.5)
+    throughput.trained(10, 80.0)
+    assert "hfu" not in throughput.report()

@@ -17,7 +17,7 @@ from data_tools.samples.samplers import CurriculumSampler, Cursor, SampleKind
 from data_tools.search.splits import prompt_digest
 from ds_train.config.layout import Layout
 from ds_train.model.causal_lm import load_model_config
-from ds_train.model.footprint import training_flops
+from ds_train.model.flops import training_flops
 from ds_train.ranks.judge import Patience
 from ds_train.ranks.world import World
 from ds_train.run import assembly

@@ -100,7 +100,8 @@ def test_columns_of_pretrain(launch, tmp_path):
 def test_mfu_counts_what_the_steps_trained_on(launch, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "peak_flops", lambda device: 1e-3)
     launch("pretrain")
-    assert all(row["mfu"] > 0 for row in rows(tmp_path, "pretrain", "train"))
+    for row in rows(tmp_path, "pretrain", "train"):
+        assert row["mfu"] > 0 and row["hfu"] == pytest.approx(1.5 * row["mfu"]), "half of it is computed twice"
 
 
 def undisturbed(launch, tmp_path, phase):
