@@ -33,6 +33,11 @@ def checkpointable_layers(model: PreTrainedModel) -> list[GradientCheckpointingL
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
+def num_recomputed(model: PreTrainedModel) -> int:
+    """How many layers of a model keep only their inputs."""
+    return sum(layer.gradient_checkpointing for layer in checkpointable_layers(model))
+
+
 def checkpoint_activations(model: PreTrainedModel, every: int) -> None:
     """Let every N-th layer keep only its input in training; 0 changes nothing."""
     if not every:

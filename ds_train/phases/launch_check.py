@@ -19,6 +19,7 @@ from ds_train.config.trainer_flags import GROUPS
 from ds_train.model.flops import training_flops
 from ds_train.model.footprint import GIB, HOST_RUNTIME, ModelShape, checkpoint_bytes, model_shape
 from ds_train.model.peaks import PEAK_FLOPS
+from ds_train.model.recomputation import recomputed_layers
 from ds_train.phases import pptrain, pretrain
 from ds_train.ranks.world import World
 from ds_train.run.assembly import CheckedRun, fresh_state
@@ -88,7 +89,7 @@ def report(phase: str, launch: Launch, trainer_flags: list[str], problems: list[
         "starts": starting_point(inputs, step, chosen),
         "model, parameters": f"{shape.num_parameters / 1e6:,.1f} M",
         "documents": describe_rows(inputs.model_config, inputs.one_document_a_row),
-        **describe_recomputation(inputs.engine.recompute_every, shape),
+        **describe_recomputation(len(recomputed_layers(shape.num_layers, inputs.engine.recompute_every)), shape),
     }
     rows |= _length_rows(prepared, setup, launch)
     rows |= _disk_rows(prepared, shape, setup.cadence, problems)

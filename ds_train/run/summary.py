@@ -12,7 +12,7 @@ from ds_train.model.attention import describe_attention
 from ds_train.model.causal_lm import model_without_weights
 from ds_train.model.footprint import BUCKET, GIB, HOST_RUNTIME, ModelShape, RankMemory, model_shape, predict
 from ds_train.model.parts import without_decay
-from ds_train.model.recomputation import recomputed_layers
+from ds_train.model.recomputation import num_recomputed
 from ds_train.run.inputs import CommonInputs
 from ds_train.step.engine import Engine
 from ds_train.training.phase import PhaseParts
@@ -43,7 +43,7 @@ def startup_summary(
         **_decay(inputs),
         **setup.summary,
         "documents": describe_rows(inputs.model_config, one_document_a_row),
-        **describe_recomputation(inputs.engine.recompute_every, shape),
+        **describe_recomputation(num_recomputed(engine.module.causal_lm), shape),
         "kernels": _kernels(inputs, engine),
         "memory of a rank": _memory(inputs, shape, engine.device, one_document_a_row),
     }
@@ -58,10 +58,9 @@ def describe_rows(config: PretrainedConfig, one_document_a_row: bool) -> str:
     return f"one a row, padded (slower): in one row those of a {config.model_type} would influence one another"
 
 
-def describe_recomputation(every: int, shape: ModelShape) -> dict[str, str]:
+def describe_recomputation(num_layers: int, shape: ModelShape) -> dict[str, str]:
     """A row about the layers whose activations are computed again in the backward, if there are some."""
-    layers = recomputed_layers(shape.num_layers, every)
-    return {"recomputed": f"activations of {len(layers)} of {shape.num_layers} layers"} if layers else {}
+    return {"recomputed": f"activations of {num_layers} of {shape.num_layers} layers"} if num_layers else {}
 
 
 def rank_memory(
