@@ -81,6 +81,11 @@ def _small_model(scratch: Path) -> list[str]:
     return []
 
 
+def _cannot_recompute(scratch: Path) -> list[str]:
+    _edit_meta(scratch / "model" / "config.json", model_type="gpt_neox_japanese")
+    return ["--activation_checkpointing"]
+
+
 def _file_in_place_of_run(scratch: Path) -> list[str]:
     (scratch / "run_dir").write_text("")
     return ["--run_name", "run_dir"]
@@ -103,6 +108,7 @@ BOTH_PHASES = {
     "missing tokenizer": (_given("--tokenizer", "/nowhere/tokenizer.json"), r"/nowhere/tokenizer\.json"),
     "unknown model": (_given("--model_name", "/nowhere/model"), r"--model_name /nowhere/model.*pythia-160m"),
     "model smaller than tokenizer": (_small_model, r"tokenizer has \d+ ids but the model only 8"),
+    "activations that are always kept": (_cannot_recompute, r"gpt_neox_japanese cannot recompute its activations"),
     "unwritable scratch": (_file_in_place_of_run, r"--scratch_dir: cannot write to .*run_dir"),
     "run name with a path": (_given("--run_name", "../b"), r"--run_name ../b"),
     "run among the data": (_given("--run_name", "data/a"), r"--run_name data/a is no directory of runs"),
