@@ -25,7 +25,7 @@ STEPS, STOPS = 6, (2, 4, 6)  # of a run that is stopped and continued twice
 FLAGS = f"""--total_steps {STEPS} --eval_every 100 --mixin_percent 0.3 --global_batch 8 --micro_batch 4 --keep_last 0
     --lr 2e-3 --weight_decay 0.5 --transfer attention norms --freeze norms mlp embeddings
     --no_decay norms biases"""
-LOSS_TOLERANCE = {"no": 1e-5, "bf16": 1e-3}
+LOSS_TOLERANCE = {"no": 1e-5, "bf16": 2e-3}  # the rate is high from the first step on
 
 
 @dataclass(frozen=True)
