@@ -34,5 +34,12 @@ def tiny_scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.build_tiny_scratch(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put directories first whose files take minutes: left to the end, one would keep a single core busy."""
+    longest = [Path(__file__).parent / name for name in ("system", "docs")]
+    items.sort(key=lambda item: not any(item.path.is_relative_to(directory) for directory in longest))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--renew_golden", action="store_true", help="write the golden loss curves anew")

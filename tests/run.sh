@@ -12,4 +12,5 @@ export PATH="${DS_TRAIN_VENV:-$PWD/.venv}/bin:$PATH"
 ruff check .
 ruff format --check .
 mypy
-exec python -m pytest -n 2 --dist loadfile "$@"  # files side by side: many wait for processes
+# Files side by side, since many wait for processes; those that take longest first, whatever their number of tests.
+exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
