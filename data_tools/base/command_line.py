@@ -6,7 +6,8 @@ import difflib
 import math
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -121,19 +122,20 @@ def refuse_unknown_flags(given: Iterable[str], known: Sequence[str]) -> None:
             raise UserError(f"unknown flag {name}{did_you_mean(name, known)} See --help.")
 
 
-def of_kind(kind: str) -> Callable[[str], int | float]:
+@dataclass(frozen=True)
+class of_kind:  # noqa: N801 (argparse calls it as a function)
     """A number of a kind (see `kinds`), for argparse."""
 
-    def read(text: str) -> int | float:
+    kind: str
+
+    def __call__(self, text: str) -> int | float:
         try:
-            number = int(text) if kind.startswith("whole") else float(text)
+            number = int(text) if self.kind.startswith("whole") else float(text)
         except ValueError:
             number = math.nan
-        if not is_of_kind(number, kind):
-            raise argparse.ArgumentTypeError(f"expected {described(kind)}, got {text!r}")
+        if not is_of_kind(number, self.kind):
+            raise argparse.ArgumentTypeError(f"expected {described(self.kind)}, got {text!r}")
         return number
-
-    return read
 
 
 natural = of_kind("whole number in [0, 1e15]")

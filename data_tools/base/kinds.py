@@ -44,3 +44,15 @@ def _fits(value: Any, kind: str) -> bool:
     above = float(low) < value or (opening == "[" and float(low) == value)
     below = value < float(high) or (closing == "]" and float(high) == value)
     return above and below
+
+
+def schema_of(kind: str) -> dict[str, Any]:
+    """The JSON schema of an interval, such as ``number in (0, 1]``."""
+    parts = _NUMBER.fullmatch(kind)
+    assert parts, kind
+    whole, opening, low, high, closing = parts.groups()
+    return {
+        "type": "integer" if whole else "number",
+        "minimum" if opening == "[" else "exclusiveMinimum": float(low),
+        "maximum" if closing == "]" else "exclusiveMaximum": float(high),
+    }

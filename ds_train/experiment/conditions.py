@@ -11,7 +11,7 @@ from data_tools.base.errors import UserError
 PPTRAIN = "pptrain"  # begins the names of directories of first phases
 BASE = "B"  # what compare holds the others against
 DEFAULT = ("A", "B", "C")
-_KEYS = ("like", "title", "pptrain", "pretrain")
+CONDITION_KEYS = ("like", "title", "pptrain", "pretrain")
 _TAKEN = ("comparison", "corpus", "data", "evaluations", "report", "steps", "tokenizer")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]*")
 
@@ -96,9 +96,9 @@ def _known(name: str, known: Mapping[str, Condition]) -> Condition:
 def _defined(name: str, changes: Any, known: Mapping[str, Condition]) -> Condition:
     """A condition from its lines in the file."""
     if not isinstance(changes, dict):
-        raise UserError(f"condition {name} is {changes!r}, expected {', '.join(_KEYS)}.")
-    if unknown := next((key for key in changes if key not in _KEYS), None):
-        hint = did_you_mean(unknown, _KEYS, f"; expected {', '.join(_KEYS)}.")
+        raise UserError(f"condition {name} is {changes!r}, expected {', '.join(CONDITION_KEYS)}.")
+    if unknown := next((key for key in changes if key not in CONDITION_KEYS), None):
+        hint = did_you_mean(unknown, CONDITION_KEYS, f"; expected {', '.join(CONDITION_KEYS)}.")
         raise UserError(f"condition {name}: {unknown!r} is nothing that a condition has{hint}")
     if not _NAME.fullmatch(name) or name.startswith(PPTRAIN) or name in _TAKEN:
         raise UserError(

@@ -14,7 +14,8 @@ from ds_train.experiment.conditions import read_conditions
 
 _FLAG_SECTIONS = ("splits", "corpus", "tokenizer", "pack", "training", "pptrain", "pretrain", "evaluate")
 _SECTIONS = (*_FLAG_SECTIONS, "conditions", "seeds")
-_SET_HERE = {
+# Flags that no section may hold.
+SET_HERE = {
     *names_with_role(GROUPS["pretrain"], "launch"),
     *("scratch_dir", "run_name", "pptrain_checkpoint", "pptrain_run", "branch_from", "data_dir", "pack_dir"),
     *("tokenizer", "num_ranks", "num_nodes", "num_blocks", "total_blocks", "effective_batch", "corpus", "extra", "out"),
@@ -83,7 +84,7 @@ class ExperimentFile:
         return value or {}
 
     def _refuse_set_here(self, where: str, flags: Mapping[str, Any], shared: Sequence[str]) -> None:
-        if twice := sorted(_SET_HERE & set(flags)):
+        if twice := sorted(SET_HERE & set(flags)):
             raise UserError(f"{self.path}: {where}: {', '.join(twice)} is set by the experiment itself; leave it out.")
         if own := next((name for name in shared if name in flags), None):
             raise UserError(f"{self.path}: {where}: {own} is shared by all runs; give it under training.")

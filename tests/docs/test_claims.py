@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
+from data_tools.base import completion
 from ds_train.config.json_checks import KNOWN_KEYS
 from ds_train.ranks.signals import ExitCode
 from tests.support.launching import REPOSITORY
@@ -50,14 +50,7 @@ COMMANDS = list(_commands())
 
 @cache
 def parser_of(module: str) -> argparse.ArgumentParser:
-    """The parser that a command makes when it is asked for help."""
-    found: list[argparse.ArgumentParser] = []
-    with (
-        mock.patch.object(argparse.ArgumentParser, "print_help", lambda self, file=None: found.append(self)),
-        pytest.raises(SystemExit),
-    ):
-        import_module(module).main(["--help"])
-    return found[0]
+    return completion.parser_of(import_module(module).main)
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
