@@ -23,6 +23,7 @@ EVERY_ROOM = pytest.mark.parametrize("room", ["data_tools", "ds_train"])
 # Flags of other programs.
 FOREIGN = {
     "deepspeed": "--num_gpus --hostfile --include --force_multi --master_port --quiet",
+    "docker": "--file --tag --rm --gpus --ipc --user --volume --build-arg",
     "Slurm": "--nodes --ntasks-per-node --gpus-per-node --gpus-per-task --cpus-per-task --mem --time --signal --me",
     "Accelerate": "--num_processes",
     "pytest, ruff, pre-commit, pip, tests/run.sh": "--renew_golden --check --all-files --editable --fast",

@@ -23,6 +23,7 @@ from tests.support.programs import Programs
 
 # Commands that begin so → the test that executes them.
 COVERED = {
+    "docker": "tests/docs/test_dockerfile.py::test_what_it_copies_and_runs_exists",
     "ds-train completion": "tests/data_tools/base/test_completion.py::test_a_tab_proposes_what_fits",
     ".venv/bin/pre-commit": "tests/docs/test_hooks.py::test_hooks_stop_a_bad_commit",
     "squeue": "tests/system/test_slurm.py::test_commands_of_the_readme",

@@ -1,6 +1,7 @@
 """The checks before a commit, and the hosted ones, are those of tests/run.sh."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -67,8 +68,19 @@ def test_hooks_are_the_checks_of_the_test_command() -> None:
 
 
 def test_hosted_checks_call_the_test_command() -> None:
-    workflow = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "ci.yml").read_text())
-    (job,) = workflow["jobs"].values()
+    job = _workflow()["jobs"]["checks-and-tests"]
     assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
     assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
     assert "tests/run.sh" in (REPOSITORY / ".ci" / "run").read_text()
+
+
+def test_hosted_checks_use_actions_by_their_commit_and_audit_files_that_exist() -> None:
+    steps = [step for job in _workflow()["jobs"].values() for step in job["steps"]]
+    used = [step["uses"] for step in steps if "uses" in step]
+    assert len(used) > 3 and [name for name in used if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", name)] == []
+    (audit,) = [step["run"].split() for step in steps if "pip-audit" in step.get("run", "")]
+    assert (REPOSITORY / audit[audit.index("--requirement") + 1]).is_file()
+
+
+def _workflow() -> dict:
+    return yaml.safe_load((REPOSITORY / ".github" / "workflows" / "ci.yml").read_text())
