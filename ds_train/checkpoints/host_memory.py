@@ -1,5 +1,6 @@
 """The host memory that this process may still allocate, limited by the machine and by the job that it runs in."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,12 +16,19 @@ def available_host_bytes() -> int:
     if not _MEMINFO.exists():
         return sys.maxsize
     fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
-    return min([int(fields["MemAvailable"].split()[0]) * 1024, *_cgroup_bytes()])
+    left = [max(0, limit - used) for limit, used in _cgroup_bytes()]
+    return min([int(fields["MemAvailable"].split()[0]) * 1024, *left])
 
 
-def _cgroup_bytes() -> list[int]:
-    """Bytes left in each cgroup around this process. Page cache counts as free: the kernel drops it when needed."""
-    left = []
+def total_host_bytes() -> int:
+    """Host memory of the machine, or less if a cgroup (a job) sets a limit."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *(limit for limit, _ in _cgroup_bytes())])
+
+
+def _cgroup_bytes() -> list[tuple[int, int]]:
+    """Limit and use of each cgroup around this process. Page cache is not in use: the kernel drops it when needed."""
+    found = []
     for line in _CGROUP.read_text().splitlines() if _CGROUP.exists() else ():
         number, controllers, path = line.split(":", 2)
         if number == "0":  # version 2
@@ -37,5 +45,5 @@ def _cgroup_bytes() -> list[int]:
                 statistics = dict(row.split() for row in (directory / "memory.stat").read_text().splitlines())
             except (OSError, ValueError):  # no such directory in this container; "max" is no limit
                 continue
-            left.append(max(0, limit - used + int(statistics.get(cached, 0))))
-    return left
+            found.append((limit, used - int(statistics.get(cached, 0))))
+    return found

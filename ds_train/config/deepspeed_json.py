@@ -3,7 +3,7 @@
 import copy
 import json
 import logging
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ _LEARNING_RATE, _BATCH = "number in (0, 1e9]", "whole number in [1, 1e9]"
 _JSON_KEYS: dict[str, str] = {item.name: item.metadata["json_key"] for item in fields(OverrideFlags)}
 _NOT_DEEPSPEEDS = ("scheduler", "activation_checkpointing")
 _BATCH_KEYS = {name: _JSON_KEYS[name] for name in ("global_batch", "micro_batch", "grad_accum")}
+AUTO = "auto"  # of the JSON: not given; of --micro_batch: by memory
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class EngineConfig:
         overrides: one line for the log for each change by a flag or a rule.
         path: the file that the JSON was read from; empty for text.
         no_decay: kinds of parameters without weight decay.
+        is_micro_batch_open: it is still to be chosen by the memory that the model takes; until then it is 1.
     """
 
     given: dict[str, Any]
@@ -49,6 +51,18 @@ class EngineConfig:
     overrides: list[str]
     path: str = field(default="", compare=False)
     no_decay: tuple[str, ...] = ()
+    is_micro_batch_open: bool = False
+
+    def with_micro_batch(self, size: int, reason: str) -> "EngineConfig":
+        """The same with a micro batch that was chosen."""
+        layout = replace(self.layout, micro_batch=size)
+        return replace(
+            self,
+            effective={**self.effective, **_batch_sizes(layout)},
+            layout=layout,
+            overrides=[*self.overrides, f"--micro_batch {AUTO} becomes {size}: {reason}"],
+            is_micro_batch_open=False,
+        )
 
     def flag_values(self) -> dict[str, Any]:
         """What the flags that override the JSON amount to, without the accumulation, which follows from the others."""
@@ -140,28 +154,34 @@ def resolve_engine_config(
         return None
 
     # Write the resolved batch sizes back.
-    for name, key in _BATCH_KEYS.items():
-        old, new = config.get(key, "auto"), getattr(layout, name)
-        if old not in ("auto", new):
+    is_open = flags.micro_batch == AUTO  # then nothing is said yet about what follows from it
+    for name, (key, new) in zip(_BATCH_KEYS, _batch_sizes(layout).items(), strict=True):
+        old = config.get(key, AUTO)
+        if old not in (AUTO, new) and not (is_open and name != "global_batch"):
             by_flag = getattr(flags, name) is not None
             overrides.append(f"--{name} {new} overrides {key} {old}" if by_flag else f"{key} {old} becomes {new}")
         config[key] = new
     config.setdefault("steps_per_print", 10**9)  # no progress lines by DeepSpeed beside ours
-    deepspeed = {key: value for key, value in config.items() if key not in _NOT_DEEPSPEEDS} | _of_engine(layout)
     path = "" if source.lstrip().startswith("{") else source
     no_decay = tuple(sorted({*(flags.no_decay or ())}))
-    return EngineConfig(given, config, deepspeed, layout, schedule, overrides, path, no_decay)
+    return EngineConfig(given, config, _of_engine(config, layout), layout, schedule, overrides, path, no_decay, is_open)
 
 
-def _of_engine(layout: Layout) -> dict[str, Any]:
-    """What DeepSpeed gets instead of the JSON's keys, or besides them.
+def _batch_sizes(layout: Layout) -> dict[str, int]:
+    """The JSON's keys of batch sizes."""
+    return {key: getattr(layout, name) for name, key in _BATCH_KEYS.items()}
+
+
+def _of_engine(config: dict[str, Any], layout: Layout) -> dict[str, Any]:
+    """What DeepSpeed gets: the JSON's keys without those that are ours, some of them with other values.
 
     Batch sizes are multiples of one another as it wants them; `train_step` decides about accumulation. Its throughput
     timer would wait for the GPU twice in each forward.
     """
     size = layout.samples_of_largest_rank
     sizes = layout.world_size * size, size, 1
-    return {**dict(zip(_BATCH_KEYS.values(), sizes, strict=True)), "timers": {"throughput": {"enabled": False}}}
+    ours = {**dict(zip(_BATCH_KEYS.values(), sizes, strict=True)), "timers": {"throughput": {"enabled": False}}}
+    return {key: value for key, value in config.items() if key not in _NOT_DEEPSPEEDS} | ours
 
 
 def _read_json(source: str) -> dict[str, Any]:
@@ -243,7 +263,15 @@ def _apply_overrides(
 def _resolve_layout(config: dict[str, Any], flags: OverrideFlags, world_size: int) -> Layout:
     """Compute the layout: any two of global batch, micro batch and accumulation fix the third; flags win over JSON."""
     given = {name: getattr(flags, name) for name in _BATCH_KEYS if getattr(flags, name) is not None}
-    in_json = {name: config[key] for name, key in _BATCH_KEYS.items() if config.get(key, "auto") != "auto"}
+    in_json = {name: config[key] for name, key in _BATCH_KEYS.items() if config.get(key, AUTO) != AUTO}
+    if flags.micro_batch == AUTO:  # 1 until the model's memory is known
+        if flags.grad_accum is not None:
+            raise UserError(
+                f"--grad_accum {flags.grad_accum} and --micro_batch {AUTO} both decide how many forwards a step takes; "
+                "leave one of them out."
+            )
+        given["micro_batch"] = 1
+        in_json.pop("grad_accum", None)
     for name, value in {**in_json, **given}.items():
         if not isinstance(value, int) or not is_of_kind(value, _BATCH):
             raise UserError(complaint(_BATCH_KEYS[name], value, _BATCH))
@@ -253,8 +281,8 @@ def _resolve_layout(config: dict[str, Any], flags: OverrideFlags, world_size: in
             values.setdefault(name, value)
     if len(values) < 2:
         raise UserError(
-            f"the batch is not determined: known are {values or 'none'}; give two of --global_batch, --micro_batch, "
-            "--grad_accum, or train_batch_size and train_micro_batch_size_per_gpu in the JSON."
+            f"the batch is not determined: known are {given | in_json or 'none'}; give two of --global_batch, "
+            "--micro_batch, --grad_accum, or train_batch_size and train_micro_batch_size_per_gpu in the JSON."
         )
     # What is missing follows from the others. A global batch need not be a multiple of anything.
     micro_batch, grad_accum = values.get("micro_batch", 0), values.get("grad_accum", 0)

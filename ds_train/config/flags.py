@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, field, fields
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
@@ -142,7 +143,7 @@ def _parse(groups: Sequence[Any], description: str, arguments: list[str], are_al
     for item in (item for group in groups for item in fields(group) if item.metadata["within"]):
         given, kind = values[item.name], f"number in {item.metadata['within']}"
         for value in given if isinstance(given, list) else [given]:
-            if value is not None and not is_of_kind(value, kind):
+            if value is not None and not isinstance(value, str) and not is_of_kind(value, kind):
                 problems.add(complaint(f"--{item.name}", value, kind))
     problems.raise_if_any()
     return tuple(group(**{item.name: values[item.name] for item in fields(group)}) for group in groups)
@@ -176,7 +177,9 @@ def _is_list(hint: Any) -> bool:
 
 def _argument_kind(hint: Any) -> dict[str, Any]:
     """What argparse needs to know of a field's type."""
-    (kind,) = _kinds(hint)
+    kind, *words = _kinds(hint)
+    if words:  # a number, or a word instead of it
+        return {"type": partial(_number_or_word, kind, get_args(words[0]))}
     if kind is bool:  # a switch; run files set it to true or false
         return {"type": _truth, "nargs": "?", "const": True}
     if get_origin(kind) is Literal:
@@ -189,6 +192,15 @@ def _argument_kind(hint: Any) -> dict[str, Any]:
 def _if_bare(value: Any) -> dict[str, Any]:
     """What argparse needs to know of a flag that may be given without a value, which then is this one."""
     return {} if value is None else {"nargs": "?", "const": value}
+
+
+def _number_or_word(number: type, words: Sequence[str], text: str) -> Any:
+    if text in words:
+        return text
+    try:
+        return number(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number or {' or '.join(words)}, got {text!r}") from None
 
 
 def _truth(text: str) -> bool:

@@ -143,9 +143,10 @@ class OverrideFlags:
         json_key="train_batch_size",
         within="[1, 1e9]",
     )
-    micro_batch: int | None = flag(
+    micro_batch: int | Literal["auto"] | None = flag(
         None,
-        "full samples whose tokens fit into a forward (train_micro_batch_size_per_gpu)",
+        "full samples whose tokens fit into a forward (train_micro_batch_size_per_gpu); auto: as many as are predicted "
+        "to fit into memory",
         "speed",
         json_key="train_micro_batch_size_per_gpu",
         within="[1, 1e9]",

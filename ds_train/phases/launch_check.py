@@ -3,7 +3,6 @@
 import math
 import shutil
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -17,13 +16,14 @@ from ds_train.checkpoints.weights import verified
 from ds_train.config.flags import former_values
 from ds_train.config.trainer_flags import GROUPS
 from ds_train.model.flops import training_flops
-from ds_train.model.footprint import GIB, HOST_RUNTIME, ModelShape, checkpoint_bytes, model_shape
+from ds_train.model.footprint import GIB, HOST_RUNTIME, ModelShape, RankMemory, checkpoint_bytes, model_shape
 from ds_train.model.peaks import PEAK_FLOPS
 from ds_train.model.recomputation import recomputed_layers
 from ds_train.phases import pptrain, pretrain
 from ds_train.ranks.world import World
 from ds_train.run.assembly import CheckedRun, fresh_state
-from ds_train.run.summary import describe_recomputation, describe_rows, rank_memory, starting_point
+from ds_train.run.memory import rank_memory
+from ds_train.run.summary import describe_recomputation, describe_rows, starting_point
 from ds_train.training.phase import Cadence, PhaseParts
 
 _GPU, _MFU = "H100 SXM", 0.3  # to predict hours: a usual share of the peak for small models
@@ -49,7 +49,8 @@ class Launch:
 
     @property
     def world(self) -> World:
-        return World(0, 0, self.nodes * self.gpus_per_node, "preflight")
+        gpu_bytes = None if self.on_cpu else int(self.gpu_memory_gb * GIB)
+        return World(0, 0, self.nodes * self.gpus_per_node, "preflight", gpu_bytes)
 
     @property
     def title(self) -> str:
@@ -178,8 +179,18 @@ def _memory_rows(prepared: CheckedRun, shape: ModelShape, launch: Launch, proble
     """Rows about memory: the parts of the configured ZeRO stage, and the total of every stage."""
     inputs = prepared.inputs
     configured, half = inputs.engine.zero_stage, inputs.engine.is_half
-    one_document_a_row = inputs.one_document_a_row
-    at = partial(rank_memory, inputs, shape, on_cpu=launch.on_cpu, one_document_a_row=one_document_a_row)
+
+    def at(stage: int) -> RankMemory:
+        return rank_memory(
+            inputs.engine,
+            inputs.model_config,
+            shape,
+            inputs.model_flags.seq_len,
+            stage=stage,
+            on_cpu=launch.on_cpu,
+            one_document_a_row=inputs.one_document_a_row,
+        )
+
     limit = launch.gpu_memory_gb * GIB
     own = at(configured)
     copy = 0  # of a checkpoint in host memory, while it is written in the background

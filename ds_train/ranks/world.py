@@ -15,12 +15,14 @@ class World:
 
     Attributes:
         launcher: the launcher's name, for messages.
+        gpu_bytes: memory of each rank's GPU, if they are not this machine's.
     """
 
     rank: int
     local_rank: int
     size: int
     launcher: str = "no launcher"
+    gpu_bytes: int | None = None
 
     @property
     def is_main(self) -> bool:

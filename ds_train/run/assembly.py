@@ -31,6 +31,7 @@ from ds_train.ranks.signals import ExitCode, StopRequests, StopTraining
 from ds_train.ranks.watchdog import RankLostError, Watchdog, supervision
 from ds_train.run.fingerprints import common_fingerprints, versions
 from ds_train.run.inputs import CommonInputs
+from ds_train.run.memory import check_same_micro_batch
 from ds_train.run.precision import round_products, set_precision
 from ds_train.run.record import (
     LaunchRecord,
@@ -96,6 +97,7 @@ def launch(prepared: CheckedRun) -> ExitCode:
             stream = stack.enter_context(Stream(prepared.num_workers, take_device(world)))
             watchdog = stack.enter_context(supervision(world, Patience(stalled_s=flags.hang_timeout_s)))
             check_num_nodes(world, flags.num_nodes)
+            check_same_micro_batch(inputs.engine.layout.micro_batch)
             stop = StopRequests(inputs.run_directory, world.is_main, device_of(world), flags.max_hours)
             on_main(world, lambda: stack.enter_context(_run_lock(inputs.run_directory)))
 

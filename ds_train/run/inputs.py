@@ -17,6 +17,7 @@ from ds_train.model.isolation import settle_rows
 from ds_train.model.recomputation import check_recomputation
 from ds_train.model.transfer import AS_IT_IS, Transfer
 from ds_train.ranks.world import World, check_num_ranks
+from ds_train.run.memory import fitting
 from ds_train.training.monitors import check_monitors, place_monitors
 
 DEFAULT_MODEL = "pythia-160m"
@@ -104,6 +105,8 @@ def check_inputs(
                 check_recomputation(config)
     if len(problems) > before or engine is None or tokenizer is None or config is None or one_document_a_row is None:
         return None
+    with problems.collect():
+        engine = fitting(engine, config, model.seq_len, world, one_document_a_row=one_document_a_row)
     inputs = CommonInputs(
         phase, world, run, model, directory, engine, tokenizer, config, one_document_a_row, weights, transfer
     )

@@ -16,7 +16,7 @@ from data_tools.base.files import append, whole_file, write_json
 from data_tools.base.records import read_record
 from ds_train.checkpoints.manifest import set_aside
 from ds_train.checkpoints.state import INITIAL_WEIGHTS, InitialWeights, TrainState
-from ds_train.config.deepspeed_json import EngineConfig
+from ds_train.config.deepspeed_json import AUTO, EngineConfig
 from ds_train.config.run_file import RUN_FILE, as_run_file
 from ds_train.model.causal_lm import is_preset
 from ds_train.ranks.signals import ExitCode
@@ -90,6 +90,7 @@ class LaunchRecord:
             weights: those that the run started from, in place of what the flag would find today.
         """
         flags, sources = [_with_absolute_paths(group) for group in self.all_flags], self.sources
+        flags = [_with_micro_batch(group, self.engine.layout.micro_batch) for group in flags]
         if weights:
             flags = [_with_weights(group, weights) for group in flags]
         if in_full:
@@ -104,6 +105,11 @@ def _filled(flags: Any, values: Mapping[str, Any]) -> Any:
     """The flags with these values where they have none."""
     empty = [item.name for item in fields(flags) if getattr(flags, item.name) is None and item.name in values]
     return replace(flags, **{name: values[name] for name in empty})
+
+
+def _with_micro_batch(flags: Any, size: int) -> Any:
+    """The flags with the micro batch that was chosen, where it was to be chosen."""
+    return replace(flags, micro_batch=size) if getattr(flags, "micro_batch", None) == AUTO else flags
 
 
 def _with_weights(flags: Any, weights: InitialWeights) -> Any:

@@ -1,6 +1,5 @@
 """The summary of a run, printed at its start."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,10 +9,11 @@ from data_tools.base.text_table import pluralize
 from ds_train.checkpoints.state import TrainState
 from ds_train.model.attention import describe_attention
 from ds_train.model.causal_lm import model_without_weights
-from ds_train.model.footprint import BUCKET, GIB, HOST_RUNTIME, ModelShape, RankMemory, model_shape, predict
+from ds_train.model.footprint import GIB, ModelShape, model_shape
 from ds_train.model.parts import without_decay
 from ds_train.model.recomputation import num_recomputed
 from ds_train.run.inputs import CommonInputs
+from ds_train.run.memory import rank_memory
 from ds_train.step.engine import Engine
 from ds_train.training.phase import PhaseParts
 
@@ -61,39 +61,6 @@ def describe_rows(config: PretrainedConfig, one_document_a_row: bool) -> str:
 def describe_recomputation(num_layers: int, shape: ModelShape) -> dict[str, str]:
     """A row about the layers whose activations are computed again in the backward, if there are some."""
     return {"recomputed": f"activations of {num_layers} of {shape.num_layers} layers"} if num_layers else {}
-
-
-def rank_memory(
-    inputs: CommonInputs, shape: ModelShape, stage: int, *, on_cpu: bool, one_document_a_row: bool
-) -> RankMemory:
-    """Predicted memory of a rank if this run were at ZeRO stage ``stage``."""
-    layout, zero = inputs.engine.layout, {**inputs.engine.zero, "stage": stage}
-    if on_cpu:  # pages of a bucket that gradients never reach take no memory there
-        zero["reduce_bucket_size"] = min(int(zero.get("reduce_bucket_size", BUCKET)), shape.num_parameters)
-    memory = predict(
-        shape,
-        zero,
-        half=inputs.engine.is_half,
-        num_ranks=layout.world_size,
-        row_tokens=inputs.model_flags.seq_len * (1 if one_document_a_row else layout.micro_batch),
-        num_rows=layout.micro_batch if one_document_a_row else 1,
-        attention=inputs.model_config._attn_implementation,
-        recompute_every=inputs.engine.recompute_every,
-        group_sizes=_group_sizes(inputs),
-    )
-    return replace(memory, runtime=HOST_RUNTIME) if on_cpu else memory
-
-
-def _group_sizes(inputs: CommonInputs) -> list[int]:
-    """Elements of the parameters with and without weight decay; empty where all have it."""
-    if not (kinds := inputs.engine.no_decay):
-        return []
-    model = model_without_weights(inputs.model_config)
-    without = without_decay(model, kinds)
-    sizes = [0, 0]
-    for name, parameter in model.named_parameters():
-        sizes[name in without] += parameter.numel()
-    return sizes
 
 
 def _device(device: torch.device) -> str:
@@ -146,8 +113,15 @@ def _kernels(inputs: CommonInputs, engine: Engine) -> str:
 def _memory(inputs: CommonInputs, shape: ModelShape, device: torch.device, one_document_a_row: bool) -> str:
     """The predicted memory; on a GPU also how much it has."""
     on_cpu = device.type != "cuda"
-    memory = rank_memory(inputs, shape, inputs.engine.zero_stage, on_cpu=on_cpu, one_document_a_row=one_document_a_row)
-    predicted = memory.device
+    predicted = rank_memory(
+        inputs.engine,
+        inputs.model_config,
+        shape,
+        inputs.model_flags.seq_len,
+        stage=inputs.engine.zero_stage,
+        on_cpu=on_cpu,
+        one_document_a_row=one_document_a_row,
+    ).device
     if on_cpu:
         return f"about {predicted / GIB:,.2g} GiB with rows of full length"
     total = torch.cuda.get_device_properties(device).total_memory

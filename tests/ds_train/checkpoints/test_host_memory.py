@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ds_train.checkpoints import host_memory
-from ds_train.checkpoints.host_memory import available_host_bytes
+from ds_train.checkpoints.host_memory import available_host_bytes, total_host_bytes
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_the_limit_of_a_job_counts(
     monkeypatch.setattr(host_memory, "_CGROUP", tmp_path / "cgroup")
     monkeypatch.setattr(host_memory, "_CGROUP_ROOT", tmp_path / "sys")
     (tmp_path / "cgroup").write_text(f"1:cpu:/\n{line}\n")
-    before = available_host_bytes()
+    before, machine = available_host_bytes(), total_host_bytes()
     group = tmp_path / "sys" / directory
     group.mkdir(parents=True)
     limit, used, cached = names
@@ -30,5 +30,6 @@ def test_the_limit_of_a_job_counts(
     (group / used).write_text("4000\n")
     (group / "memory.stat").write_text(f"anon 7\n{cached} 300\n")
     assert available_host_bytes() == 1300
+    assert total_host_bytes() == 5000 < before < machine
     (group / limit).write_text("max\n")
     assert available_host_bytes() > before / 2
