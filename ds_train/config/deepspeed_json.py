@@ -12,18 +12,16 @@ from data_tools.base.errors import Problems, UserError
 from data_tools.base.files import text_of
 from data_tools.base.kinds import complaint, is_of_kind
 from ds_train.config.json_checks import check_blocks, check_precision, drop_non_objects
-from ds_train.config.layout import Layout
+from ds_train.config.layout import AUTO, BATCH_KEYS, Layout, resolve_layout
 from ds_train.config.schedule import Schedule, schedule_from_block
 from ds_train.config.trainer_flags import OverrideFlags
 
 logger = logging.getLogger(__name__)
 
-_LEARNING_RATE, _BATCH = "number in (0, 1e9]", "whole number in [1, 1e9]"
+_LEARNING_RATE = "number in (0, 1e9]"
 
 _JSON_KEYS: dict[str, str] = {item.name: item.metadata["json_key"] for item in fields(OverrideFlags)}
 _NOT_DEEPSPEEDS = ("scheduler", "activation_checkpointing")
-_BATCH_KEYS = {name: _JSON_KEYS[name] for name in ("global_batch", "micro_batch", "grad_accum")}
-AUTO = "auto"  # of the JSON: not given; of --micro_batch: by memory
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ def resolve_engine_config(
     check_blocks(config, problems)
     check_precision(config, overrides, problems)
     with problems.collect():
-        layout = _resolve_layout(config, flags, world_size)
+        layout = resolve_layout(config, flags, world_size)
     with problems.collect():
         base_lr = config.get("optimizer", {}).get("params", {}).get("lr")
         if not is_of_kind(base_lr, _LEARNING_RATE):
@@ -155,7 +153,7 @@ def resolve_engine_config(
 
     # Write the resolved batch sizes back.
     is_open = flags.micro_batch == AUTO  # then nothing is said yet about what follows from it
-    for name, (key, new) in zip(_BATCH_KEYS, _batch_sizes(layout).items(), strict=True):
+    for name, (key, new) in zip(BATCH_KEYS, _batch_sizes(layout).items(), strict=True):
         old = config.get(key, AUTO)
         if old not in (AUTO, new) and not (is_open and name != "global_batch"):
             by_flag = getattr(flags, name) is not None
@@ -169,7 +167,7 @@ def resolve_engine_config(
 
 def _batch_sizes(layout: Layout) -> dict[str, int]:
     """The JSON's keys of batch sizes."""
-    return {key: getattr(layout, name) for name, key in _BATCH_KEYS.items()}
+    return {key: getattr(layout, name) for name, key in BATCH_KEYS.items()}
 
 
 def _of_engine(config: dict[str, Any], layout: Layout) -> dict[str, Any]:
@@ -180,7 +178,7 @@ def _of_engine(config: dict[str, Any], layout: Layout) -> dict[str, Any]:
     """
     size = layout.samples_of_largest_rank
     sizes = layout.world_size * size, size, 1
-    ours = {**dict(zip(_BATCH_KEYS.values(), sizes, strict=True)), "timers": {"throughput": {"enabled": False}}}
+    ours = {**dict(zip(BATCH_KEYS.values(), sizes, strict=True)), "timers": {"throughput": {"enabled": False}}}
     return {key: value for key, value in config.items() if key not in _NOT_DEEPSPEEDS} | ours
 
 
@@ -258,44 +256,3 @@ def _apply_overrides(
     elif min_lr_ratio is not None:
         problems.add(f"--min_lr_ratio is the floor of WarmupCosineLR, but scheduler.type is {kind!r}; leave it out.")
     return overrides
-
-
-def _resolve_layout(config: dict[str, Any], flags: OverrideFlags, world_size: int) -> Layout:
-    """Compute the layout: any two of global batch, micro batch and accumulation fix the third; flags win over JSON."""
-    given = {name: getattr(flags, name) for name in _BATCH_KEYS if getattr(flags, name) is not None}
-    in_json = {name: config[key] for name, key in _BATCH_KEYS.items() if config.get(key, AUTO) != AUTO}
-    if flags.micro_batch == AUTO:  # 1 until the model's memory is known
-        if flags.grad_accum is not None:
-            raise UserError(
-                f"--grad_accum {flags.grad_accum} and --micro_batch {AUTO} both decide how many forwards a step takes; "
-                "leave one of them out."
-            )
-        given["micro_batch"] = 1
-        in_json.pop("grad_accum", None)
-    for name, value in {**in_json, **given}.items():
-        if not isinstance(value, int) or not is_of_kind(value, _BATCH):
-            raise UserError(complaint(_BATCH_KEYS[name], value, _BATCH))
-    values = dict(given) if given else dict(in_json)
-    for name, value in in_json.items():
-        if len(values) < 2:
-            values.setdefault(name, value)
-    if len(values) < 2:
-        raise UserError(
-            f"the batch is not determined: known are {given | in_json or 'none'}; give two of --global_batch, "
-            "--micro_batch, --grad_accum, or train_batch_size and train_micro_batch_size_per_gpu in the JSON."
-        )
-    # What is missing follows from the others. A global batch need not be a multiple of anything.
-    micro_batch, grad_accum = values.get("micro_batch", 0), values.get("grad_accum", 0)
-    total = values.get("global_batch", world_size * micro_batch * grad_accum)
-    layout = Layout(world_size, micro_batch or -(-total // (world_size * grad_accum)), total)
-    if total < world_size:
-        raise UserError(
-            f"global batch {total} leaves some of {world_size} ranks without a sample; use fewer ranks, or "
-            f"--global_batch {world_size} or more."
-        )
-    if len(values) == 3 and layout.grad_accum != grad_accum:
-        raise UserError(
-            f"global batch {total} on {world_size} ranks with micro_batch {micro_batch} takes {layout.grad_accum} "
-            f"forwards of full samples, but grad_accum is {grad_accum}; leave one of the three out."
-        )
-    return layout

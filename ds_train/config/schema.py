@@ -68,9 +68,10 @@ def _of_action(action: argparse.Action) -> Schema:
 def _of_type(hint: Any, within: str | None) -> Schema:
     """The schema of a field's type and interval, or of nothing."""
     is_union = get_origin(hint) not in (None, list, Literal)
-    (kind,) = [kind for kind in (get_args(hint) if is_union else [hint]) if kind is not NoneType]
-    is_list = get_origin(kind) is list
-    return _one_or_many(_of_plain_type(get_args(kind)[0] if is_list else kind, within), is_list)
+    kinds = [kind for kind in (get_args(hint) if is_union else [hint]) if kind is not NoneType]
+    is_list = get_origin(kinds[0]) is list
+    one, *words = (_of_plain_type(get_args(kind)[0] if is_list else kind, within) for kind in kinds)
+    return _one_or_many({"anyOf": [one, *words]} if words else one, is_list)
 
 
 def _of_plain_type(kind: Any, within: str | None) -> Schema:
