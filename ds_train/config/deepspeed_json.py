@@ -11,8 +11,9 @@ from typing import Any
 from data_tools.base.errors import Problems, UserError
 from data_tools.base.files import text_of
 from data_tools.base.kinds import complaint, is_of_kind
+from ds_train.config.batch import AUTO, BATCH_KEYS, resolve_layout
 from ds_train.config.json_checks import check_blocks, check_precision, drop_non_objects
-from ds_train.config.layout import AUTO, BATCH_KEYS, Layout, resolve_layout
+from ds_train.config.layout import Layout
 from ds_train.config.schedule import Schedule, schedule_from_block
 from ds_train.config.trainer_flags import OverrideFlags
 

@@ -16,8 +16,8 @@ from data_tools.base.files import append, whole_file, write_json
 from data_tools.base.records import read_record
 from ds_train.checkpoints.manifest import set_aside
 from ds_train.checkpoints.state import INITIAL_WEIGHTS, InitialWeights, TrainState
+from ds_train.config.batch import AUTO
 from ds_train.config.deepspeed_json import EngineConfig
-from ds_train.config.layout import AUTO
 from ds_train.config.run_file import RUN_FILE, as_run_file
 from ds_train.model.causal_lm import is_preset
 from ds_train.ranks.signals import ExitCode
