@@ -42,6 +42,7 @@ TESTED_IN = {
     "ds_train.checkpoints.rank_rng": "ds_train/checkpoints/test_state",
     "ds_train.checkpoints.saved_partitions": "ds_train/checkpoints/test_restore",
     "ds_train.config.json_checks": "ds_train/config/test_deepspeed_json",
+    "ds_train.config.layout": "ds_train/config/test_batch",
     "ds_train.config.phase_flags": "ds_train/config/test_flags",
     "ds_train.config.trainer_flags": "ds_train/config/test_flags",
     "ds_train.experiment.conditions": "ds_train/experiment/test_plan",
