@@ -60,7 +60,6 @@ TESTED_IN = {
     "ds_train.pptrain": "system/test_entry_points",
     "ds_train.pretrain": "system/test_entry_points",
     "ds_train.run.fingerprints": "ds_train/config/test_flags",
-    "ds_train.run.precision": "ds_train/model/test_tf32",
     "ds_train.run.inputs": "ds_train/run/test_bad_input",
     "ds_train.run.start": "ds_train/run/test_assembly",
 }

@@ -1,15 +1,12 @@
 """Builds a run from checked inputs and trains it. Both phases use it."""
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from data_tools.base.errors import UserError
 from data_tools.base.files import exclusive
@@ -32,7 +29,7 @@ from ds_train.ranks.watchdog import RankLostError, Watchdog, supervision
 from ds_train.run.fingerprints import common_fingerprints, versions
 from ds_train.run.inputs import CommonInputs
 from ds_train.run.memory import check_same_micro_batch
-from ds_train.run.precision import round_products, set_precision
+from ds_train.run.precision import repeat_exactly, round_products, set_precision
 from ds_train.run.record import (
     LaunchRecord,
     note_other_weights,
@@ -87,8 +84,7 @@ def launch(prepared: CheckedRun) -> ExitCode:
         raise UserError(problem)
     set_precision(inputs, device_of(world))
     if flags.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        repeat_exactly()
 
     # Fork the workers before any thread exists. Then join the process group, and set up all that can stop the run.
     run, code = None, ExitCode.ERROR

@@ -1,6 +1,7 @@
 """How exactly a run computes, where its DeepSpeed JSON does not say it all."""
 
 import logging
+import os
 
 import torch
 
@@ -25,6 +26,18 @@ def set_precision(inputs: CommonInputs, device: torch.device) -> None:
         )
     if inputs.run_flags.tf32 and device.type == "cpu":
         logger.warning("--tf32 has no effect on CPUs, which multiply in fp32: losses will differ from those on GPUs")
+
+
+def repeat_exactly() -> None:
+    """Use kernels that give the same bits each time, on GPUs, too. Call it before the first product on a GPU.
+
+    Torch chooses them itself, also for the backward of its own flash attention, and refuses operations without one.
+    cuBLAS wants a workspace of a fixed size, and the package flash-attn to be asked.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # read by transformers
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nobody reads it
 
 
 def round_products(inputs: CommonInputs, engine: Engine) -> None:

@@ -1,8 +1,6 @@
 """--tf32: where products are rounded, and where not."""
 
 from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +12,6 @@ from ds_train.model.causal_lm import build_model
 from ds_train.model.tf32 import use_tf32
 from ds_train.ranks.world import World
 from ds_train.run.inputs import check_run
-from ds_train.run.precision import set_precision
 from tests.support.tiny_models import tiny_config
 
 
@@ -62,16 +59,6 @@ def test_it_is_for_fp32(precision: str, is_refused: bool, tmp_path) -> None:
     if is_refused:
         with pytest.raises(UserError, match="--tf32 is for fp32, but the precision is bf16"):
             problems.raise_if_any()
-
-
-def test_a_cpu_has_no_tf32(caplog: pytest.LogCaptureFixture) -> None:
-    inputs: Any = SimpleNamespace(
-        run_flags=RunFlags(scratch_dir="s", tf32=True), engine=SimpleNamespace(precision="fp32")
-    )
-    set_precision(inputs, torch.device("cuda"))
-    assert not caplog.text and not torch.backends.cudnn.allow_tf32
-    set_precision(inputs, torch.device("cpu"))
-    assert "--tf32 has no effect on CPUs" in caplog.text
 
 
 @pytest.mark.gpu
