@@ -13,6 +13,7 @@ from data_tools.base.files import text_of
 from data_tools.base.kinds import complaint, is_of_kind
 from ds_train.config.batch import AUTO, BATCH_KEYS, resolve_layout
 from ds_train.config.json_checks import check_blocks, check_precision, drop_non_objects
+from ds_train.config.json_keys import keys_without_effect
 from ds_train.config.layout import Layout
 from ds_train.config.schedule import Schedule, schedule_from_block
 from ds_train.config.trainer_flags import OverrideFlags
@@ -36,7 +37,7 @@ class EngineConfig:
             replaces it) and activation checkpointing (`recompute_every`).
         layout: samples of a rank, and what a forward holds.
         schedule: learning rate of every step.
-        overrides: one line for the log for each change by a flag or a rule.
+        overrides: one line for the log for each change by a flag or a rule, and for each key without an effect.
         path: the file that the JSON was read from; empty for text.
         no_decay: kinds of parameters without weight decay.
         is_micro_batch_open: it is still to be chosen by the memory that the model takes; until then it is 1.
@@ -160,7 +161,7 @@ def resolve_engine_config(
             by_flag = getattr(flags, name) is not None
             overrides.append(f"--{name} {new} overrides {key} {old}" if by_flag else f"{key} {old} becomes {new}")
         config[key] = new
-    config.setdefault("steps_per_print", 10**9)  # no progress lines by DeepSpeed beside ours
+    overrides += [f"{key} has no effect at this ZeRO stage and precision" for key in keys_without_effect(config)]
     path = "" if source.lstrip().startswith("{") else source
     no_decay = tuple(sorted({*(flags.no_decay or ())}))
     return EngineConfig(given, config, _of_engine(config, layout), layout, schedule, overrides, path, no_decay, is_open)

@@ -1,59 +1,23 @@
-"""Checks a DeepSpeed JSON: keys, kinds of values, and combinations that would fail or break a promise later.
+"""Checks a DeepSpeed JSON: kinds of values, and combinations that would fail or break a promise later.
 
 DeepSpeed ignores unknown top-level keys, and reports other mistakes only while it builds the engine.
 """
 
-from collections.abc import Collection
 from typing import Any
 
-from data_tools.base.command_line import did_you_mean
 from data_tools.base.errors import Problems, is_number
 from data_tools.base.kinds import complaint, is_of_kind
+from ds_train.config.json_keys import accepted_part, check_keys
 from ds_train.config.optimizers import check_optimizer
 
-# Top-level keys that mean something here.
-KNOWN_KEYS = frozenset(
-    """train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps optimizer scheduler gradient_clipping
-    bf16 fp16 data_types zero_optimization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer
-    communication_data_type activation_checkpointing aio checkpoint comms_logger flops_profiler tensorboard wandb
-    csv_monitor comet steps_per_print wall_clock_breakdown memory_breakdown dump_state log_level""".split()
-)
-_SUMS_IN_FP32 = "gradients are summed in fp32, which no scaling could protect further"
-# Keys of DeepSpeed that have no use here, and why.
-_WITHOUT_USE = {
-    "compile": "the engine is never compiled",
-    "prescale_gradients": _SUMS_IN_FP32,
-    "gradient_predivide_factor": _SUMS_IN_FP32,
-}
-# Keys of DeepSpeed's own activation checkpointing, which no model here calls, and what serves instead.
-_OF_ITS_CHECKPOINTING = {
-    "partition_activations": "each rank holds whole layers, so there is nothing to divide; use a smaller micro batch",
-    "cpu_checkpointing": "inputs of layers stay on the device; use a smaller micro batch, or offload the optimizer",
-    "contiguous_memory_optimization": "it is for divided activations; set PYTORCH_ALLOC_CONF=expandable_segments:True",
-    "number_checkpoints": "every N-th layer is one; use every",
-    "synchronize_checkpoint_boundary": "it would only wait; leave it out",
-    "profile": "use wall_clock_breakdown or flops_profiler",
-}
-# Switches that round what training keeps or sends. No fingerprint holds them, so a resume would not notice a change.
-_LOSSY = """bf16.bf16_master_weights_and_grads bf16.bf16_optimizer_states fp16.fp16_master_weights_and_grads
-    fp16.auto_cast zero_optimization.zero_quantized_weights zero_optimization.zero_quantized_nontrainable_weights
-    zero_optimization.zero_quantized_gradients""".split()
 _BLOCKS = """optimizer optimizer.params scheduler scheduler.params bf16 fp16 data_types zero_optimization
-    activation_checkpointing aio checkpoint comms_logger flops_profiler tensorboard wandb csv_monitor comet""".split()
+    activation_checkpointing comms_logger flops_profiler tensorboard wandb csv_monitor comet""".split()
 _SWITCH, _NOT_NEGATIVE = "true or false", "number in [0, 1e9]"
 _KINDS = {
-    "gradient_clipping": _NOT_NEGATIVE,
     "activation_checkpointing.every": "whole number in [0, 1e9]",
-    "steps_per_print": "whole number in [1, 1e18]",
+    "gradient_clipping": _NOT_NEGATIVE,
     "log_level": "debug | info | warning | error | critical",
-    "checkpoint.tag_validation": "Ignore | Warn | Fail",
-    "data_types.param_dtype": "fp32 | bf16 | fp16",
-    "data_types.buffer_dtype": "fp32 | bf16 | fp16",
-} | dict.fromkeys(
-    """zero_allow_untested_optimizer zero_force_ds_cpu_optimizer wall_clock_breakdown memory_breakdown
-    dump_state""".split(),
-    _SWITCH,
-)
+} | dict.fromkeys("zero_allow_untested_optimizer wall_clock_breakdown memory_breakdown".split(), _SWITCH)
 
 
 def _place(config: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
@@ -74,58 +38,27 @@ def drop_non_objects(config: dict[str, Any], problems: Problems) -> None:
 
 
 def check_blocks(config: dict[str, Any], problems: Problems) -> None:
-    """Report keys that are unknown or of no use here, and values of the wrong kind."""
-    for key in sorted(set(config) & set(_WITHOUT_USE)):
-        problems.add(f"{key} has no use here: {_WITHOUT_USE[key]}; leave it out.")
-    _check_names("", {key: config[key] for key in config if key not in _WITHOUT_USE}, KNOWN_KEYS, problems)
-    _check_checkpointing(config.get("activation_checkpointing", {}), problems)
-    for key, model in _block_models().items():
-        if key in config:
-            _check_block(key, config[key], model, problems)
-    for key, defaults in _block_defaults().items():
-        _check_like(key, config.get(key, {}), defaults, problems)
+    """Report keys that training does not take, and values of the wrong kind."""
+    check_keys(config, problems)
+    for name, model in _block_models().items():
+        if name in config:
+            _check_block(name, accepted_part(name, config[name]), model, problems)
+    _check_flops_profiler(config.get("flops_profiler", {}), problems)
     check_optimizer(config, problems)
     for name, kind in _KINDS.items():
         block, key = _place(config, name)
         if key in block and not is_of_kind(block[key], kind):
             problems.add(complaint(name, block[key], kind))
-    for name in ("bf16.check_grad_overflow", "zero_optimization.compute_grad_norm"):
-        block, key = _place(config, name)
-        if block.get(key) is False:
-            problems.add(f"{name} is false: a gradient that is not finite would be applied; leave it out.")
-    for name in _LOSSY:
-        block, key = _place(config, name)
-        if block.get(key):
-            problems.add(f"{name} rounds values that training keeps or sends, and no resume compares it; leave it out.")
     for key in ("offload_optimizer", "offload_param"):
         offload = config.get("zero_optimization", {}).get(key)
         if isinstance(offload, dict) and offload.get("device") == "nvme":
             problems.add(f"zero_optimization.{key}.device is 'nvme', from which no checkpoint resumes here; use 'cpu'.")
-    if config.get("zero_optimization", {}).get("elastic_checkpoint"):
-        problems.add(
-            "zero_optimization.elastic_checkpoint is true: its files are not read here, and those without it resume at "
-            "any number of ranks; leave it out."
-        )
-
-
-def _check_checkpointing(block: dict[str, Any], problems: Problems) -> None:
-    """Report settings of DeepSpeed's activation checkpointing: only ``every`` is ours, and other keys are unknown."""
-    for key in sorted(set(block) & set(_OF_ITS_CHECKPOINTING)):
-        problems.add(f"activation_checkpointing.{key} has no use here: {_OF_ITS_CHECKPOINTING[key]}.")
-    _check_names("activation_checkpointing", set(block) - set(_OF_ITS_CHECKPOINTING), ("every",), problems)
+    if config.get("comms_logger", {}).get("verbose") and config.get("log_level") not in ("info", "debug"):
+        problems.add("comms_logger.verbose is true, but DeepSpeed prints it at log_level info only; set that, too.")
 
 
 def check_precision(config: dict[str, Any], overrides: list[str], problems: Problems) -> None:
     """Report precisions that cannot work, and make gradients add up in fp32, which adds to ``overrides``."""
-    data_types = config.get("data_types", {})
-    _check_names(
-        "data_types", data_types, ("grad_accum_dtype", "param_dtype", "buffer_dtype", "keep_in_fp32_modules"), problems
-    )
-    if data_types.get("buffer_dtype") in ("bf16", "fp16"):
-        problems.add(
-            f"data_types.buffer_dtype is {data_types['buffer_dtype']!r}: it would round the rotary frequencies, which "
-            "damages long positions; leave it out."
-        )
     halves = [name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")]
     if len(halves) > 1:
         problems.add("bf16.enabled and fp16.enabled are both true; enable one.")
@@ -172,12 +105,6 @@ def _sum_gradients_in_fp32(
         )
 
 
-def _check_names(where: str, block: Collection[str], known: Collection[str], problems: Problems) -> None:
-    for key in sorted(set(block) - set(known)):
-        hint = did_you_mean(key, known, f"; known keys: {', '.join(sorted(known))}.")
-        problems.add(f"DeepSpeed JSON key {f'{where}.{key}' if where else key!r} is not known{hint}")
-
-
 def _block_models() -> dict[str, Any]:
     """DeepSpeed's own pydantic models of the JSON's blocks."""
     from deepspeed.comm.config import CommsLoggerConfig
@@ -197,26 +124,15 @@ def _block_models() -> dict[str, Any]:
     }
 
 
-def _block_defaults() -> dict[str, dict[str, Any]]:
-    """DeepSpeed's defaults of the blocks that it has no model of."""
+def _check_flops_profiler(block: dict[str, Any], problems: Problems) -> None:
+    """Report values that are not of the types of DeepSpeed's defaults: it has no model of this block."""
     from deepspeed.profiling.config import DeepSpeedFlopsProfilerConfig
-    from deepspeed.runtime.swap_tensor.aio_config import get_aio_config
 
-    return {
-        "aio": get_aio_config({"aio": {}}),
-        "flops_profiler": vars(DeepSpeedFlopsProfilerConfig({})),
-        "checkpoint": {"tag_validation": "Warn"},
-    }
-
-
-def _check_like(where: str, block: dict[str, Any], defaults: dict[str, Any], problems: Problems) -> None:
-    """Report values of a block that are not of the types of its defaults."""
-    _check_names(where, block, defaults, problems)
-    for key in sorted(set(block) & set(defaults)):
-        default = defaults[key]
-        kind = _SWITCH if isinstance(default, bool) else "text" if isinstance(default, str | None) else _NOT_NEGATIVE
-        if not is_of_kind(block[key], kind):
-            problems.add(complaint(f"{where}.{key}", block[key], kind))
+    kinds = {"profile_step": "whole number in [1, 1e9]", "module_depth": "whole number in [-1, 1e9]"}
+    for key, default in vars(DeepSpeedFlopsProfilerConfig({})).items():
+        kind = _SWITCH if isinstance(default, bool) else "text" if default is None else _NOT_NEGATIVE
+        if key in block and not is_of_kind(block[key], kinds.get(key, kind)):
+            problems.add(complaint(f"flops_profiler.{key}", block[key], kinds.get(key, kind)))
 
 
 def _check_block(key: str, block: dict[str, Any], model: Any, problems: Problems) -> None:
@@ -227,11 +143,9 @@ def _check_block(key: str, block: dict[str, Any], model: Any, problems: Problems
     except ValidationError as error:
         for detail in error.errors():
             where = ".".join([key, *map(str, detail["loc"])])
-            is_unknown = detail["loc"] and detail["type"] == "extra_forbidden"
-            hint = did_you_mean(str(detail["loc"][-1]), model.model_fields, "") if is_unknown else ""
             # DeepSpeed's list of ZeRO stages has the last one twice.
             reason = "expected 0, 1, 2 or 3" if where == "zero_optimization.stage" else detail["msg"]
-            problems.add(f"{where} is {detail['input']!r}: {reason}{hint}")
+            problems.add(f"{where} is {detail['input']!r}: {reason}")
     except (TypeError, OverflowError) as error:
         problems.add(f"{key} cannot be read: {error}.")
     else:

@@ -12,7 +12,7 @@ import yaml
 from data_tools.base.command_line import did_you_mean
 from data_tools.base.errors import Problems, UserError
 from data_tools.base.files import text_of
-from ds_train.config.json_checks import KNOWN_KEYS
+from ds_train.config.json_keys import KNOWN_KEYS
 
 RUN_FILE = "run.yaml"  # in the run directory
 _DEEPSPEED_CONFIG = "deepspeed_config"

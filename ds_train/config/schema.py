@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from data_tools.base.command_line import of_kind
 from data_tools.base.kinds import schema_of
-from ds_train.config.json_checks import KNOWN_KEYS
+from ds_train.config.json_keys import KNOWN_KEYS
 from ds_train.config.trainer_flags import GROUPS
 
 Schema = dict[str, Any]

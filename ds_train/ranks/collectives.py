@@ -110,6 +110,14 @@ def join_process_group(world: World) -> None:
         torch.set_num_threads(max(1, num_cores() // ranks_here))
 
 
+def report_communication() -> None:
+    """Print what DeepSpeed's logger of communication measured, where the JSON enables it. Collective."""
+    from deepspeed import comm
+
+    if comm.comm.comms_logger.enabled:
+        comm.log_summary()
+
+
 def check_num_nodes(world: World, asked: int | None) -> None:
     """Refuse a job on another number of nodes than ``asked``. Collective."""
     num_nodes = sum(local_rank == 0 for local_rank in gather_objects(world.local_rank))

@@ -22,7 +22,7 @@ from ds_train.config.optimizers import needs_gpu
 from ds_train.model.causal_lm import save_description
 from ds_train.model.flops import recomputation_flops, training_flops
 from ds_train.model.footprint import model_shape
-from ds_train.ranks.collectives import check_num_nodes, device_of, on_main, take_device
+from ds_train.ranks.collectives import check_num_nodes, device_of, on_main, report_communication, take_device
 from ds_train.ranks.judge import Patience
 from ds_train.ranks.signals import ExitCode, StopRequests, StopTraining
 from ds_train.ranks.watchdog import RankLostError, Watchdog, supervision
@@ -110,6 +110,7 @@ def launch(prepared: CheckedRun) -> ExitCode:
                 if lost := stream.lost_worker():
                     raise RankLostError(lost) from error
                 raise
+            report_communication()
     finally:  # only now it is known that this rank ends by itself, and not with one that is gone
         if run and world.is_main:
             record_exit(inputs.run_directory, run.state.step, code)

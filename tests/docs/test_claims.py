@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.base import completion
-from ds_train.config.json_checks import KNOWN_KEYS
+from ds_train.config.json_keys import KNOWN_KEYS
 from ds_train.ranks.signals import ExitCode
 from tests.support.launching import REPOSITORY
 from tests.support.markdown import anchors, code_words, links, name_of, pages, tables

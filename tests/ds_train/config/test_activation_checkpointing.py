@@ -42,7 +42,7 @@ def test_deepspeed_does_not_get_it() -> None:
 
 @pytest.mark.parametrize("key", sorted(ACT_CHKPT_DEFAULT))
 def test_settings_of_deepspeeds_own_are_refused(key: str) -> None:
-    with pytest.raises(UserError, match=rf"activation_checkpointing.{key} has no use here: .*\.$"):
+    with pytest.raises(UserError, match=rf"activation_checkpointing.{key} is refused: .*\.$"):
         resolve(changed((f"activation_checkpointing.{key}", True)))
 
 

@@ -15,7 +15,7 @@ import torch
 from data_tools.base.errors import UserError
 from data_tools.base.kinds import is_of_kind
 from ds_train.config.flags import parse_flags
-from ds_train.config.json_checks import KNOWN_KEYS, _block_defaults, _block_models
+from ds_train.config.json_keys import ACCEPTED
 from ds_train.config.run_file import read_mapping
 from ds_train.config.trainer_flags import GROUPS
 from tests.support.engine_configs import BASE, resolve
@@ -27,17 +27,12 @@ JUNK = (
 
 def _keys() -> Iterator[tuple[str, ...]]:
     """Every key that is checked here, from the top of the JSON."""
-    yield from ((key,) for key in sorted(KNOWN_KEYS))
-    for block, model in _block_models().items():
-        yield from ((block, info.alias or name) for name, info in model.model_fields.items())
-    for block, defaults in _block_defaults().items():
-        yield from ((block, name) for name in defaults)
+    for block, keys in sorted(ACCEPTED.items()):
+        yield from ((*block.split("."), key) if block else (key,) for key in sorted(keys))
     of_adam = [*inspect.signature(torch.optim.AdamW).parameters, "torch_adam", "adam_w_mode", "bias_correction"]
     yield from (("optimizer", "params", name) for name in of_adam)
     of_warmup = ("warmup_num_steps", "warmup_type", "warmup_min_lr", "warmup_max_lr")
     yield from (("scheduler", "params", name) for name in of_warmup)
-    for offload in ("offload_optimizer", "offload_param"):
-        yield from (("zero_optimization", offload, name) for name in ("device", "nvme_path", "pin_memory", "ratio"))
 
 
 def _changed(path: tuple[str, ...], value: Any) -> dict[str, Any]:

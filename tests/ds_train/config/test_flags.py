@@ -11,7 +11,7 @@ from data_tools.base.errors import UserError
 from ds_train.audit import _is_neutral
 from ds_train.checkpoints.state import TrainState
 from ds_train.config.flags import AT_START, compared_values, flag, former_values, is_compared, parse_flags, role_of
-from ds_train.config.json_checks import KNOWN_KEYS
+from ds_train.config.json_keys import KNOWN_KEYS
 from ds_train.config.run_file import as_run_file
 from ds_train.config.trainer_flags import GROUPS
 from ds_train.phases import pptrain, pretrain
