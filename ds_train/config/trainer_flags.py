@@ -69,6 +69,9 @@ class RunFlags:
     )
     deterministic: bool = flag(False, "ask torch for deterministic kernels (bitwise resume on a GPU)", "speed")
     tf32: bool = flag(False, "multiply fp32 matrices in TF32 on GPUs: faster, with 10 bits of mantissa", "trajectory")
+    profile_steps: str | None = flag(
+        None, "trace these optimizer steps, FIRST:LAST such as 10:12; to profile/ in the run directory", "launch"
+    )
     config: str | None = flag(None, "YAML file of flags; the command line wins", "launch")
     print_config: bool = flag(False, "print every setting and its origin as a run file, and exit", "launch")
     debug: bool = flag(False, "show the traceback of an error", "launch")

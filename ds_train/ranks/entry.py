@@ -37,6 +37,14 @@ def _refuse_ascii() -> None:
         )
 
 
+_more_on_out_of_memory: list[Callable[[], str]] = []
+
+
+def on_out_of_memory(more: Callable[[], str]) -> None:
+    """Have this called when there is no memory left on the device; the message ends with the text that it returns."""
+    _more_on_out_of_memory[:] = [more]
+
+
 def _is_main() -> bool:
     try:
         return world_from_env().is_main
@@ -68,6 +76,7 @@ def run_entry(main: Callable[[], int]) -> None:
         if type(error).__name__ == "OutOfMemoryError":  # torch's
             message = (
                 f"{str(error).splitlines()[0]} Lower --micro_batch or raise --zero_stage; ds_train.preflight helps."
+                f"{''.join(more() for more in _more_on_out_of_memory) or ' --profile_steps shows what took it.'}"
             )
         if message is None:
             raise

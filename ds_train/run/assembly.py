@@ -43,6 +43,7 @@ from ds_train.step.stream import RankBatchBuilder, Stream
 from ds_train.training.loop import Run, train
 from ds_train.training.monitors import join_wandb
 from ds_train.training.phase import Cadence, PhaseParts
+from ds_train.training.profile import StepProfile, profiled_steps, record_memory
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,9 @@ def launch(prepared: CheckedRun) -> ExitCode:
     set_precision(inputs, device_of(world))
     if flags.deterministic:
         repeat_exactly()
+
+    if flags.profile_steps:
+        record_memory(inputs.run_directory, world, device_of(world))
 
     # Fork the workers before any thread exists. Then join the process group, and set up all that can stop the run.
     run, code = None, ExitCode.ERROR
@@ -157,7 +161,6 @@ def _build_run(
     on_main(world, lambda: _enter_directory(inputs, settings, state, own))
     logger.info("%s", startup_summary(inputs, setup, engine, state, chosen))
     stream.supply(setup.sampler, _batch_builder(inputs, setup))
-
     return Run(
         world=world,
         layout=layout,
@@ -181,6 +184,15 @@ def _build_run(
         stop=stop,
         watchdog=watchdog,
         skip_nonfinite=flags.skip_nonfinite,
+        profile=_profile(inputs, watchdog),
+    )
+
+
+def _profile(inputs: CommonInputs, watchdog: Watchdog) -> StepProfile:
+    """What rank 0 traces of its steps."""
+    steps = inputs.run_flags.profile_steps
+    return StepProfile(
+        profiled_steps(steps) if steps and inputs.world.is_main else None, inputs.run_directory, watchdog
     )
 
 

@@ -19,6 +19,7 @@ from ds_train.model.transfer import AS_IT_IS, Transfer
 from ds_train.ranks.world import World, check_num_ranks
 from ds_train.run.memory import fitting
 from ds_train.training.monitors import check_monitors, place_monitors
+from ds_train.training.profile import profiled_steps
 
 DEFAULT_MODEL = "pythia-160m"
 
@@ -141,6 +142,8 @@ def check_run(
 
     with problems.collect():
         check_num_ranks(world, run.num_ranks)
+    with problems.collect():
+        profiled_steps(run.profile_steps or "1:1")
 
     # The DeepSpeed JSON.
     source = overrides.deepspeed_config or str(default_json(phase))

@@ -3,11 +3,10 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_tools.base.errors import UserError, file_problem
-from data_tools.samples.readers import Overflow
 from ds_train.checkpoints.save import Checkpoints
 from ds_train.checkpoints.state import PFLOP, TrainState
 from ds_train.config.layout import Layout
@@ -22,12 +21,13 @@ from ds_train.step.nonfinite import NonFinite
 from ds_train.step.stream import Stream
 from ds_train.training.metrics import DeviceHours, JsonlLog, Row, Throughput
 from ds_train.training.monitors import Monitors
+from ds_train.training.overflows import OverflowReport
 from ds_train.training.phase import Cadence, Phase
+from ds_train.training.profile import StepProfile
 from ds_train.training.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-_OVERFLOWS_IN_FULL = 5
 LOGS = ("train", "eval")
 
 
@@ -50,6 +50,7 @@ class Run:
     stop: StopRequests
     watchdog: Watchdog
     skip_nonfinite: int = 0  # optimizer steps that may be skipped, over the whole run
+    profile: StepProfile = field(default_factory=StepProfile)
 
 
 def train(run: Run) -> None:
@@ -73,9 +74,13 @@ def train(run: Run) -> None:
         if _is_over(run):
             logger.info("nothing to do")
         requests = run.stop.agree()
+        run.profile.begin(state.step)
         while not _is_over(run):
             _check_stop(run, requests)
+            if state.step == run.profile.next_at:
+                run.profile.advance(state.step)
             requests = _optimizer_step(run, logs, overflow_report)
+        run.profile.end(state.step)
     except StopTraining:
         _save_last(run)
         raise
@@ -86,12 +91,13 @@ def train(run: Run) -> None:
         logger.info("%s", _why_over(run))
         _save_last(run)
     finally:
+        run.profile.end(state.step)
         progress.close()
         logs.close()
         overflow_report.summary(state.overflows)
 
 
-def _optimizer_step(run: Run, logs: "_Logs", overflow_report: "OverflowReport") -> list[int]:
+def _optimizer_step(run: Run, logs: "_Logs", overflow_report: OverflowReport) -> list[int]:
     """Do one optimizer step and what follows it, in this order: update, flags, promotion, evaluation, save.
 
     Returns:
@@ -274,25 +280,3 @@ class _Logs:
     def _write(self, run: Run, kind: str, row: Row) -> None:
         self._files[kind].append(row)
         self._monitors.send(kind, row)
-
-
-class OverflowReport:
-    """Warns about candidates longer than seq_len: the first few in full, then a count."""
-
-    def __init__(self, before: int) -> None:
-        self._before = before
-        self._num_shown = 0
-
-    def seen(self, overflows: list[Overflow]) -> None:
-        for overflow in overflows[: _OVERFLOWS_IN_FULL - self._num_shown]:
-            self._num_shown += 1
-            logger.warning(
-                "sample %d attempt %d has %d tokens, more than seq_len; the next attempt takes its place",
-                overflow.index, overflow.attempt, overflow.num_tokens,
-            )  # fmt: skip
-
-    def summary(self, total: int) -> None:
-        if total > self._before:
-            logger.warning(
-                "%d candidates were longer than seq_len and were replaced (%d in all)", total - self._before, total
-            )
