@@ -48,6 +48,7 @@ def import_everything() -> None:
         "ds_train.phases.pptrain",
         "ds_train.phases.pretrain",
         "ds_train.phases.scores",
+        "deepspeed.runtime.zero.muon.muon_optimizer",  # by every engine, with much of torch's compiler: seconds
     ):
         importlib.import_module(module)
     assert len(list(Path("/proc/self/task").iterdir())) == 1
