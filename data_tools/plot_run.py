@@ -1,6 +1,7 @@
 """Draw runs: pictures (PNG) and one page (HTML) that holds them all, against steps, tokens, FLOPs and training time.
 
     python -m data_tools.plot_run SCRATCH/pptrain SCRATCH/pretrain --out report
+    python -m data_tools.plot_run SCRATCH/pptrain --out report --watch
     python -m data_tools.plot_run A B C --names first second third --evaluation a.json b.json c.json
 
 A RUN is a run directory; the run may be finished or still training. ``ds_train/evaluate.py --output`` writes the files
@@ -8,10 +9,11 @@ for --evaluation.
 """
 
 import argparse
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from data_tools.base.command_line import CommandParser
+from data_tools.base.command_line import CommandParser, of_kind
 from data_tools.base.errors import UserError, reason_of, run_command
 from data_tools.base.files import whole_file
 from data_tools.base.text_table import pluralize
@@ -20,11 +22,26 @@ from data_tools.runs.panels import LOOKAHEAD, PANELS, Panel
 from data_tools.runs.pictures import COLOURS, as_png, draw, draw_lookahead
 from data_tools.runs.report import Picture, report_page
 from data_tools.runs.settings import Settings, differing, read_settings
+from data_tools.runs.status import RunFiles, is_going
+
+_WATCH_S = 30.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see ``--help``."""
     args = _parse(argv)
+    while args.watch and any(is_going(RunFiles(run, time.time())) for run in args.runs):
+        _draw(args, refresh_s=args.watch)
+        time.sleep(args.watch)
+    _draw(args)  # also what came since the last look
+
+
+def _draw(args: argparse.Namespace, refresh_s: float | None = None) -> None:
+    """Draw the runs as they are now.
+
+    Args:
+        refresh_s: seconds after which the page loads itself again.
+    """
     runs = [RunLogs.read(run, name) for run, name in zip(args.runs, args.names, strict=True)]
     settings = [read_settings(run.directory, run.launches) for run in runs]
     evaluations = _named([(path, read_evaluation(path)) for path in args.evaluation])
@@ -34,11 +51,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         for picture in _pictures(runs, settings, evaluations):
             _write(args.out / f"{picture.name}.png", picture.png)
             pictures.append(picture)
-        page = report_page(runs, COLOURS[: len(runs)], differing(settings), evaluations, pictures)
+        page = report_page(runs, COLOURS[: len(runs)], differing(settings), evaluations, pictures, refresh_s)
         _write(args.out / "report.html", page.encode())
     except OSError as error:
         raise UserError(f"--out {args.out}: cannot write {error.filename or 'there'} ({reason_of(error)}).") from None
-    print(f"{args.out / 'report.html'}: {len(pictures)} pictures of {', '.join(args.names)}")
+    again = f", again in {refresh_s:g} s" if refresh_s else ""
+    print(f"{args.out / 'report.html'}: {len(pictures)} pictures of {', '.join(args.names)}{again}", flush=True)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -52,6 +70,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("report"), help="directory for the pictures (default: report)")
     parser.add_argument("--names", nargs="+", help="names of the runs in legends (default: their directories')")
     parser.add_argument("--evaluation", nargs="+", type=Path, default=[], metavar="FILE", help="files of evaluate.py")
+    text = f"draw again every SECONDS (default {_WATCH_S:g}) while a run is going; the open page follows"
+    parser.add_argument(
+        "--watch", nargs="?", type=of_kind("number in [1, 86400]"), const=_WATCH_S, metavar="SECONDS", help=text
+    )
     args = parser.parse_args(argv)
     for words, given in (("runs", args.runs), ("evaluations", args.evaluation)):
         if len(given) > len(COLOURS):

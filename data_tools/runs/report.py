@@ -65,6 +65,7 @@ def report_page(
     settings: Mapping[str, Sequence[str]],
     evaluations: Sequence[tuple[str, Row]],
     pictures: Sequence[Picture],
+    refresh_s: float | None = None,
 ) -> str:
     """The page as HTML.
 
@@ -72,6 +73,7 @@ def report_page(
         colours: of the runs in the pictures.
         settings: those that differ between the runs → value in each.
         evaluations: name and content of each.
+        refresh_s: seconds after which the open page loads itself again, with the same axis; None: it does not.
     """
     names = [run.name for run in runs]
     title = html.escape(", ".join(names))
@@ -94,10 +96,21 @@ def report_page(
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{title}</title>\n<style>{_STYLE}{hidden}\n</style>\n</head>\n<body>",
             *filter(None, parts),
+            _RELOAD.replace("SECONDS", f"{refresh_s:g}") if refresh_s else "",
             "</body>\n</html>\n",
         ]
     )
 
+
+_RELOAD = """<noscript><meta http-equiv="refresh" content="SECONDS"></noscript>
+<script>
+document.getElementById(sessionStorage.getItem("axis"))?.click();
+setTimeout(() => {
+  const chosen = document.querySelector("input[name=axis]:checked");
+  if (chosen) sessionStorage.setItem("axis", chosen.id);
+  location.reload();
+}, SECONDS * 1000);
+</script>"""
 
 _NOTE = """<p>Pale lines are single steps; the line over them is their running mean (over 4 % of the rows, 101 rows at
 most). In the strip under the curves, △ is where a later launch continued from a checkpoint and | where a stage of the

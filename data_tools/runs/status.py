@@ -21,6 +21,7 @@ _DEPTH = 3  # of a run below a given directory: SCRATCH/experiment/condition/see
 _ROWS_AVERAGED = 5  # a single step's loss is noise
 _ROWS_TIMED = 11  # ten intervals, as in the progress line
 _HOLDER = re.compile(r"process (\d+) on (\S+)")
+_SILENCE_S = 3600  # a log that is older is of a process that is gone
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
@@ -179,6 +180,16 @@ def _alive(run: RunFiles) -> str:
     # A lock on another host may be invisible here.
     is_elsewhere = found is not None and found[2] != socket.gethostname()
     return f"{who}?" if is_elsewhere and run.exit is None else "no"
+
+
+def is_going(run: RunFiles) -> bool:
+    """Whether a process trains the run: one holds it, or one on another host, whose lock may be invisible, seems to."""
+    if run.lock[0] or not _alive(run).endswith("?"):
+        return run.lock[0]
+    try:
+        return run.now - run.log.stat().st_mtime < _SILENCE_S
+    except OSError:
+        return False
 
 
 def _exit(run: RunFiles) -> str:

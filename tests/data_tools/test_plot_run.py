@@ -10,6 +10,7 @@ from data_tools import plot_run
 from data_tools.base.errors import UserError
 from data_tools.runs.logs import AXES
 from data_tools.runs.pictures import COLOURS
+from tests.support.holding import holder_of
 from tests.support.runs import pptrain_rows, pretrain_rows, report, stage_rows, write_run
 
 
@@ -129,3 +130,33 @@ def test_bad_arguments_are_one_error_each(two_runs, tmp_path, arguments, message
     with pytest.raises(UserError, match=message):
         plot_run.main(given)
     assert not (tmp_path / "out").exists()
+
+
+def test_watching_draws_again_until_no_run_is_going(two_runs, tmp_path, monkeypatch, capsys):
+    pages = []
+    holder = holder_of(two_runs[1])  # of the two runs one is still going
+
+    def sleep(seconds):
+        assert seconds == 5
+        pages.append((tmp_path / "out" / "report.html").read_text())
+        if len(pages) == 2:
+            holder.kill()
+            holder.wait()
+            with (two_runs[1] / "logs" / "train.jsonl").open("a") as log:
+                log.write(json.dumps({**pretrain_rows([6.0, 5.0, 4.0])[-1]}) + "\n")
+
+    monkeypatch.setattr(plot_run.time, "sleep", sleep)
+    plot_run.main([*map(str, two_runs), "--out", str(tmp_path / "out"), "--watch", "5"])
+    assert len(pages) == 2 and all("location.reload" in page and "5 * 1000" in page for page in pages)
+    last = (tmp_path / "out" / "report.html").read_text()
+    assert "location.reload" not in last and "refresh" not in last, "what is over stays as it is"
+    assert "step 30" in last.replace("<wbr>", "") or cells(last, "last step") != cells(pages[0], "last step"), (
+        "the last page has all rows"
+    )
+    assert [line.endswith("again in 5 s") for line in capsys.readouterr().out.splitlines()] == [True, True, False]
+
+
+def test_watching_what_has_ended_draws_it_once(two_runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(plot_run.time, "sleep", None)
+    plot_run.main([str(two_runs[0]), "--out", str(tmp_path / "out"), "--watch"])
+    assert "location.reload" not in (tmp_path / "out" / "report.html").read_text()

@@ -13,6 +13,7 @@ import pytest
 
 from data_tools import status
 from data_tools.base.errors import UserError
+from data_tools.runs.status import RunFiles, is_going
 from tests.support.holding import holder_of
 from tests.support.runs import pptrain_rows, pretrain_rows, write_run
 
@@ -209,3 +210,24 @@ def test_twenty_runs_with_large_logs_take_little_time(tmp_path: Path) -> None:
 def test_needs_neither_torch_nor_transformers() -> None:
     code = "import data_tools.status, sys; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("holder", "age_s", "has_ended", "expected"),
+    [
+        ("process 77 on node-17", 60, False, True),
+        ("process 77 on node-17", 7200, False, False),
+        ("process 77 on node-17", 60, True, False),
+        (f"process 77 on {socket.gethostname()}", 60, False, False),  # its lock would be seen
+        ("", 60, False, False),
+    ],
+)
+def test_a_run_of_another_host_goes_on_while_its_log_grows(
+    holder: str, age_s: float, has_ended: bool, expected: bool, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", pptrain_rows([1.0], [1]))
+    (run / ".lock").write_text(f"{holder}\n")
+    if has_ended:
+        write_exit(run, LAUNCHED + 10)
+    now = (run / "logs" / "train.jsonl").stat().st_mtime + age_s
+    assert is_going(RunFiles(run, now)) == expected
