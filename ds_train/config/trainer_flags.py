@@ -104,7 +104,8 @@ class ModelFlags:
     seq_len: int = flag(2048, "longest document, in tokens", "trajectory", through="seq_len", within="[2, 1e7]")
     attn_implementation: str = flag(
         "auto",
-        "packed (each document by itself, no mask), sdpa, eager or another; auto: the first that isolates documents",
+        "packed (each document by itself, no mask), sdpa, eager, flash_attention_2 or flash_attention_3 (packages that "
+        "must be installed), or another; auto: the first of packed, sdpa and eager that isolates documents",
         "speed",
     )
     keep_dropout: bool = flag(

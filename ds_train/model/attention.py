@@ -15,7 +15,7 @@ from transformers import AttentionInterface, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from data_tools.base.errors import UserError
-from ds_train.model.small_config import size_of
+from ds_train.model.small_config import head_sizes
 
 PACKED = "packed"
 _ELSEWHERE = ("softcap", "s_aux", "position_bias", "sliding_window")  # additions of some models, not supported
@@ -123,10 +123,3 @@ def describe_attention(config: PretrainedConfig, device: torch.device, dtype: to
     if problem := why_no_kernel(device, dtype, *head_sizes(config)):
         return f"attention by document, torch's scaled dot product ({problem})"
     return "attention by document, torch's varlen kernel"
-
-
-def head_sizes(config: PretrainedConfig) -> tuple[int, int]:
-    """The size of a head's queries and keys, and that of its values, which differ in DeepSeek's latent attention."""
-    usual = size_of(config, "head_dim") or config.hidden_size // config.num_attention_heads
-    of_keys = size_of(config, "qk_nope_head_dim") + size_of(config, "qk_rope_head_dim") or usual
-    return of_keys, size_of(config, "v_head_dim") or usual

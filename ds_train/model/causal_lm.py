@@ -1,5 +1,6 @@
 """Builds or loads a Hugging Face causal LM for packed, layout-independent training."""
 
+import copy
 import logging
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -172,7 +173,9 @@ def _from_config(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def model_without_weights(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A model on the meta device: modules, names and shapes."""
+    """A model on the meta device: modules, names and shapes. It needs no package of its attention."""
+    config = copy.deepcopy(config)
+    config._attn_implementation = "eager"
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype)
 

@@ -12,10 +12,9 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from data_tools.base.errors import UserError
-from ds_train.model.attention import head_sizes
 from ds_train.model.causal_lm import model_without_weights
 from ds_train.model.recomputation import recomputed_layers
-from ds_train.model.small_config import size_of
+from ds_train.model.small_config import head_sizes, size_of
 
 GIB = 2**30
 _MOMENTS = 8  # bytes: Adam's two, in fp32

@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 from data_tools.base.errors import UserError, first_line
 from data_tools.base.rng import CounterStream
 from ds_train.model.attention import attention_candidates
+from ds_train.model.flash import FLASH
 from ds_train.model.rows import DocumentRows, RowReader
 from ds_train.model.small_config import VOCAB_SIZE, one_thread, small_model
 
@@ -104,6 +105,10 @@ def settle_rows(config: PretrainedConfig, attention: str, *, keep_dropout: bool)
     Raises:
         UserError: no way is right.
     """
+    if attention in FLASH:  # a small model on a CPU cannot run it: it treats rows as the best of the others does
+        one_document_a_row = settle_rows(config, "auto", keep_dropout=keep_dropout)
+        config._attn_implementation = attention
+        return one_document_a_row
     candidates = attention_candidates(config) if attention == "auto" else [attention]
     padded, problem = None, ""
     for candidate in candidates:

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ds_train.model.attention import PACKED
+from ds_train.model.flash import FLASH
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class DocumentRows:
 class RowReader:
     """Calls a causal LM in the way that its class wants, without a cache and without an attention mask.
 
-    Documents of one row are isolated by packed attention, which gets their bounds, or by transformers' own where
-    position ids restart. Classes that know neither need a row for each document.
+    Documents of one row are isolated by packed or flash attention, which get their bounds, or by transformers' own
+    where position ids restart. Classes that know neither need a row for each document.
     """
 
     def __init__(self, causal_lm: PreTrainedModel) -> None:
@@ -89,10 +90,19 @@ class RowReader:
         inputs: dict[str, Any] = {"input_ids": rows.input_ids, "use_cache": False}
         if "position_ids" in self._accepted:
             inputs["position_ids"] = rows.position_ids
-        if self._causal_lm.config._attn_implementation == PACKED:
-            inputs |= {"cu_seq_lens_q": rows.cu_seq_lens, "document_lengths": rows.lengths}
+        inputs |= self._bounds(rows)
         is_one_row = rows.places is None and len(rows.input_ids) == 1
         if wanted is not None and is_one_row and "logits_to_keep" in self._accepted:
             return self._causal_lm(**inputs, logits_to_keep=wanted).logits.flatten(0, 1)
         logits = rows.in_order(self._causal_lm(**inputs).logits)
         return logits if wanted is None else logits[wanted]
+
+    def _bounds(self, rows: DocumentRows) -> dict[str, Any]:
+        """Where documents begin and end, by the keywords of the attention that wants to know."""
+        attention, starts = self._causal_lm.config._attn_implementation, rows.cu_seq_lens
+        if attention == PACKED:
+            return {"cu_seq_lens_q": starts, "document_lengths": rows.lengths}
+        if attention in FLASH and rows.places is None:  # padded rows are as long as one another
+            longest = rows.max_length
+            return {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
+        return {}

@@ -85,6 +85,13 @@ def size_of(config: PretrainedConfig, name: str) -> int:
     return size if isinstance(size, int) else 0
 
 
+def head_sizes(config: PretrainedConfig) -> tuple[int, int]:
+    """The size of a head's queries and keys, and that of its values, which differ in DeepSeek's latent attention."""
+    usual = size_of(config, "head_dim") or config.hidden_size // config.num_attention_heads
+    of_keys = size_of(config, "qk_nope_head_dim") + size_of(config, "qk_rope_head_dim") or usual
+    return of_keys, size_of(config, "v_head_dim") or usual
+
+
 def _small(name: Any, value: Any) -> Any:
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         return value

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import torch
+
 from data_tools.base.files import existing_parent
 from data_tools.samples.samplers import MixtureSampler, c4_blocks_needed
 from ds_train.checkpoints.manifest import choose_checkpoint, damage_in, step_directories
@@ -15,6 +17,7 @@ from ds_train.checkpoints.state import PFLOP
 from ds_train.checkpoints.weights import verified
 from ds_train.config.flags import former_values
 from ds_train.config.trainer_flags import GROUPS
+from ds_train.model.flash import check_flash_here
 from ds_train.model.flops import training_flops
 from ds_train.model.footprint import GIB, HOST_RUNTIME, ModelShape, RankMemory, checkpoint_bytes, model_shape
 from ds_train.model.peaks import PEAK_FLOPS
@@ -69,6 +72,8 @@ def report(phase: str, launch: Launch, trainer_flags: list[str], problems: list[
         problems.append(
             f"--num_nodes {flags.num_nodes} refuses a launch on {launch.nodes} nodes; leave it out or make them agree."
         )
+    if launch.on_cpu:
+        check_flash_here(inputs.model_config._attn_implementation, torch.device("cpu"))
     chosen = choose_checkpoint(inputs.run_directory / "checkpoints", flags.resume, flags.resume_from)
     step = 0
     if inputs.weights and not chosen:

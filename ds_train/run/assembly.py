@@ -20,6 +20,7 @@ from ds_train.checkpoints.verification import with_all_ranks
 from ds_train.config.flags import compared_values
 from ds_train.config.optimizers import needs_gpu
 from ds_train.model.causal_lm import save_description
+from ds_train.model.flash import check_flash_here
 from ds_train.model.flops import recomputation_flops, training_flops
 from ds_train.model.footprint import model_shape
 from ds_train.ranks.collectives import check_num_nodes, device_of, on_main, report_communication, take_device
@@ -83,6 +84,7 @@ def launch(prepared: CheckedRun) -> ExitCode:
         logger.info(line)
     if device_of(world).type == "cpu" and (problem := needs_gpu(inputs.engine.deepspeed)):
         raise UserError(problem)
+    check_flash_here(inputs.model_config._attn_implementation, device_of(world))
     set_precision(inputs, device_of(world))
     if flags.deterministic:
         repeat_exactly()

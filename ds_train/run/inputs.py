@@ -13,6 +13,7 @@ from ds_train.checkpoints.weights import Weights
 from ds_train.config.deepspeed_json import EngineConfig, default_json, resolve_engine_config
 from ds_train.config.trainer_flags import ModelFlags, OverrideFlags, RunFlags
 from ds_train.model.causal_lm import hub_id, load_model_config, model_without_weights, prepare_config
+from ds_train.model.flash import check_flash
 from ds_train.model.isolation import settle_rows
 from ds_train.model.recomputation import check_recomputation
 from ds_train.model.transfer import AS_IT_IS, Transfer
@@ -101,6 +102,8 @@ def check_inputs(
                 keep_dropout=model.keep_dropout,
                 scratch=weights is None and model.init == "scratch",
             )
+            if engine:
+                check_flash(config, model.attn_implementation, engine.precision)
             one_document_a_row = settle_rows(config, model.attn_implementation, keep_dropout=model.keep_dropout)
             if engine and engine.recompute_every:
                 check_recomputation(config)

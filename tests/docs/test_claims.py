@@ -26,7 +26,8 @@ FOREIGN = {
     "docker": "--file --tag --rm --gpus --ipc --user --volume --build-arg",
     "Slurm": "--nodes --ntasks-per-node --gpus-per-node --gpus-per-task --cpus-per-task --mem --time --signal --me",
     "Accelerate": "--num_processes",
-    "pytest, ruff, pre-commit, pip, tests/run.sh": "--renew_golden --check --all-files --editable --fast",
+    "pytest, ruff, pre-commit, tests/run.sh": "--renew_golden --check --all-files --fast",
+    "pip": "--editable --no-build-isolation",
     "lm-evaluation-harness": "--model --model_args --tasks",
 }
 

@@ -28,6 +28,7 @@ from ds_train.ranks.world import World
 from ds_train.step.losses import PackedLM
 from ds_train.step.micro_batch import pack
 from tests.support import tiny
+from tests.support.flash_stand_in import install
 from tests.support.paths import REPOSITORY
 from tests.support.tiny_models import tiny_config
 
@@ -137,6 +138,15 @@ def test_hours_and_memory_of_a_preset_count_its_attention(scratch, capsys):
     kept = 2 * 2 * tiny.SEQ_LEN * (21 * of_layer + 7 * 1024 + 3 * 1024 + 2 * 151_936)
     assert cells(output, "* activations, logits (most)") == [f"{kept / GIB:.2f} GiB"]
     assert cells(output, "recomputed") == ["activations of 7 of 28 layers"]
+
+
+def test_flash_attention_needs_gpus_but_not_here(scratch, capsys, monkeypatch):
+    install(monkeypatch, "flash_attention_2")
+    flags = [*tiny.flags(scratch, precision=None), *BATCH, "--attn_implementation", "flash_attention_2"]
+    code, output = run(capsys, "pptrain", *flags, "--gpus_per_node", "2")
+    assert code == 0 and cells(output, "documents") == ["end to end in one row, none sees another"]
+    code, output = run(capsys, "pptrain", *flags, "--gpus_per_node", "2", "--cpu")
+    assert code == 1 and "flash_attention_2: it needs a GPU" in output
 
 
 def test_every_launch_that_cannot_start_is_reported_and_the_others_are_shown(scratch, capsys):

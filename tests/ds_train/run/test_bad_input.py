@@ -109,6 +109,10 @@ BOTH_PHASES = {
     "unknown model": (_given("--model_name", "/nowhere/model"), r"--model_name /nowhere/model.*pythia-160m"),
     "model smaller than tokenizer": (_small_model, r"tokenizer has \d+ ids but the model only 8"),
     "activations that are always kept": (_cannot_recompute, r"gpt_neox_japanese cannot recompute its activations"),
+    "attention of a package": (
+        _given("--attn_implementation", "flash_attention_2", "--mixed_precision", "bf16"),
+        r"--attn_implementation flash_attention_2: the package flash-attn is not installed",
+    ),
     "unwritable scratch": (_file_in_place_of_run, r"--scratch_dir: cannot write to .*run_dir"),
     "run name with a path": (_given("--run_name", "../b"), r"--run_name ../b"),
     "run among the data": (_given("--run_name", "data/a"), r"--run_name data/a is no directory of runs"),
