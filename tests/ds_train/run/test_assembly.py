@@ -1,16 +1,18 @@
-"""What all ranks of a fresh start agree on."""
+"""What all ranks of a fresh start agree on, and what refuses a start before they meet."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from data_tools.base.errors import UserError
 from ds_train.checkpoints.manifest import damage_in
 from ds_train.checkpoints.save import read_state
 from ds_train.checkpoints.weights import Weights
 from ds_train.phases import pretrain
 from ds_train.run import start
 from tests.support import tiny
+from tests.support.flash_stand_in import install
 from tests.support.process_group import own_process_group
 
 
@@ -39,3 +41,12 @@ def test_all_ranks_start_from_the_weights_that_rank_0_has_found(
     train(tiny_scratch, "--pptrain_run", "agreed_source", "--run_name", "agreed")
     origin = read_state(tiny_scratch / "agreed" / "checkpoints" / "step_00000002").initial_weights
     assert origin and origin.path == str(first)
+
+
+def test_flash_attention_is_refused_on_a_cpu(tiny_scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By each rank, before anything is built."""
+    install(monkeypatch, "flash_attention_2")
+    flags = "--pptrain_checkpoint none --mixed_precision bf16 --attn_implementation flash_attention_2 --run_name flash"
+    with pytest.raises(UserError, match="flash_attention_2: it needs a GPU, and this rank trains on a CPU"):
+        train(tiny_scratch, *flags.split())
+    assert not (tiny_scratch / "flash").exists()
