@@ -67,7 +67,9 @@ class RunFlags:
     skip_nonfinite: int = flag(
         0, "number of steps with a non-finite loss or gradient that the run may skip", "speed", within="[0, 1e9]"
     )
-    deterministic: bool = flag(False, "ask torch for deterministic kernels (bitwise resume on a GPU)", "speed")
+    deterministic: bool = flag(
+        False, "take only kernels that repeat bit by bit, for an exact resume on a GPU; slower", "speed"
+    )
     tf32: bool = flag(False, "multiply fp32 matrices in TF32 on GPUs: faster, with 10 bits of mantissa", "trajectory")
     profile_steps: str | None = flag(
         None, "trace these optimizer steps, FIRST:LAST such as 10:12; to profile/ in the run directory", "launch"

@@ -33,6 +33,25 @@ def environment() -> dict[str, str]:
     }
 
 
+def launch_alone(device: str, script: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Run a script of the repository on one rank: on a CPU as `launch` does, on a GPU ("cuda") in a new process."""
+    if device == "cpu":
+        return launch(script, *arguments, num_ranks=1)
+    return subprocess.run(
+        [sys.executable, script, *arguments], cwd=REPOSITORY, env=_environment_of_gpus(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
+
+
+def _environment_of_gpus() -> dict[str, str]:
+    """`environment` without what hides GPUs."""
+    quiet = {name: value for name, value in environment().items() if name != "DS_ACCELERATOR"}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {name: value for name, value in quiet.items() if name != "CUDA_VISIBLE_DEVICES"} | (
+        {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    )
+
+
 def launch(script: str, *arguments: str, num_ranks: int, through_launcher: bool = False) -> subprocess.CompletedProcess:
     """Run a script of the repository on some ranks, forked from a process that has imported everything.
 
@@ -134,11 +153,16 @@ def _launch_with_deepspeed(script: str, *arguments: str, num_ranks: int) -> subp
     return subprocess.CompletedProcess(command, process.returncode, output)
 
 
-def run_all(runs: list[dict[str, Any]], directory: Path, num_ranks: int) -> str:
-    """Run many configurations one after another in one launch (see launched.py); returns the output."""
+def run_all(runs: list[dict[str, Any]], directory: Path, num_ranks: int, device: str = "cpu") -> str:
+    """Run many configurations one after another in one launch (see launched.py); returns the output.
+
+    Args:
+        device: "cuda" for a GPU, then on one rank.
+    """
     path = directory / f"runs_{uuid.uuid4().hex}.json"
     path.write_text(json.dumps(runs))
-    done = launch("tests/system/launched.py", str(path), num_ranks=num_ranks)
+    script = "tests/system/launched.py"
+    done = launch_alone(device, script, str(path)) if num_ranks == 1 else launch(script, str(path), num_ranks=num_ranks)
     assert done.returncode == 0, done.stdout[-5000:]
     return done.stdout
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_tools.samples.samplers import CurriculumSampler, Cursor, SampleKind
 from ds_train.checkpoints.restore import fresh_engine
@@ -24,6 +23,7 @@ from ds_train.step.losses import PackedLM
 from ds_train.step.micro_batch import MicroBatch
 from ds_train.step.nonfinite import NonFinite
 from ds_train.step.stream import RankBatchBuilder
+from tests.support.devices import waits
 from tests.support.process_group import one_rank
 from tests.support.tiny_models import stream_reader, tiny_config
 
@@ -86,22 +86,6 @@ def test_rotary_frequencies_stay_fp32_while_training_in_bf16(architecture: str, 
         assert torch.equal(buffer.cpu(), expected[name]), name
 
 
-class _Waits(TorchDispatchMode):
-    """Counts the operations for which the host would wait for a GPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.name()
-        indices = args[1] if name in ("aten::index.Tensor", "aten::index_put_", "aten::_index_put_impl_") else ()
-        is_mask = any(index is not None and index.dtype == torch.bool for index in indices)
-        if is_mask or name in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::unique2"):
-            self.found.append(name)
-        return func(*args, **(kwargs or {}))
-
-
 def _collectives() -> int:
     return dist.group.WORLD._get_sequence_number_for_group()
 
@@ -110,10 +94,10 @@ def test_a_step_waits_and_communicates_no_more_often_than_it_must() -> None:
     engine = _engine()
     _train(engine)
     before = _collectives()
-    with _Waits() as waits:
+    with waits(torch.device("cpu")) as found:
         _train(engine)
     assert _collectives() - before == 2, "ours; on one rank DeepSpeed has none"
-    assert waits.found == ["aten::_local_scalar_dense"] * 5, "all in DeepSpeed but the last, which reads the norm"
+    assert found == ["aten::_local_scalar_dense"] * 5, "all in DeepSpeed but the last, which reads the norm"
 
 
 def test_step_uses_exactly_the_rate_that_was_set() -> None:
