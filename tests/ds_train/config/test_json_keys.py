@@ -16,8 +16,9 @@ from pydantic import BaseModel
 from data_tools.base.errors import UserError
 from ds_train.config.json_checks import _block_models
 from ds_train.config.json_keys import ACCEPTED, REFUSED, read_at
-from tests.support.engine_configs import changed, resolve
-from tests.support.launching import launch
+from tests.support.devices import DEVICES
+from tests.support.engine_configs import GONE, changed, resolve
+from tests.support.launching import launch, launch_alone
 from tests.support.markdown import tables
 from tests.support.paths import REPOSITORY
 from tests.system.launched_json_keys import HALF
@@ -238,3 +239,35 @@ def test_reports_are_printed_and_change_nothing(measured: Callable[[dict[str, An
         assert expected in found["printed"] or expected in found["files"], (keys, found["printed"][-2000:])
         assert found["losses"] == measured(PLAIN["1"])["losses"], keys
     assert not any(measured(plain)["printed"] for plain in PLAIN.values())
+
+
+_FP16 = {
+    "fixed": {"enabled": True, "loss_scale": 1024},
+    "adapting": {"enabled": True, "initial_scale_power": 8, "loss_scale_window": 2, "hysteresis": 1,
+                 "consecutive_hysteresis": True, "min_loss_scale": 4},
+}  # fmt: skip
+
+
+def test_keys_of_fp16_reach_deepspeed() -> None:
+    """DeepSpeed has no fp16 on CPUs."""
+    read = {
+        name: DeepSpeedConfig(resolve(changed(("bf16", GONE), ("fp16", block))).deepspeed).float16_config
+        for name, block in _FP16.items()
+    }
+    assert read["fixed"].loss_scale == 1024 and read["adapting"].loss_scale == 0
+    assert list(read["adapting"].dynamic_loss_scale_args().values()) == [256, 2, 1, True, 4]
+    assert set().union(*_FP16.values()) == ACCEPTED["fp16"]
+
+
+@pytest.mark.launch
+@pytest.mark.parametrize("device", DEVICES[1:])
+def test_fp16_trains_nearly_as_fp32(device: str, tmp_path: Path) -> None:
+    cases = [PLAIN["1"], *(case("1", {}, {"fp16": block}, resumes=True) for block in _FP16.values())]
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps(cases))
+    done = launch_alone(device, "tests/system/launched_json_keys.py", str(path))
+    assert done.returncode == 0, done.stdout[-3000:]
+    plain, *halves = json.loads(Path(f"{path}.out").read_text())
+    for half in halves:
+        assert half["losses"] == pytest.approx(plain["losses"], rel=2e-2)
+        assert half["resumed"] == pytest.approx(half["losses"][HALF:], rel=1e-3)
