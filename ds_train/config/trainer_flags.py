@@ -71,6 +71,9 @@ class RunFlags:
         False, "take only kernels that repeat bit by bit, for an exact resume on a GPU; slower", "speed"
     )
     tf32: bool = flag(False, "multiply fp32 matrices in TF32 on GPUs: faster, with 10 bits of mantissa", "trajectory")
+    notify: str | None = flag(
+        None, "shell command that is given a line of JSON at start, promotions, end and failure of a run", "record"
+    )
     profile_steps: str | None = flag(
         None, "trace these optimizer steps, FIRST:LAST such as 10:12; to profile/ in the run directory", "launch"
     )

@@ -9,7 +9,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -37,10 +37,15 @@ class Watchdog:
 
     Args:
         meeting: of all ranks.
+
+    Attributes:
+        at_end: is called with the exit code and the reason before this process ends because of another; it must return
+            soon.
     """
 
     def __init__(self, world: World, meeting: Meeting, patience: Patience) -> None:
         self._world, self._patience = world, patience
+        self.at_end: Callable[[int, str], None] = lambda code, reason: None
         self._judge = Judge(world.rank, world.size, patience)
         self._beat = Heartbeat(host=meeting.hosts[world.rank])
         self._heard = {rank: Heartbeat(host=meeting.hosts[rank]) for rank in self._judge.observed}
@@ -120,6 +125,8 @@ class Watchdog:
             text = end.reason + (again if end.code == ExitCode.RANK_LOST else "")
             with contextlib.suppress(OSError):  # nobody reads any more
                 os.write(2, f"error: {text}\n".encode())
+        if not is_own:
+            self.at_end(end.code, end.reason)
         if self._world.is_main and self._world.size > 1:
             time.sleep(_BEATS_TO_SPREAD * self._patience.beat_s)
         if is_own:

@@ -1,6 +1,7 @@
 """Builds a run from checked inputs and trains it. Both phases use it."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from ds_train.step.probe import check_isolation
 from ds_train.step.stream import RankBatchBuilder, Stream
 from ds_train.training.loop import Run, train
 from ds_train.training.monitors import join_wandb
+from ds_train.training.notices import Notices
 from ds_train.training.phase import Cadence, PhaseParts
 from ds_train.training.profile import StepProfile, profiled_steps, record_memory
 
@@ -94,10 +96,13 @@ def launch(prepared: CheckedRun) -> ExitCode:
 
     # Fork the workers before any thread exists. Then join the process group, and set up all that can stop the run.
     run, code = None, ExitCode.ERROR
+    command = flags.notify if world.is_main else None
+    notices = Notices.of(command, inputs.phase, inputs.run_directory, inputs.run_name)
     try:
         with ExitStack() as stack:
             stream = stack.enter_context(Stream(prepared.num_workers, take_device(world)))
             watchdog = stack.enter_context(supervision(world, Patience(stalled_s=flags.hang_timeout_s)))
+            watchdog.at_end = notices.lost
             check_num_nodes(world, flags.num_nodes)
             check_same_micro_batch(inputs.engine.layout.micro_batch)
             stop = StopRequests(inputs.run_directory, world.is_main, device_of(world), flags.max_hours)
@@ -106,6 +111,7 @@ def launch(prepared: CheckedRun) -> ExitCode:
             # Build and train. A request to stop can arrive during either.
             try:
                 run = _build_run(inputs, prepared.make_setup(), settings, stream, stop, watchdog)
+                run.notices = notices
                 train(run)
                 code = ExitCode.FINISHED
             except StopTraining as stopped:
@@ -120,6 +126,7 @@ def launch(prepared: CheckedRun) -> ExitCode:
     finally:  # only now it is known that this rank ends by itself, and not with one that is gone
         if run and world.is_main:
             record_exit(inputs.run_directory, run.state.step, code)
+        notices.ended(run.state.step if run else 0, code, sys.exc_info()[1])
     return code
 
 

@@ -21,6 +21,7 @@ from ds_train.step.nonfinite import NonFinite
 from ds_train.step.stream import Stream
 from ds_train.training.metrics import DeviceHours, JsonlLog, Row, Throughput
 from ds_train.training.monitors import Monitors
+from ds_train.training.notices import Notices
 from ds_train.training.overflows import OverflowReport
 from ds_train.training.phase import Cadence, Phase
 from ds_train.training.profile import StepProfile
@@ -51,6 +52,7 @@ class Run:
     watchdog: Watchdog
     skip_nonfinite: int = 0  # optimizer steps that may be skipped, over the whole run
     profile: StepProfile = field(default_factory=StepProfile)
+    notices: Notices = field(default_factory=Notices)
 
 
 def train(run: Run) -> None:
@@ -64,6 +66,7 @@ def train(run: Run) -> None:
     progress = Progress(run.phase.name, state.step, run.cadence.max_steps, run.world.is_main)
     logs = _Logs(run, progress)
     overflow_report = OverflowReport(state.overflows)
+    run.notices.started(state.step, run.world.size)
     try:
         # Before the first step, and where the last launch was stopped during an evaluation.
         if state.step == 0 or state.evaluation_pending:
@@ -131,6 +134,8 @@ def _optimizer_step(run: Run, logs: "_Logs", overflow_report: OverflowReport) ->
     phase.record(state, result)
     columns = phase.train_columns(state, result)
     promoted = phase.promote(state)
+    if promoted:
+        run.notices.promoted(state.step, stage, None if state.finished else state.stage)
     state.finished |= phase.is_finished(state)
     if state.step % cadence.log_every == 0 or _is_over(run):
         logs.write_train_row(run, result, lr, columns)

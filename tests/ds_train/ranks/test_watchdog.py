@@ -1,9 +1,13 @@
 """A rank that dies, hangs or fails ends the job on all ranks, with a message that names it."""
 
 import os
+import threading
 
 import pytest
 
+from ds_train.ranks import watchdog
+from ds_train.ranks.signals import ExitCode
+from ds_train.ranks.world import World
 from tests.support.launching import launch, launch_unsupervised
 
 
@@ -66,3 +70,22 @@ def test_an_error_of_one_rank_ends_all_with_code_1(fault: str, words: str, broke
     assert done.returncode == 1, done.stdout
     assert done.stdout.count(words) == 1 or fault == "error", done.stdout
     assert "sign of life" not in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_what_is_to_be_told_at_the_end_is_told_before_the_process_ends(
+    is_own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of this rank's own is raised, and told of by whoever catches it."""
+    told: list[object] = []
+    watched = watchdog.Watchdog.__new__(watchdog.Watchdog)
+    watched._world, watched._patience = World(0, 0, 1), watchdog.Patience()
+    watched._beat = watchdog.Heartbeat(host="here")
+    watched._beat.failure = watchdog.Failure(ExitCode.ERROR, "mine") if is_own else None
+    watched._error_is_own = threading.Event()
+    watched._publish = lambda: None  # type: ignore[method-assign]
+    watched.at_end = lambda code, reason: told.append((code, reason))
+    monkeypatch.setattr(watchdog.os, "_exit", told.append)
+    monkeypatch.setattr(watchdog.os, "write", lambda *_: None)
+    watched._end(watchdog.End(ExitCode.ERROR if is_own else ExitCode.RANK_LOST, "rank 3 died"))
+    assert told == ([] if is_own else [(87, "rank 3 died"), 87])
