@@ -4,21 +4,36 @@ python -m ds_train.preflight pretrain --nodes 1 8 --gpus_per_node 8 --scratch_di
 
 Runs the trainer's own checks for the given numbers of nodes, on a login node, without a process group or a model. Each
 combination of --nodes and --deepspeed_config is a column. The exit code is 0 if all of them would start, else 1.
+
+    srun python ds_train/preflight.py pretrain --scratch_dir DIR --probe
+
+measures instead, in a job, with one process per device: each node's GPUs, an all-reduce, and writing to DIR. It marks
+the slowest.
 """
 
 import argparse
 import logging
 import math
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # launched as a file: import the project, not the modules beside this file
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from data_tools.base.command_line import CommandParser, given_arguments, of_kind, positive
 from data_tools.base.errors import UserError, run_command
 from data_tools.base.text_table import aligned
+from ds_train.config.flags import parse_flags
 from ds_train.config.trainer_flags import GROUPS
+from ds_train.ranks.entry import run_entry
+from ds_train.ranks.world import world_from_env
 
 
 def main(argv: list[str] | None = None) -> int:
     options, trainer_flags = _parse(argv)
+    if options.probe:
+        return _probe(options.phase, trainer_flags)
     from ds_train.phases.launch_check import Launch, report  # takes seconds
 
     warnings = _collect_warnings()
@@ -47,6 +62,18 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if problems else 0
 
 
+def _probe(phase: str, trainer_flags: list[str]) -> int:
+    """Measure the nodes of this job; rank 0 shows the result."""
+    (run, *_), _ = parse_flags(*GROUPS[phase], description=__doc__ or "", argv=trainer_flags)
+    from ds_train.phases.node_probe import probe  # takes seconds
+
+    world = world_from_env()
+    result = probe(world, Path(run.scratch_dir))
+    if world.is_main:
+        print(result)
+    return 0
+
+
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = CommandParser(
         description=__doc__,
@@ -60,6 +87,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--cpu", action="store_true", help="the ranks train on CPUs")
     parser.add_argument("--deepspeed_config", nargs="+", help="DeepSpeed JSON files (default: the phase's)")
+    parser.add_argument("--probe", action="store_true", help="in a job: measure its nodes, and mark the slowest")
     options, trainer_flags = parser.parse_known_args(given_arguments(argv))
     return options, trainer_flags
 
@@ -85,4 +113,4 @@ def table(columns: list[tuple[str, dict[str, str]]]) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_entry(main) if "--probe" in sys.argv else run_command(main)
