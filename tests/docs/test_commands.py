@@ -121,7 +121,7 @@ def _planned(command: Command | Code, world: World, programs: Programs) -> Outco
     words = world.words(command)
     if words[-1] == "tests.benchmarks.NAME":
         return Outcome(jobs=[_job([*words[:-1], f"tests.benchmarks.{name}"], world) for name in benchmarks()])
-    if words[0] in ("python", "deepspeed"):
+    if words[0] in ("python", "deepspeed", "srun"):
         return Outcome(jobs=[_job(words, world)])
     if words[0] not in IN_SHELL:
         return Outcome(1, "no way is known to execute this; see the lists of this module")
