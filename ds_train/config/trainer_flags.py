@@ -71,6 +71,9 @@ class RunFlags:
         False, "take only kernels that repeat bit by bit, for an exact resume on a GPU; slower", "speed"
     )
     tf32: bool = flag(False, "multiply fp32 matrices in TF32 on GPUs: faster, with 10 bits of mantissa", "trajectory")
+    mlflow: str | None = flag(
+        None, "experiment of MLflow to log to, on the server of MLFLOW_TRACKING_URI or in the run directory", "record"
+    )
     notify: str | None = flag(
         None, "shell command that is given a line of JSON at start, promotions, end and failure of a run", "record"
     )

@@ -43,6 +43,7 @@ from ds_train.run.summary import startup_summary
 from ds_train.step.probe import check_isolation
 from ds_train.step.stream import RankBatchBuilder, Stream
 from ds_train.training.loop import Run, train
+from ds_train.training.mlflow_run import MlflowRun
 from ds_train.training.monitors import join_wandb
 from ds_train.training.notices import Notices
 from ds_train.training.phase import Cadence, PhaseParts
@@ -111,7 +112,7 @@ def launch(prepared: CheckedRun) -> ExitCode:
             # Build and train. A request to stop can arrive during either.
             try:
                 run = _build_run(inputs, prepared.make_setup(), settings, stream, stop, watchdog)
-                run.notices = notices
+                run.notices, run.mlflow = notices, _mlflow(inputs)
                 train(run)
                 code = ExitCode.FINISHED
             except StopTraining as stopped:
@@ -203,6 +204,13 @@ def _profile(inputs: CommonInputs, watchdog: Watchdog) -> StepProfile:
     return StepProfile(
         profiled_steps(steps) if steps and inputs.world.is_main else None, inputs.run_directory, watchdog
     )
+
+
+def _mlflow(inputs: CommonInputs) -> MlflowRun | None:
+    experiment = inputs.run_flags.mlflow
+    if experiment is None or not inputs.world.is_main:
+        return None
+    return MlflowRun(experiment, inputs.phase, inputs.run_directory, inputs.run_name)
 
 
 def _batch_builder(inputs: CommonInputs, setup: PhaseParts) -> RankBatchBuilder:

@@ -19,6 +19,7 @@ from ds_train.model.recomputation import check_recomputation
 from ds_train.model.transfer import AS_IT_IS, Transfer
 from ds_train.ranks.world import World, check_num_ranks
 from ds_train.run.memory import fitting
+from ds_train.training.mlflow_run import check_mlflow
 from ds_train.training.monitors import check_monitors, place_monitors
 from ds_train.training.profile import profiled_steps
 
@@ -145,6 +146,7 @@ def check_run(
 
     with problems.collect():
         check_num_ranks(world, run.num_ranks)
+    check_mlflow(run.mlflow, problems)
     with problems.collect():
         profiled_steps(run.profile_steps or "1:1")
 

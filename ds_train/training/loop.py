@@ -1,6 +1,7 @@
 """The only training loop."""
 
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from ds_train.step.engine import Engine, StepResult, set_learning_rate, train_st
 from ds_train.step.nonfinite import NonFinite
 from ds_train.step.stream import Stream
 from ds_train.training.metrics import DeviceHours, JsonlLog, Row, Throughput
+from ds_train.training.mlflow_run import MlflowRun
 from ds_train.training.monitors import Monitors
 from ds_train.training.notices import Notices
 from ds_train.training.overflows import OverflowReport
@@ -53,6 +55,7 @@ class Run:
     skip_nonfinite: int = 0  # optimizer steps that may be skipped, over the whole run
     profile: StepProfile = field(default_factory=StepProfile)
     notices: Notices = field(default_factory=Notices)
+    mlflow: MlflowRun | None = None
 
 
 def train(run: Run) -> None:
@@ -255,7 +258,9 @@ class _Logs:
         kept = {"train": state.step, "eval": state.step - 1 if evaluates_again else state.step}
         for name, file in self._files.items():
             file.rewind(kept[name])
-        self._monitors = Monitors(run.engine.monitor, run.phase.name, run.directory)
+        if run.mlflow:
+            run.mlflow.begin(state.step)
+        self._monitors = Monitors(run.engine.monitor, run.phase.name, run.directory, run.mlflow)
         self._monitors.rewind(kept)
 
     def write_train_row(self, run: Run, result: StepResult, lr: float, columns: Row) -> None:
@@ -281,6 +286,7 @@ class _Logs:
     def close(self) -> None:
         for file in self._files.values():
             file.close()
+        self._monitors.close(sys.exc_info()[1])
 
     def _write(self, run: Run, kind: str, row: Row) -> None:
         self._files[kind].append(row)

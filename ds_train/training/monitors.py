@@ -15,7 +15,9 @@ from typing import Any
 
 from data_tools.base.errors import Problems, file_problem
 from data_tools.base.files import whole_file
+from ds_train.ranks.signals import StopTraining
 from ds_train.training.metrics import Row
+from ds_train.training.mlflow_run import MlflowRun
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +88,11 @@ class Monitors:
         monitor: the engine's.
         phase: prefix of the curves' names, as in ``pptrain/train/loss``.
         run_directory: where they write.
+        mlflow: gets the rows as well.
     """
 
-    def __init__(self, monitor: Any, phase: str, run_directory: Path) -> None:
-        self._monitor, self._phase, self._directory = monitor, phase, run_directory
+    def __init__(self, monitor: Any, phase: str, run_directory: Path, mlflow: MlflowRun | None = None) -> None:
+        self._monitor, self._phase, self._directory, self._mlflow = monitor, phase, run_directory, mlflow
         self._has_failed = False
         self._is_enabled, monitor.enabled = monitor.enabled, False
 
@@ -103,8 +106,10 @@ class Monitors:
 
     def send(self, kind: str, row: Row) -> None:
         """Send the numbers of a row."""
+        numbers = {key: value for key, value in row.items() if isinstance(value, int | float) and key != "step"}
+        if self._mlflow:
+            self._mlflow.send(kind, row["step"], numbers, row["timestamp"])
         if self._is_enabled:
-            numbers = {key: value for key, value in row.items() if isinstance(value, int | float) and key != "step"}
             events = [(f"{self._phase}/{kind}/{key}", value, row["step"]) for key, value in numbers.items()]
             try:
                 self._monitor.write_events(events)
@@ -112,6 +117,12 @@ class Monitors:
                 if not self._has_failed:
                     logger.warning("%s. Monitors miss rows; the logs have them", file_problem(error, self._directory))
                 self._has_failed = True
+
+    def close(self, error: BaseException | None) -> None:
+        """The run has ended, by an error or a request to stop if one is given."""
+        if self._mlflow:
+            stopped = isinstance(error, StopTraining)
+            self._mlflow.end("FINISHED" if error is None else "KILLED" if stopped else "FAILED")
 
     def _rewind_csv(self, monitor: Any, kind: str, step: int) -> None:
         for path in Path(monitor.log_dir).glob(f"{self._phase}_{kind}_*.csv"):
