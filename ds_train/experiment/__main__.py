@@ -35,6 +35,7 @@ of ranks. Conditions and seeds may be added at any time, and processes may share
 """
 
 import shlex
+import sys
 from pathlib import Path
 
 from data_tools.base.command_line import CommandParser, any_seed
@@ -52,8 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=any_seed, metavar="N", help="these instead of CONFIG's")
     parser.add_argument(
         "--launcher",
-        default="python ds_train/{}.py",
-        help="starts pptrain, pretrain and evaluate, whose name replaces {}; flags follow",
+        default=f"{shlex.quote(sys.executable)} -m ds_train.{{}}",
+        help="starts pptrain, pretrain and evaluate, whose name replaces {}; flags follow (default: one process)",
     )
     text = "check all settings, show each step and the grid: what is done, and what the rest takes; start nothing"
     parser.add_argument("--dry_run", action="store_true", help=text)

@@ -1,6 +1,9 @@
 """The experiment as steps: that its conditions differ in what is compared and nothing else, and what is refused."""
 
 import json
+import os
+import shlex
+import subprocess
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -8,7 +11,9 @@ from typing import Any
 import pytest
 
 from data_tools import build_data_splits, build_pretrain
+from data_tools.base.completion import parser_of
 from data_tools.base.errors import UserError
+from data_tools.base.version import SHOWN
 from ds_train import evaluate
 from ds_train.config.flags import parse_flags
 from ds_train.config.trainer_flags import GROUPS
@@ -18,6 +23,7 @@ from ds_train.experiment.file import ExperimentFile
 from ds_train.experiment.forecast import check_and_forecast
 from ds_train.experiment.steps import Step
 from tests.support.experiments import PPTRAINED, SHIPPED, TRAINING, experiment, write
+from tests.support.paths import REPOSITORY
 from tests.support.runs import write_run
 
 ALL = [*BUILT_IN]
@@ -231,6 +237,15 @@ def test_a_dry_run_shows_all_steps(tmp_path: Path, capsys: pytest.CaptureFixture
     output = capsys.readouterr().out
     assert output.count("\n# ") == 12
     assert not (tmp_path / "scratch").exists()
+
+
+def test_the_default_launcher_starts_commands_in_any_directory(tmp_path: Path) -> None:
+    """An installation need not have the repository."""
+    launcher = shlex.split(parser_of(__main__.main).get_default("launcher"))
+    command = [*(part.replace("{}", "evaluate") for part in launcher), "--version"]
+    surroundings = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{SHOWN}\n"), done.stderr
 
 
 def test_a_launcher_without_a_place_for_the_phase(tmp_path: Path) -> None:
