@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine as Engine
+from deepspeed.runtime.zero.linear import LinearFunctionForZeroStage3
 
 from data_tools.base.errors import UserError
 from data_tools.samples.samplers import GlobalBatchPlan
@@ -65,6 +66,7 @@ def _cut_weights(model: PackedLM, config: dict[str, Any]) -> None:
     precision = next((name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")), "fp32")
     cast_parameters(model, DTYPES[precision])
     deepspeed.zero.Init(module=model, config_dict_or_path=config)
+    LinearFunctionForZeroStage3.forward = staticmethod(torch.ops.aten.linear)  # its own rounds before it adds a bias
 
 
 def _parameter_groups(model: PackedLM) -> list[dict[str, Any]]:
