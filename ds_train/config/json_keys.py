@@ -142,7 +142,7 @@ _TABLE = (
     _Refused(_ACTIVATIONS, "number_checkpoints", "every N-th layer is one", "use every"),
     _Refused(_ACTIVATIONS, "synchronize_checkpoint_boundary", "it would only wait"),
     _Refused(_ACTIVATIONS, "profile", "nothing is profiled there", "use wall_clock_breakdown or flops_profiler"),
-    _Refused("", "compile", "the engine is never compiled"),
+    _Refused("", "compile", "layers are compiled, not the engine", "give --compile"),
     _Refused("", "hybrid_engine weight_quantization", "it serves inference"),
     _Refused("", "disable_python_gc", "nobody would free objects that refer to one another", anyway=False),
     _Refused("", "zero_force_ds_cpu_optimizer", "the JSON names the optimizer, no program hands one over"),

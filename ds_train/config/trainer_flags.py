@@ -80,6 +80,7 @@ class RunFlags:
     profile_steps: str | None = flag(
         None, "trace these optimizer steps, FIRST:LAST such as 10:12; to profile/ in the run directory", "launch"
     )
+    compile: bool = flag(False, "compile the layers by torch.compile; not with ZeRO 3 or recomputed ones", "speed")
     config: str | None = flag(None, "YAML file of flags; the command line wins", "launch")
     print_config: bool = flag(False, "print every setting and its origin as a run file, and exit", "launch")
     debug: bool = flag(False, "show the traceback of an error", "launch")

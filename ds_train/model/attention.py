@@ -5,6 +5,7 @@ what its documents cost. Registered with transformers as ``packed``.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from inspect import signature
 from typing import Any
@@ -21,6 +22,13 @@ PACKED = "packed"
 _ELSEWHERE = ("softcap", "s_aux", "position_bias", "sliding_window")  # additions of some models, not supported
 
 
+@dataclass(frozen=True)
+class DocumentLengths:
+    """Tokens of each document, in an object that a compiled layer passes on unread."""
+
+    values: Sequence[int]
+
+
 def packed_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -30,7 +38,7 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     cu_seq_lens_q: torch.Tensor | None = None,
-    document_lengths: Sequence[int] | None = None,
+    document_lengths: DocumentLengths | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each document, with the signature that transformers calls.
@@ -38,7 +46,7 @@ def packed_attention(
     Args:
         query: (rows, heads, T, head size); key and value may have fewer heads, each for a group of query heads.
         cu_seq_lens_q: (documents + 1,) int32, where each document begins in the concatenated rows, and the end of all.
-        document_lengths: of each document in tokens: numbers of the host, which no layer has to fetch from a GPU.
+        document_lengths: numbers of the host, which no layer has to fetch from a GPU.
 
     Returns:
         (rows, T, heads, head size), and no attention weights.
@@ -50,15 +58,16 @@ def packed_attention(
         problem = f"its attention needs {', '.join(unsupported)}" if unsupported else "it does not pass on keywords"
         raise UserError(f"{type(module).__name__} cannot use packed attention ({problem}); use another.")
 
+    lengths = document_lengths.values
     # One call where rows are documents, or where a kernel takes several lengths; else one call per document.
-    rows_are_documents = len(document_lengths) == query.shape[0]
+    rows_are_documents = len(lengths) == query.shape[0]
     grouped = query.shape[1] != key.shape[1]
     options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "is_causal": True, "enable_gqa": grouped}
     if rows_are_documents:
         return scaled_dot_product_attention(query, key, value, **options).transpose(1, 2).contiguous(), None
     if dropout == 0 and why_no_kernel(query.device, query.dtype, query.shape[-1], value.shape[-1]) is None:
-        return _by_kernel(query, key, value, cu_seq_lens_q, max(document_lengths), scaling), None
-    by_document = zip(*(x.split(document_lengths, dim=2) for x in (query, key, value)), strict=True)
+        return _by_kernel(query, key, value, cu_seq_lens_q, max(lengths), scaling), None
+    by_document = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
     parts = [scaled_dot_product_attention(*document, **options).transpose(1, 2) for document in by_document]
     return torch.cat(parts, dim=1), None
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ds_train.model.attention import PACKED
+from ds_train.model.attention import PACKED, DocumentLengths
 from ds_train.model.flash import FLASH
 
 
@@ -101,7 +101,7 @@ class RowReader:
         """Where documents begin and end, by the keywords of the attention that wants to know."""
         attention, starts = self._causal_lm.config._attn_implementation, rows.cu_seq_lens
         if attention == PACKED:
-            return {"cu_seq_lens_q": starts, "document_lengths": rows.lengths}
+            return {"cu_seq_lens_q": starts, "document_lengths": DocumentLengths(rows.lengths)}
         if attention in FLASH and rows.places is None:  # padded rows are as long as one another
             longest = rows.max_length
             return {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}

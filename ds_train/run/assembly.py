@@ -21,6 +21,7 @@ from ds_train.checkpoints.verification import with_all_ranks
 from ds_train.config.flags import compared_values
 from ds_train.config.optimizers import needs_gpu
 from ds_train.model.causal_lm import save_description
+from ds_train.model.compilation import compile_layers
 from ds_train.model.flash import check_flash_here
 from ds_train.model.flops import recomputation_flops, training_flops
 from ds_train.model.footprint import model_shape
@@ -166,6 +167,8 @@ def _build_run(
         engine, state.initial_weights = fresh_start(inputs)
     check_isolation(engine, engine.module, engine.device)
     round_products(inputs, engine)
+    if flags.compile:
+        compile_layers(engine.module.causal_lm, engine.device)
 
     # Every check has passed: from here on the run directory changes.
     on_main(world, lambda: _enter_directory(inputs, settings, state, own))

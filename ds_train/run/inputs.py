@@ -161,6 +161,9 @@ def check_run(
                 f"--tf32 is for fp32, but the precision is {engine.precision}; leave it out, or give "
                 "--mixed_precision no."
             )
+        if run.compile and (engine.zero_stage == 3 or engine.recompute_every):
+            other = "ZeRO 3 gathers weights" if engine.zero_stage == 3 else "--activation_checkpointing computes twice"
+            problems.add(f"--compile makes a graph of each layer, within which {other}; leave one of them out.")
         check_monitors(engine.deepspeed, problems, is_main=world.is_main)
         place_monitors(engine.deepspeed, directory, str(name))
     return directory, engine

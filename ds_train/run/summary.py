@@ -9,6 +9,7 @@ from data_tools.base.text_table import pluralize
 from ds_train.checkpoints.state import TrainState
 from ds_train.model.attention import describe_attention
 from ds_train.model.causal_lm import model_without_weights
+from ds_train.model.compilation import num_compiled
 from ds_train.model.footprint import GIB, ModelShape, model_shape
 from ds_train.model.parts import without_decay
 from ds_train.model.recomputation import num_recomputed
@@ -103,10 +104,11 @@ def _kernels(inputs: CommonInputs, engine: Engine) -> str:
     dtype = next(engine.module.parameters()).dtype
     optimizer = engine.basic_optimizer
     fused = "fused " if optimizer.defaults.get("fused") else ""
+    compiled = "; layers compiled" if num_compiled(engine.module.causal_lm) else ""
     products = "; products in TF32" if inputs.run_flags.tf32 and engine.device.type == "cuda" else ""
     return (
         f"{describe_attention(inputs.model_config, engine.device, dtype)}; cross entropy in chunks; "
-        f"{fused}{type(optimizer).__name__}{products}"
+        f"{fused}{type(optimizer).__name__}{products}{compiled}"
     )
 
 

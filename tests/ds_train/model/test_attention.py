@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, DeepseekV3Config
 
-from ds_train.model.attention import describe_attention, packed_attention, why_no_kernel
+from ds_train.model.attention import DocumentLengths, describe_attention, packed_attention, why_no_kernel
 from ds_train.model.rows import DocumentRows, RowReader
 from tests.support.tiny_models import ARCHITECTURES, tiny_config
 
@@ -77,9 +77,8 @@ def test_documents_attend_in_bf16_as_in_fp32(heads, groups, head_size):
     starts = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=GPU)
 
     def ours(*tensors):
-        return packed_attention(
-            torch.nn.Module(), *tensors, None, scaling=0.1, cu_seq_lens_q=starts, document_lengths=lengths
-        )[0]
+        bounds = {"cu_seq_lens_q": starts, "document_lengths": DocumentLengths(lengths)}
+        return packed_attention(torch.nn.Module(), *tensors, None, scaling=0.1, **bounds)[0]
 
     def reference(*tensors):
         documents = zip(*(tensor.split(lengths, dim=2) for tensor in tensors), strict=True)

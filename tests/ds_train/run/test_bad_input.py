@@ -109,6 +109,11 @@ BOTH_PHASES = {
     "unknown model": (_given("--model_name", "/nowhere/model"), r"--model_name /nowhere/model.*pythia-160m"),
     "model smaller than tokenizer": (_small_model, r"tokenizer has \d+ ids but the model only 8"),
     "activations that are always kept": (_cannot_recompute, r"gpt_neox_japanese cannot recompute its activations"),
+    "compiled layers and ZeRO 3": (_given("--compile", "--zero_stage", "3"), r"within which ZeRO 3 gathers weights"),
+    "compiled layers, computed twice": (
+        _given("--compile", "--activation_checkpointing"),
+        r"--compile makes a graph of each layer, within which --activation_checkpointing computes twice",
+    ),
     "attention of a package": (
         _given("--attn_implementation", "flash_attention_2", "--mixed_precision", "bf16"),
         r"--attn_implementation flash_attention_2: the package flash-attn is not installed",
