@@ -52,7 +52,7 @@ def why_not(device: torch.device, backend: str = "inductor") -> str:
         with torch._dynamo.config.patch(suppress_errors=False):
             torch.compile(_sample, dynamic=True, backend=backend)(numbers).backward()
     except Exception as error:  # of many kinds: no compiler, no Triton, no headers of Python
-        return first_line(error)
+        return first_line(getattr(error, "inner_exception", error))
     return ""
 
 

@@ -21,7 +21,6 @@ from ds_train.checkpoints.verification import with_all_ranks
 from ds_train.config.flags import compared_values
 from ds_train.config.optimizers import needs_gpu
 from ds_train.model.causal_lm import save_description
-from ds_train.model.compilation import compile_layers
 from ds_train.model.flash import check_flash_here
 from ds_train.model.flops import recomputation_flops, training_flops
 from ds_train.model.footprint import model_shape
@@ -32,7 +31,7 @@ from ds_train.ranks.watchdog import RankLostError, Watchdog, supervision
 from ds_train.run.fingerprints import common_fingerprints, versions
 from ds_train.run.inputs import CommonInputs
 from ds_train.run.memory import check_same_micro_batch
-from ds_train.run.precision import repeat_exactly, round_products, set_precision
+from ds_train.run.precision import choose_kernels, repeat_exactly, set_precision
 from ds_train.run.record import (
     LaunchRecord,
     note_other_weights,
@@ -166,9 +165,7 @@ def _build_run(
     else:
         engine, state.initial_weights = fresh_start(inputs)
     check_isolation(engine, engine.module, engine.device)
-    round_products(inputs, engine)
-    if flags.compile:
-        compile_layers(engine.module.causal_lm, engine.device)
+    choose_kernels(inputs, engine)
 
     # Every check has passed: from here on the run directory changes.
     on_main(world, lambda: _enter_directory(inputs, settings, state, own))

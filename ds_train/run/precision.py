@@ -6,6 +6,7 @@ import os
 import torch
 
 from ds_train.config.deepspeed_json import default_json
+from ds_train.model.compilation import compile_layers
 from ds_train.model.tf32 import use_tf32
 from ds_train.ranks.collectives import is_emulated
 from ds_train.run.inputs import CommonInputs
@@ -40,7 +41,9 @@ def repeat_exactly() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nobody reads it
 
 
-def round_products(inputs: CommonInputs, engine: Engine) -> None:
-    """Use TF32 if the run wants it: after the probe of documents, which compares them to more bits."""
+def choose_kernels(inputs: CommonInputs, engine: Engine) -> None:
+    """Use TF32 and compiled layers if the run wants them: after the probe, which compares documents to more bits."""
     if inputs.run_flags.tf32 and engine.device.type == "cuda":
         use_tf32(engine.module)
+    if inputs.run_flags.compile:
+        compile_layers(engine.module.causal_lm, engine.device)
