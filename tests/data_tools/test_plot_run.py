@@ -150,7 +150,7 @@ def test_watching_draws_again_until_no_run_is_going(two_runs, tmp_path, monkeypa
     assert len(pages) == 2 and all("location.reload" in page and "5 * 1000" in page for page in pages)
     last = (tmp_path / "out" / "report.html").read_text()
     assert "location.reload" not in last and "refresh" not in last, "what is over stays as it is"
-    assert [cells(page, "optimizer steps")[1] for page in (*pages, last)] == ["2", "2", "3"], "the last page has all"
+    assert [cells(page, "optimizer steps")[1] for page in (*pages, last)] == ["20", "20", "30"], "the last page has all"
     assert [line.endswith("again in 5 s") for line in capsys.readouterr().out.splitlines()] == [True, True, False]
 
 

@@ -67,7 +67,7 @@ def test_dump_holds_every_sample(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["bf16.check_grad_overflow", "zero_optimization.compute_grad_norm"])
 def test_deepspeeds_check_cannot_be_switched_off(key: str) -> None:
-    with pytest.raises(UserError, match=f"{key} is false"):
+    with pytest.raises(UserError, match=f"{key} is refused"):
         resolve(changed((key, False)))
 
 

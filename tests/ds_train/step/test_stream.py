@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from data_tools.samples.readers import StreamReader
 from data_tools.samples.samplers import CurriculumSampler, Cursor, SampleKind
 from data_tools.search.splits import prompt_digest
 from ds_train.config.layout import Layout
+from ds_train.config.trainer_flags import RunFlags
 from ds_train.model.causal_lm import load_model_config
 from ds_train.model.flops import training_flops
 from ds_train.ranks.judge import Patience
@@ -190,8 +192,12 @@ def test_workers_are_forked_before_the_process_group(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(assembly, "supervision", join)
     optimizer = {"type": "AdamW", "params": {"torch_adam": True}}
     engine = SimpleNamespace(overrides=[], precision="fp32", deepspeed={"optimizer": optimizer})
-    flags = SimpleNamespace(deterministic=False, print_config=False, hang_timeout_s=1.0, tf32=False)
-    inputs = SimpleNamespace(world=World(0, 0, 1), run_flags=flags, engine=engine, defaults={})
+    flags = RunFlags(scratch_dir=".")
+    model = SimpleNamespace(_attn_implementation="packed")
+    inputs = SimpleNamespace(
+        world=World(0, 0, 1), run_flags=flags, engine=engine, defaults={}, model_config=model, phase="pptrain",
+        run_directory=Path("run"), run_name="run",
+    )  # fmt: skip
     with pytest.raises(UserError, match="no further"):
         assembly.launch(assembly.CheckedRun(inputs, [], {}, 2, {}, make_setup=lambda: pytest.fail("too early")))
     assert found == {"workers": 2, "group": False}
