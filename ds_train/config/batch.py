@@ -1,5 +1,6 @@
 """Batch sizes of the JSON and of flags: any two of three determine how a global batch is divided."""
 
+from dataclasses import fields
 from typing import Any
 
 from data_tools.base.errors import UserError
@@ -7,11 +8,8 @@ from data_tools.base.kinds import complaint, is_of_kind
 from ds_train.config.layout import Layout
 from ds_train.config.trainer_flags import OverrideFlags
 
-BATCH_KEYS = {  # flag → key of the JSON
-    "global_batch": "train_batch_size",
-    "micro_batch": "train_micro_batch_size_per_gpu",
-    "grad_accum": "gradient_accumulation_steps",
-}
+JSON_KEYS: dict[str, str] = {item.name: item.metadata["json_key"] for item in fields(OverrideFlags)}  # by flag
+BATCH_KEYS = {name: JSON_KEYS[name] for name in ("global_batch", "micro_batch", "grad_accum")}
 AUTO = "auto"  # of a key of the JSON: not given; of --micro_batch: by memory
 _SIZE = "whole number in [1, 1e9]"
 

@@ -3,7 +3,7 @@
 import copy
 import json
 import logging
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from data_tools.base.errors import Problems, UserError
 from data_tools.base.files import text_of
 from data_tools.base.kinds import complaint, is_of_kind
-from ds_train.config.batch import AUTO, BATCH_KEYS, resolve_layout
+from ds_train.config.batch import AUTO, BATCH_KEYS, JSON_KEYS, resolve_layout
 from ds_train.config.json_checks import check_blocks, check_precision, drop_non_objects
 from ds_train.config.json_keys import keys_without_effect
 from ds_train.config.layout import Layout
@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 _LEARNING_RATE = "number in (0, 1e9]"
 
-_JSON_KEYS: dict[str, str] = {item.name: item.metadata["json_key"] for item in fields(OverrideFlags)}
 _NOT_DEEPSPEEDS = ("scheduler", "activation_checkpointing")
 
 
@@ -67,7 +66,7 @@ class EngineConfig:
     def flag_values(self) -> dict[str, Any]:
         """What the flags that override the JSON amount to, without the accumulation, which follows from the others."""
         values: dict[str, Any] = {"mixed_precision": "no" if self.precision == "fp32" else self.precision}
-        for name, json_key in _JSON_KEYS.items():
+        for name, json_key in JSON_KEYS.items():
             value: Any = self.effective
             for key in json_key.split(".") if json_key else ():
                 value = value.get(key) if isinstance(value, dict) else None
@@ -216,7 +215,7 @@ def _apply_overrides(
     def put(flag: str, value: Any, json_key: str | None = None, given: str | None = None) -> None:
         if value is None:
             return
-        json_key = json_key or _JSON_KEYS[flag]
+        json_key = json_key or JSON_KEYS[flag]
         *parents, key = json_key.split(".")
         block = config
         for parent in parents:

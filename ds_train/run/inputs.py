@@ -147,8 +147,9 @@ def check_run(
     with problems.collect():
         check_num_ranks(world, run.num_ranks)
     check_mlflow(run.mlflow, problems)
-    with problems.collect():
-        profiled_steps(run.profile_steps or "1:1")
+    if run.profile_steps:
+        with problems.collect():
+            profiled_steps(run.profile_steps)
 
     # The DeepSpeed JSON.
     source = overrides.deepspeed_config or str(default_json(phase))
