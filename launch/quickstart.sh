@@ -73,7 +73,7 @@ demo's curriculum reaches only the easiest of them.
 Accuracy on problems falls in the second phase, because this demo mixes none into the documents (--mixin_percent 0): the
 model forgets them. The purpose of pre-pretraining is a lower loss on documents, so the last words compare the two runs
 on held-out documents. One seed of a model of 1 M parameters shows how the question is answered, not what the answer is;
-bash launch/experiment.sh compares more conditions over several seeds.
+bash launch/experiment.sh --seeds 1 2 3 compares more conditions, over three seeds.
 
 TEXT
 python -m data_tools.compare --base "$scratch/fresh" --run "$scratch/pre-pretrained" --out "$scratch/comparison"
