@@ -154,7 +154,7 @@ def _launch_with_deepspeed(script: str, *arguments: str, num_ranks: int) -> subp
 
 
 def run_all(runs: list[dict[str, Any]], directory: Path, num_ranks: int, device: str = "cpu") -> str:
-    """Run many configurations one after another in one launch (see launched.py); returns the output.
+    """Run many configurations one after another in one launch (see runs_in_turn.py); returns the output.
 
     Args:
         device: "cuda" for a GPU, then on one rank.
