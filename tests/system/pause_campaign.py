@@ -22,6 +22,7 @@ from data_tools.base.rng import CounterStream
 from ds_train.ranks.judge import Patience
 from ds_train.run import assembly
 from tests.support import tiny
+from tests.support.rank_server import import_everything
 from tests.system.fault_campaign import comparable, finish, fork_ranks, wait
 
 PHASE, NUM_RANKS = "pretrain", 2
@@ -107,6 +108,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=10, help="stops of a rank's loader worker")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    import_everything()
     torch.set_num_threads(1)
     with (
         tempfile.TemporaryDirectory() as directory,
