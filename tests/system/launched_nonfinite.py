@@ -23,7 +23,7 @@ from ds_train.ranks.world import world_from_env
 from ds_train.step import engine
 from ds_train.training import loop
 from tests.support.comparing import tensors_of
-from tests.system.launched import MAINS
+from tests.system.runs_in_turn import MAINS
 
 
 def main() -> int:

@@ -26,7 +26,7 @@ from ds_train.ranks.world import world_from_env
 from ds_train.run import assembly, start
 from ds_train.step import stream
 from ds_train.training import loop
-from tests.system.launched import MAINS
+from tests.system.runs_in_turn import MAINS
 
 # State → what is about to be called, and the how manieth call of it in this process' run counts.
 STATES: dict[str, tuple[Any, str, int]] = {
