@@ -4,7 +4,8 @@
     python -m data_tools.status SCRATCH/pptrain SCRATCH/pretrain --markdown runs.md
 
 A DIR is a run directory, or one that holds runs, at most three levels below it. Only the ends of logs are read. What a
-run does not have, or what is damaged, is shown as –.
+run does not have, or what is damaged, is shown as –. Of an experiment that was submitted to Slurm, the jobs that are
+waiting or running are shown, too.
 """
 
 import time
@@ -17,6 +18,7 @@ from data_tools.base.errors import UserError, file_problem, run_command
 from data_tools.base.files import whole_file
 from data_tools.base.text_table import aligned
 from data_tools.runs.logs import distinct_names
+from data_tools.runs.queue import queue_table
 from data_tools.runs.status import RunFiles, runs_below, table_of
 
 
@@ -57,6 +59,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--reference", type=Path, metavar="RUN", help="run for the ratio of PFLOPs at the same stage")
     args = parser.parse_args(argv)
     now = time.time()
+    queue = queue_table(args.directories)
+    if queue:
+        print(f"{aligned(queue)}\n")
+        args.directories = [path for path in args.directories if any(runs_below(path))]
+    if queue and not args.directories:
+        return
     table = status_table(args.directories, now, args.reference)
     if args.markdown:
         try:

@@ -196,10 +196,10 @@ requeue() {
     scontrol requeue "$SLURM_JOB_ID"
 }
 
-# After a lost rank: requeue, at most $MAX_RESTARTS times (default 3) while the newest checkpoint stays the same.
+# After a lost rank: requeue, at most $MAX_RESTARTS times (default 3) while the newest checkpoint, of step $1, stays the
+# same. File $2 keeps count.
 requeue_after_failure() {
-    local run=$1 counts=$2 step restarts=0 step_before=-1
-    step="$(newest_step "$run")"
+    local step=$1 counts=$2 restarts=0 step_before=-1
     if [[ -f "$counts" ]]; then
         read -r restarts step_before <"$counts"
     fi
@@ -228,7 +228,68 @@ run_job() {
     if ((code == 85)); then
         requeue "preempted at step $(newest_step "$run")"
     elif ((code == 87 || code > 128)); then # srun gives 128 + the signal that killed a rank, e.g. 137 out of memory
-        requeue_after_failure "$run" "$counts"
+        requeue_after_failure "$(newest_step "$run")" "$counts"
+    fi
+    exit "$code"
+}
+
+# Set `arguments` to the arguments, where a task of an array keeps only its own of the names after --steps, and `names`
+# to the names that are kept.
+choose_steps() {
+    local argument number=0 is_name=false
+    arguments=() names=()
+    for argument in "$@"; do
+        if [[ "$argument" == --* ]]; then
+            is_name=false
+            [[ "$argument" != --steps ]] || is_name=true
+        elif $is_name; then
+            number=$((number + 1))
+            [[ -z "${SLURM_ARRAY_TASK_ID:-}" ]] || ((number == SLURM_ARRAY_TASK_ID + 1)) || continue
+            names+=("$argument")
+        fi
+        arguments+=("$argument")
+    done
+    [[ -z "${SLURM_ARRAY_TASK_ID:-}" ]] || ((${#names[@]} > 0)) ||
+        fail "task $SLURM_ARRAY_TASK_ID of the array has none of the $number names after --steps; they begin with task 0"
+}
+
+# Print the sum of the newest steps of the runs in $1: of the names that follow, or of all.
+steps_of_runs() {
+    local directory=$1 run sum=0
+    shift
+    (($# > 0)) || set -- $(cd "$directory" && compgen -G '*/seed_*'; cd "$directory" && compgen -G '*/*/seed_*')
+    for run in "$@"; do
+        sum=$((sum + $(newest_step "$directory/$run")))
+    done
+    echo "$sum"
+}
+
+# The body of a batch job of the experiment; the arguments are those of ds_train.experiment, CONFIG and DIR first.
+run_experiment_job() {
+    local directory code child is_signalled arguments names
+    (($# >= 2)) && [[ "$1" != --* && "$2" != --* ]] || fail "give CONFIG and DIR, then flags of ds_train.experiment"
+    [[ -n "${SLURM_NTASKS:-}" ]] || fail "the number of tasks is not set; give --ntasks-per-node, one a device"
+    choose_steps "$@"
+    check_numbers
+    use_virtualenv
+    export NUM_RANKS="${NUM_RANKS:-$SLURM_NTASKS}"
+    directory="$(realpath -m "$2")"
+    mkdir -p "$directory/queue"
+    describe_job "${arguments[@]}"
+    # In the background: a shell handles signals only between commands that it waits for.
+    python -m ds_train.experiment --launcher "${LAUNCHER:-bash launch/{\}_srun.sh}" "${arguments[@]}" &
+    child=$!
+    trap 'is_signalled=true; kill -USR1 "$child" 2>/dev/null || true' TERM USR1
+    is_signalled=true
+    while $is_signalled; do # a signal ends the wait, not the experiment
+        is_signalled=false code=0
+        wait "$child" || code=$?
+    done
+    echo "== $(date --iso-8601=seconds)  exit code $code"
+    if ((code == 85)); then
+        requeue "preempted"
+    elif ((code == 87 || code > 128)); then
+        requeue_after_failure "$(steps_of_runs "$directory" "${names[@]}")" "$directory/queue/$SLURM_JOB_ID.restarts"
     fi
     exit "$code"
 }

@@ -32,37 +32,28 @@ CONFIG is a YAML file with sections of flags:
 Runs are in DIR/CONDITION/seed_N and DIR/pptrain/seed_N. Finished steps are recorded in DIR/steps and not run again.
 After a signal (exit code 85), STOP (86) or an error, the same command continues, also with another launcher or number
 of ranks. Conditions and seeds may be added at any time, and processes may share the work by --conditions or --seeds.
+
+--submit makes Slurm jobs of the grid: the data, then an array of pre-pretrainings, then one of conditions × seeds, then
+evaluations, report and comparison. A job that is preempted requeues itself; what waits for a failed one is cancelled.
+--submit again submits what is neither done nor in the queue. With --dry_run it shows the jobs.
 """
 
+import argparse
 import shlex
 import sys
 from pathlib import Path
 
-from data_tools.base.command_line import CommandParser, any_seed
+from data_tools.base.command_line import CommandParser, any_seed, positive
 from data_tools.base.errors import UserError, run_command
 from ds_train.experiment.conditions import chosen
 from ds_train.experiment.file import ExperimentFile
-from ds_train.experiment.steps import run_steps
+from ds_train.experiment.steps import Step, run_steps, with_needs
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = CommandParser(description=__doc__)
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file; see ds_configs/experiments")
-    parser.add_argument("directory", type=Path, metavar="DIR", help="directory of all data and runs")
-    parser.add_argument("--conditions", nargs="+", metavar="NAME", help="only these, or others that are built in")
-    parser.add_argument("--seeds", nargs="+", type=any_seed, metavar="N", help="these instead of CONFIG's")
-    parser.add_argument(
-        "--launcher",
-        default=f"{shlex.quote(sys.executable)} -m ds_train.{{}}",
-        help="starts pptrain, pretrain and evaluate, whose name replaces {}; flags follow (default: one process)",
-    )
-    text = "check all settings, show each step and the grid: what is done, and what the rest takes; start nothing"
-    parser.add_argument("--dry_run", action="store_true", help=text)
-    text = "ask, then delete the checkpoints of finished runs, except the last ones and those that are kept forever"
-    parser.add_argument("--clean", action="store_true", help=text)
+    parser = _parser()
     args = parser.parse_args(argv)
-    if "{}" not in args.launcher:
-        raise UserError(f"--launcher {args.launcher!r} has no {{}}; put {{}} where the name of the program belongs.")
+    _check_flags(args)
     directory = args.directory.resolve()
     _refuse_former_layout(directory)
     file = ExperimentFile(args.config, directory)
@@ -70,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     seeds = list(dict.fromkeys(args.seeds or file.seeds))
     from ds_train.experiment.cleaning import clean
     from ds_train.experiment.forecast import check_and_forecast, grid_table  # these take seconds
+    from ds_train.experiment.jobs import Submission, show, submit
     from ds_train.experiment.plan import Experiment
     from ds_train.experiment.results import result_table
 
@@ -79,17 +71,76 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     experiment.check_data()
     forecasts = check_and_forecast(experiment)
-    if args.dry_run:
-        for step in experiment.steps():
+
+    def steps() -> list[Step]:
+        return with_needs(experiment.steps(), args.steps) if args.steps else experiment.steps()
+
+    if args.submit:
+        arguments = [str(args.config.resolve()), str(directory)]
+        arguments += ["--conditions", *(condition.name for condition in conditions), "--seeds", *map(str, seeds)]
+        if args.launcher != parser.get_default("launcher"):
+            arguments += ["--launcher", args.launcher]
+        options, data_options = shlex.split(args.sbatch), shlex.split(args.sbatch_data)
+        (show if args.dry_run else submit)(experiment, Submission(arguments, args.parallel, options, data_options))
+    elif args.dry_run:
+        for step in steps():
             done = " (done)" if experiment.records.is_done(step) and not step.always_run else ""
             print(f"\n# {step.title}{done}\n{shlex.join(step.command)}")
+    if args.dry_run:
         print(f"\n{grid_table(forecasts)}")
+    if args.dry_run or args.submit:
         return 0
     (directory / "evaluations").mkdir(parents=True, exist_ok=True)
-    if code := run_steps(experiment.steps, experiment.records):
-        return code
-    print(f"\n{result_table(experiment.trainers, conditions, seeds)}")
-    return 0
+    code = run_steps(steps, experiment.records)
+    if not code and not args.steps:
+        print(f"\n{result_table(experiment.trainers, conditions, seeds)}")
+    return code
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file; see ds_configs/experiments")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="directory of all data and runs")
+    parser.add_argument("--conditions", nargs="+", metavar="NAME", help="only these, or others that are built in")
+    parser.add_argument("--seeds", nargs="+", type=any_seed, metavar="N", help="these instead of CONFIG's")
+    text = "only these steps, and what they need, by their names in DIR/steps, such as A/seed_1"
+    parser.add_argument("--steps", nargs="+", metavar="NAME", help=text)
+    parser.add_argument(
+        "--launcher",
+        default=f"{shlex.quote(sys.executable)} -m ds_train.{{}}",
+        help="starts pptrain, pretrain and evaluate, whose name replaces {}; flags follow (default: one process; with "
+        "--submit: srun)",
+    )
+    text = "check all settings, show each step and the grid: what is done, and what the rest takes; start nothing"
+    parser.add_argument("--dry_run", action="store_true", help=text)
+    text = "ask, then delete the checkpoints of finished runs, except the last ones and those that are kept forever"
+    parser.add_argument("--clean", action="store_true", help=text)
+    queue = parser.add_argument_group("in a Slurm queue")
+    text = (
+        "submit what is neither done nor in the queue, as jobs that wait for each other; see launch/experiment_job.sh"
+    )
+    queue.add_argument("--submit", action="store_true", help=text)
+    text = "tasks of an array that run at the same time (default: all)"
+    queue.add_argument("--parallel", type=positive, metavar="K", help=text)
+    text = (
+        "options of sbatch for all jobs, instead of those in launch/experiment_job.sh: --sbatch='--nodes=2 --time=9:00'"
+    )
+    queue.add_argument("--sbatch", default="", metavar="OPTIONS", help=text)
+    text = "more options for the job that makes the data, such as --sbatch_data=--partition=cpu"
+    queue.add_argument("--sbatch_data", default="", metavar="OPTIONS", help=text)
+    return parser
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    """Refuse flags that do not go together."""
+    if "{}" not in args.launcher:
+        raise UserError(f"--launcher {args.launcher!r} has no {{}}; put {{}} where the name of the program belongs.")
+    for_jobs = [f"--{name}" for name in ("parallel", "sbatch", "sbatch_data") if getattr(args, name)]
+    if for_jobs and not args.submit:
+        raise UserError(f"{for_jobs[0]} is for --submit, which is missing.")
+    others = [f"--{name}" for name in ("clean", "steps") if getattr(args, name)]
+    if args.submit and others:
+        raise UserError(f"--submit submits all that is missing; leave {others[0]} out.")
 
 
 def _refuse_former_layout(directory: Path) -> None:

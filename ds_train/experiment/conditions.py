@@ -12,7 +12,7 @@ PPTRAIN = "pptrain"  # begins the names of directories of first phases
 BASE = "B"  # what compare holds the others against
 DEFAULT = ("A", "B", "C")
 CONDITION_KEYS = ("like", "title", "pptrain", "pretrain")
-_TAKEN = ("comparison", "corpus", "data", "evaluations", "report", "steps", "tokenizer")
+_TAKEN = ("comparison", "corpus", "data", "evaluations", "queue", "report", "steps", "tokenizer")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]*")
 
 

@@ -6,13 +6,15 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from data_tools.base.command_line import did_you_mean
+from data_tools.base.errors import UserError
 from data_tools.base.files import InUseError, exclusive, write_json
 from ds_train.ranks.signals import BURST_S, SIGNALS, STOP_FILE, ExitCode
 
@@ -51,6 +53,28 @@ class Step:
         """Hash of all that its result depends on."""
         parts = [self.cache_key, *(step.fingerprint for step in self.needs)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def with_needs(steps: Sequence[Step], names: Collection[str]) -> list[Step]:
+    """The steps of these names and all that they need, in their order.
+
+    Raises:
+        UserError: there is no such step.
+    """
+    by_name, wanted = {step.name: step for step in steps}, set[str]()
+    for name in names:
+        if name not in by_name:
+            hint = did_you_mean(name, by_name, f"; there are {', '.join(by_name)}.")
+            raise UserError(f"--steps: there is no step {name!r}{hint}")
+        wanted |= {name, *(need.name for need in all_needs(by_name[name]))}
+    return [step for step in steps if step.name in wanted]
+
+
+def all_needs(step: Step) -> Iterator[Step]:
+    """What a step needs, and what that needs; some more than once."""
+    for need in step.needs:
+        yield need
+        yield from all_needs(need)
 
 
 class Records:

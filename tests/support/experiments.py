@@ -42,3 +42,31 @@ def experiment(
     """The grid of a config, or these conditions of it."""
     file = ExperimentFile(config, scratch)
     return Experiment(file, scratch, launcher.split(), chosen(file.conditions, conditions), file.seeds)
+
+
+def write_tiny_experiment(path: Path, scratch: Path, **changed: Any) -> Path:
+    """A CONFIG of runs that train in seconds; of a tiny scratch directory it uses tokenizer, model and documents.
+
+    Args:
+        changed: sections, whose flags are added to those here.
+    """
+    sections: dict[str, Any] = {
+        "splits": {
+            "max_input_size": 48, "max_lookahead": 8, "seed": 12345, "workers": 1, "eval_size": 40, "test_size": 60,
+            "mixin_size": 150,
+        },
+        "tokenizer": str(scratch / "tokenizer"),
+        "pack": {"source": str(scratch / "documents.jsonl"), "val_blocks": 4, "workers": 1},
+        "training": {
+            "model_name": str(scratch / "model"), "seq_len": 256, "mixed_precision": "no", "lr": 5e-3,
+            "warmup_steps": 4, "eval_subset_size": 8, "log_every": 1, "num_workers": 0,
+        },
+        "pptrain": {"max_steps": 60, "global_batch": 8, "micro_batch": 4},
+        "pretrain": {
+            "total_steps": 40, "global_batch": 4, "micro_batch": 2, "mixin_percent": 0.3, "eval_every": 10,
+        },
+    }  # fmt: skip
+    for name, value in changed.items():
+        sections[name] = {**sections[name], **value} if isinstance(value, dict) else value
+    path.write_text(yaml.safe_dump(sections))
+    return path

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from tests.support.experiments import write_tiny_experiment
 from tests.support.launching import read_log
 from tests.support.running import finish, running, script, steps_logged, wait_for_step
 
@@ -20,28 +20,12 @@ pytestmark = [pytest.mark.launch, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def config(scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the tiny scratch directory its tokenizer, model and documents are used, not its data."""
-    sections: dict[str, Any] = {
-        "splits": {
-            "max_input_size": 48, "max_lookahead": 8, "seed": 12345, "workers": 1, "eval_size": 40, "test_size": 60,
-            "mixin_size": 150,
-        },
-        "tokenizer": str(scratch / "tokenizer"),
-        "pack": {"source": str(scratch / "documents.jsonl"), "val_blocks": 4, "workers": 1},
-        "training": {
-            "model_name": str(scratch / "model"), "seq_len": 256, "mixed_precision": "no", "lr": 5e-3,
-            "warmup_steps": 4, "eval_subset_size": 8, "log_every": 1, "num_workers": 0,
-        },
-        "pptrain": {"max_steps": PPTRAIN_STEPS, "global_batch": 8, "micro_batch": 8},
-        "pretrain": {
-            "total_steps": PRETRAIN_STEPS, "global_batch": 4, "micro_batch": 4, "mixin_percent": 0.3, "eval_every": 10,
-        },
-        "conditions": ["A", "B", "C", "D"],
-        "seeds": [1, 2],
-    }  # fmt: skip
+    one_rank = {
+        "pptrain": {"max_steps": PPTRAIN_STEPS, "micro_batch": 8},
+        "pretrain": {"total_steps": PRETRAIN_STEPS, "micro_batch": 4},
+    }
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(sections))
-    return path
+    return write_tiny_experiment(path, scratch, **one_rank, conditions=["A", "B", "C", "D"], seeds=[1, 2])
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ds_train import audit
+from tests.support.experiments import write_tiny_experiment
 from tests.support.launching import REPOSITORY
 from tests.support.markdown import commands
 from tests.support.running import (
@@ -251,3 +252,33 @@ def test_commands_of_the_readme(slurm: Slurm, checkout: Path) -> None:
     slurm(*line("scancel", "JOB"))
     assert slurm.wait_for_end(number).state == "CANCELLED"
     assert "SLURM_NTASKS=8" in slurm(*line("salloc"), "env")
+
+
+def test_the_grid_of_an_experiment_in_the_queue(slurm: Slurm, scratch: Path, tmp_path: Path) -> None:
+    """Two runs on two nodes, one of them preempted: as the same grid without Slurm. Then nothing is left to submit."""
+    flags = {"total_steps": 60, "micro_batch": 4, "eval_every": 20}
+    config = write_tiny_experiment(tmp_path / "tiny.yaml", scratch, pretrain=flags, conditions=["B", "C"], seeds=[1])
+    alone, queued = tmp_path / "alone", tmp_path / "queued"
+    program = [sys.executable, "-m", "ds_train.experiment", str(config)]
+    submission = [*program, str(queued), "--submit", "--sbatch=--nodes=1 --ntasks-per-node=1 --exclusive"]
+
+    def submit() -> str:
+        return slurm(*submission, cwd=REPOSITORY, env=variables())
+
+    jobs = {part: number for number, part in re.findall(r"^submitted (\d+): (\w+)", submit(), re.MULTILINE)}
+    assert [*jobs] == ["data", "pretrain", "report"]
+    wait_for_step(queued / "B" / "seed_1", 3)
+    slurm("scontrol", "requeue", f"{jobs['pretrain']}_0")
+    table = slurm(sys.executable, "-m", "data_tools.status", str(queued), cwd=REPOSITORY, env=variables())
+    assert re.search(rf"^{jobs['report']} +report +evaluate/.* PENDING .*\(Dependency\)$", table, re.MULTILINE), table
+    assert "nothing to submit: the rest is in the queue" in submit()
+    finish([*program, str(alone)], tmp_path / "alone.log")
+    assert slurm.wait_for_end(jobs["report"]).state == "COMPLETED"
+    assert slurm.job(f"{jobs['pretrain']}_0").restarts == 1
+    assert "resumed from " in _text(queued / "queue" / f"{jobs['pretrain']}_0_pretrain.out")
+    for run in ("B", "C"):
+        assert audit.main([str(alone / run / "seed_1"), str(queued / run / "seed_1")]) == 0
+    logs = (tmp_path / "alone.log", queued / "queue" / f"{jobs['report']}_report.out")
+    tables = [re.search(r"(?ms)^ +C4 loss .*?^Steps, tokens", _text(log)) for log in logs]
+    assert tables[0] and tables[1] and tables[0][0] == tables[1][0]
+    assert "nothing to submit: all steps are done" in submit()
