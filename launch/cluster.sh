@@ -255,10 +255,10 @@ choose_steps() {
 
 # Print the sum of the newest steps of the runs in $1: of the names that follow, or of all.
 steps_of_runs() {
-    local directory=$1 run sum=0
-    shift
-    (($# > 0)) || set -- $(cd "$directory" && compgen -G '*/seed_*'; cd "$directory" && compgen -G '*/*/seed_*')
-    for run in "$@"; do
+    local directory=$1 run runs sum=0
+    runs=("${@:2}")
+    ((${#runs[@]} > 0)) || mapfile -t runs < <(cd "$directory" && { compgen -G '*/seed_*'; compgen -G '*/*/seed_*'; })
+    for run in "${runs[@]}"; do
         sum=$((sum + $(newest_step "$directory/$run")))
     done
     echo "$sum"
@@ -267,7 +267,7 @@ steps_of_runs() {
 # The body of a batch job of the experiment; the arguments are those of ds_train.experiment, CONFIG and DIR first.
 run_experiment_job() {
     local directory code child is_signalled arguments names
-    (($# >= 2)) && [[ "$1" != --* && "$2" != --* ]] || fail "give CONFIG and DIR, then flags of ds_train.experiment"
+    [[ $# -ge 2 && "$1" != --* && "$2" != --* ]] || fail "give CONFIG and DIR, then flags of ds_train.experiment"
     [[ -n "${SLURM_NTASKS:-}" ]] || fail "the number of tasks is not set; give --ntasks-per-node, one a device"
     choose_steps "$@"
     check_numbers
