@@ -24,7 +24,8 @@ EVERY_ROOM = pytest.mark.parametrize("room", ["data_tools", "ds_train"])
 FOREIGN = {
     "deepspeed": "--num_gpus --hostfile --include --force_multi --master_port --quiet",
     "docker": "--file --tag --rm --gpus --ipc --user --volume --build-arg",
-    "Slurm": "--nodes --ntasks-per-node --gpus-per-node --gpus-per-task --cpus-per-task --mem --time --signal --me",
+    "Slurm": "--nodes --ntasks-per-node --gpus-per-node --gpus-per-task --cpus-per-task --mem --time --signal --me"
+    " --full --partition --kill-on-invalid-dep",
     "Accelerate": "--num_processes",
     "pytest, ruff, pre-commit, tests/run.sh": "--renew_golden --check --all-files --fast",
     "pip": "--editable --no-build-isolation",
@@ -192,8 +193,8 @@ def test_variables_of_the_scripts_are_those_documented() -> None:
     documented = {name for row in table[1:] for name in re.findall(r"`([A-Z_]+)`", row[0])}
     scripts = "".join(path.read_text() for path in (REPOSITORY / "launch").glob("*.sh"))
     read = set(re.findall(r"\$\{([A-Z_]+)(?=[:+-])", scripts))
-    of_others = {"BASH_SOURCE", "HOME", "SLURM_CPUS_PER_TASK", "SLURM_NTASKS", "SLURM_RESTART_COUNT",
-                 "SLURM_SUBMIT_DIR", "SRUN_CPUS_PER_TASK", "PYTHONWARNINGS", "TOKENIZERS_PARALLELISM",
+    of_others = {"BASH_SOURCE", "HOME", "SLURM_ARRAY_TASK_ID", "SLURM_CPUS_PER_TASK", "SLURM_NTASKS",
+                 "SLURM_RESTART_COUNT", "SLURM_SUBMIT_DIR", "SRUN_CPUS_PER_TASK", "PYTHONWARNINGS", "TOKENIZERS_PARALLELISM",
                  "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"}  # fmt: skip
     assert read - of_others == documented
 

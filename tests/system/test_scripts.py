@@ -203,36 +203,6 @@ def test_job_script(phase: str, stub_environment: dict[str, str]) -> None:
     assert done.returncode == 1 and "error: submit in the repository" in done.stderr
 
 
-def test_the_job_of_an_experiment(tmp_path: Path, stub_environment: dict[str, str]) -> None:
-    """A task of an array gets its own step only; $LAUNCHER is handed on, and what was given wins."""
-    options = set(
-        re.findall(r"^#SBATCH (\S+)$", (REPOSITORY / "launch" / "experiment_job.sh").read_text(), re.MULTILINE)
-    )
-    assert options >= {"--signal=B:USR1@180", "--requeue", "--open-mode=append", "--mem=0"}
-    job = {"SLURM_SUBMIT_DIR": str(REPOSITORY), "SLURM_JOB_ID": "5", "SLURM_NTASKS": "16", "SLURM_JOB_NODELIST": "n"}
-    calls = tmp_path / "stubs" / "bin" / "python"
-    calls.write_text('#!/bin/bash\n[[ "$1" != -m ]] || printf "handed on %s\\n" "$@" "NUM_RANKS $NUM_RANKS"\n')
-    calls.chmod(0o755)
-
-    def handed_on(*arguments: str, **more: str) -> list[str]:
-        done = _call("experiment_job", *arguments, env={**stub_environment, **job, **more})
-        assert done.returncode == 0 and "exit code 0" in done.stdout, done.stderr
-        return re.findall("^handed on (.*)", done.stdout, re.MULTILINE)
-
-    before = ["-m", "ds_train.experiment", "--launcher"]
-    place = str(tmp_path / "out")
-    given = ["a b.yaml", place, "--seeds", "1", "2", "--steps", "A/seed_1", "pack x", "B/seed_1", "--dry_run"]
-    assert handed_on(*given) == [*before, "bash launch/{}_srun.sh", *given, "NUM_RANKS 16"]
-    own = [*given[:5], "--steps", "pack x", "--dry_run"]
-    assert handed_on(*given, SLURM_ARRAY_TASK_ID="1", LAUNCHER="x {}") == [*before, "x {}", *own, "NUM_RANKS 16"]
-    for arguments, error in (
-        (given, "task 3 of the array has none of the 3 names"),
-        (["c.yaml"], "give CONFIG and DIR"),
-    ):
-        done = _call("experiment_job", *arguments, env={**stub_environment, **job, "SLURM_ARRAY_TASK_ID": "3"})
-        assert done.returncode == 1 and error in done.stderr
-
-
 def test_experiment_script(tmp_path: Path, stub_environment: dict[str, str]) -> None:
     """Paths count from where it is called, the small config is the default, and $LAUNCHER is handed on."""
     python = tmp_path / "stubs" / "bin" / "python"
