@@ -194,8 +194,8 @@ def test_variables_of_the_scripts_are_those_documented() -> None:
     scripts = "".join(path.read_text() for path in (REPOSITORY / "launch").glob("*.sh"))
     read = set(re.findall(r"\$\{([A-Z_]+)(?=[:+-])", scripts))
     of_others = {"BASH_SOURCE", "HOME", "SLURM_ARRAY_TASK_ID", "SLURM_CPUS_PER_TASK", "SLURM_NTASKS",
-                 "SLURM_RESTART_COUNT", "SLURM_SUBMIT_DIR", "SRUN_CPUS_PER_TASK", "PYTHONWARNINGS", "TOKENIZERS_PARALLELISM",
-                 "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"}  # fmt: skip
+                 "SLURM_RESTART_COUNT", "SLURM_SUBMIT_DIR", "SRUN_CPUS_PER_TASK", "PYTHONWARNINGS",
+                 "TOKENIZERS_PARALLELISM", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"}  # fmt: skip
     assert read - of_others == documented
 
 
