@@ -6,7 +6,8 @@
     python -m data_tools.compare --scaling --run pptrain/seed_1 pptrain/seed_2 --axis pflops
 
 Several directories are seeds of one condition; they are paired with the baseline's by the seed in run.yaml. Targets are
-the baseline's own levels after 25, 50, 75 and 100 % of its run. Runs may still be training.
+the baseline's own levels after 25, 50, 75 and 100 % of its run. Runs may still be training. Of an
+experiment that varies a flag, each condition's best value at the end is compared.
 """
 
 import argparse
@@ -20,8 +21,8 @@ from data_tools.base.errors import UserError, reason_of, run_command
 from data_tools.base.files import whole_file
 from data_tools.compare.axes import AXES, CHARGEABLE
 from data_tools.compare.grid import pptrain_runs, runs_with_curves, sharing_a_seed
+from data_tools.compare.picks import METRIC, Pick, pick_best, picks_text
 
-_METRIC = "heldout_c4_loss"
 _MAX_CONDITIONS = 8  # colours of a picture
 
 
@@ -45,10 +46,11 @@ def _comparison(args: argparse.Namespace) -> _Results:
     from data_tools.compare.verdict import needs_table, verdict
     from data_tools.runs.pictures import as_png
 
-    metric, axis = args.metric or _METRIC, args.axis
+    metric, axis = args.metric or METRIC, args.axis
     conditions = [read_condition(name, runs, metric, axis, args.charge_pptrain) for name, runs in args.runs]
     found = [compare(conditions[0], other, args.target, axis == "c4_tokens") for other in conditions[1:]]
-    texts = [
+    texts = [picks_text(args.picks, metric)] if args.picks else []
+    texts += [
         "\n".join([needs_table(one, axis), *(f"Note: {note}" for note in one.notes), verdict(one, metric, axis)])
         for one in found
     ]
@@ -56,7 +58,7 @@ def _comparison(args: argparse.Namespace) -> _Results:
     return texts, {
         "comparison.png": as_png(draw_comparison(conditions, found, metric, axis)),
         "comparison.csv": as_csv(found, metric, axis).encode(),
-        "comparison.json": as_json(found, metric, axis, args.charge_pptrain).encode(),
+        "comparison.json": as_json(found, metric, axis, args.charge_pptrain, args.picks).encode(),
     }
 
 
@@ -95,7 +97,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--experiment", type=Path, metavar="DIR", help=text)
     text = "with --experiment: only these of its conditions, and the baseline"
     parser.add_argument("--conditions", nargs="+", metavar="NAME", help=text)
-    text = f"column of the logs (default: {_METRIC}); of accuracies more is better"
+    text = f"column of the logs (default: {METRIC}); of accuracies more is better"
     parser.add_argument("--metric", help=text)
     parser.add_argument("--axis", choices=AXES, help="what is spent (default: c4_tokens; with --scaling pflops)")
     text = "add what the pre-pretraining of each run has spent to its axis (tokens, pflops, gpu_hours)"
@@ -106,7 +108,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--scaling", action="store_true", help=text)
     parser.add_argument("--out", type=Path, default=Path("comparison"), help="directory for PNG, CSV and JSON")
     args = parser.parse_args(argv)
-    args.left_out = []
+    args.left_out, args.picks = [], []
     args.axis = args.axis or ("pflops" if args.scaling else "c4_tokens")
     if args.conditions and not args.experiment:
         raise UserError("--conditions chooses among those of --experiment DIR, which is missing.")
@@ -147,7 +149,11 @@ def _of_experiment(args: argparse.Namespace) -> list[tuple[str, list[Path]]]:
     """The conditions of an experiment, the baseline first; with --scaling its pre-pretrainings."""
     if args.run or len(args.base or []) > 1:
         raise UserError("--experiment takes all conditions; beside it --base names one of them, and there is no --run.")
-    found = pptrain_runs(args.experiment) if args.scaling else runs_with_curves(args.experiment)
+    picks: list[Pick] = []
+    if args.scaling:
+        found = pptrain_runs(args.experiment)
+    else:
+        found, picks = pick_best(runs_with_curves(args.experiment), args.metric or METRIC)
     base = "" if args.scaling else args.base[0] if args.base else "B"
     if not found or (base and base not in found):
         there = ", ".join(found) or "none"
@@ -162,6 +168,7 @@ def _of_experiment(args: argparse.Namespace) -> list[tuple[str, list[Path]]]:
     if unknown := [name for name in args.conditions or () if name not in names]:
         raise UserError(f"--conditions {unknown[0]}: there is no run to compare of it; there are {', '.join(names)}.")
     wanted = [name for name in names if name == base or not args.conditions or name in args.conditions]
+    args.picks = [pick for pick in picks if pick.condition in wanted]
     return [(name, found[name]) for name in wanted]
 
 

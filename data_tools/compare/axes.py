@@ -61,8 +61,9 @@ def pptrain_cost(logs: RunLogs, flags: dict[str, Any], axis: str) -> float:
     else:
         of_run = weights.parents[1] if weights.name.startswith("step_") and len(weights.parents) > 1 else weights
         own = logs.directory.absolute()
-        # The others where both runs were moved, beside each other or as CONDITION/seed_N.
-        places = [of_run, own.parent / of_run.name, own.parent.parent.joinpath(*of_run.parts[-2:])]
+        # The others where both runs were moved, beside each other or as CONDITION[/FLAG=VALUE]/seed_N.
+        grid = own.parents[2 if "=" in own.parent.name else 1]
+        places = [of_run, own.parent / of_run.name, grid.joinpath(*of_run.parts[-2:])]
         places = [place for place in places if place != own]
     found = next((place for place in places if (place / "logs" / "train.jsonl").exists()), None)
     if found is None:

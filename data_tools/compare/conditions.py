@@ -11,6 +11,7 @@ from data_tools.base.errors import UserError
 from data_tools.base.text_table import pluralize
 from data_tools.compare.axes import positions_on, pptrain_cost
 from data_tools.compare.curves import Curve
+from data_tools.compare.grid import rises
 from data_tools.runs.logs import RunLogs
 from data_tools.runs.settings import load_settings
 
@@ -98,8 +99,7 @@ def _curve(logs: RunLogs, metric: str, axis: str, charge: float) -> Curve:
         raise UserError(
             f"{logs.directory} has {pluralize(int(kept.sum()), 'value')} of {metric} after its start; two are needed."
         )
-    is_share = "acc" in metric.split("_")
-    return Curve(positions[kept], values[kept], charge, falls=not is_share)
+    return Curve(positions[kept], values[kept], charge, falls=not rises(metric))
 
 
 def _pptrain_tokens(logs: RunLogs, flags: dict[str, Any]) -> float:

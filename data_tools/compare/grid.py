@@ -1,4 +1,7 @@
-"""The runs of an experiment, which are in DIR/CONDITION/seed_N; its first phases have names that begin with pptrain."""
+"""The runs of an experiment, which are in DIR/CONDITION/seed_N; its first phases have names that begin with pptrain.
+
+Of one that varies a flag they are in DIR/CONDITION/FLAG=VALUE/seed_N.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,7 +9,7 @@ from pathlib import Path
 _FIRST_PHASE, _ON_C4 = "pptrain", "_on_c4"
 _MIN_ROWS = 2
 
-Runs = dict[str, list[Path]]  # directories of each condition, one a seed
+Runs = dict[str, list[Path]]  # directories of each condition, or of each of its values, one a seed
 
 
 def runs_with_curves(directory: Path) -> Runs:
@@ -22,10 +25,10 @@ def pptrain_runs(directory: Path) -> Runs:
 
 def _runs(directory: Path, log_name: str) -> Runs:
     found: Runs = {}
-    for run in sorted(directory.glob("*/seed_*")):
+    for run in sorted([*directory.glob("*/seed_*"), *directory.glob("*/*=*/seed_*")]):
         log = run / "logs" / log_name
         if log.exists() and log.read_bytes().count(b"\n") > _MIN_ROWS:
-            found.setdefault(run.parent.name, []).append(run)
+            found.setdefault(str(run.parent.relative_to(directory)), []).append(run)
     return found
 
 
@@ -33,3 +36,16 @@ def sharing_a_seed(runs: Mapping[str, Sequence[Path]], base: str) -> list[str]:
     """The conditions, other than the baseline, that have a run of one of the baseline's seeds."""
     seeds = {run.name for run in runs[base]}
     return [name for name, of_name in runs.items() if name != base and any(run.name in seeds for run in of_name)]
+
+
+def by_condition(runs: Runs) -> Runs:
+    """The runs of all values of a condition under its name."""
+    found: Runs = {}
+    for name, of_name in runs.items():
+        found.setdefault(name.partition("/")[0], []).extend(of_name)
+    return found
+
+
+def rises(metric: str) -> bool:
+    """Whether more of a metric is better, as of an accuracy."""
+    return "acc" in metric.split("_")

@@ -9,6 +9,7 @@ from math import isfinite
 from typing import Any
 
 from data_tools.compare.comparison import Comparison
+from data_tools.compare.picks import Pick
 from data_tools.compare.verdict import verdict
 
 _COLUMNS = ("base", "run", "seed", "metric", "axis", "target", "level", "base_needs", "run_needs", "speed_up")
@@ -28,7 +29,7 @@ def as_csv(found: Sequence[Comparison], metric: str, axis: str) -> str:
     return file.getvalue()
 
 
-def as_json(found: Sequence[Comparison], metric: str, axis: str, charged: bool) -> str:
+def as_json(found: Sequence[Comparison], metric: str, axis: str, charged: bool, picks: Sequence[Pick] = ()) -> str:
     """All numbers; null is "never" or "not known"."""
     comparisons = [
         asdict(comparison)
@@ -37,6 +38,7 @@ def as_json(found: Sequence[Comparison], metric: str, axis: str, charged: bool) 
         for comparison in found
     ]
     content = {"metric": metric, "axis": axis, "charge_pptrain": charged, "comparisons": comparisons}
+    content |= {"picked": [asdict(pick) for pick in picks]} if picks else {}
     return json.dumps(without_nan(content), indent=2, ensure_ascii=False) + "\n"
 
 

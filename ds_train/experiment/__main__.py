@@ -28,6 +28,8 @@ CONFIG is a YAML file with sections of flags:
     conditions  such as [A, B, D] (default: A B C), or names of your own with "like: A", a "title", and flags under
                 "pptrain" and "pretrain" that differ from A's. "replay_run: A" under "pptrain", with "curriculum:
                 replay", replays A's pre-pretraining of the same seed
+    vary        flags of pretrain with several values, such as {lr: [1e-4, 5e-4]}: every condition trains with each, in
+                DIR/CONDITION/lr=1e-4/seed_N, and compare takes the value of each condition that ends best
 
 Runs are in DIR/CONDITION/seed_N and DIR/pptrain/seed_N. Finished steps are recorded in DIR/steps and not run again.
 After a signal (exit code 85), STOP (86) or an error, the same command continues, also with another launcher or number
@@ -45,7 +47,6 @@ from pathlib import Path
 
 from data_tools.base.command_line import CommandParser, any_seed, positive
 from data_tools.base.errors import UserError, run_command
-from ds_train.experiment.conditions import chosen
 from ds_train.experiment.file import ExperimentFile
 from ds_train.experiment.steps import Step, run_steps, with_needs
 
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     directory = args.directory.resolve()
     _refuse_former_layout(directory)
     file = ExperimentFile(args.config, directory)
-    conditions = chosen(file.conditions, args.conditions)
+    conditions = file.chosen(args.conditions)
     seeds = list(dict.fromkeys(args.seeds or file.seeds))
     from ds_train.experiment.cleaning import clean
     from ds_train.experiment.forecast import check_and_forecast, grid_table  # these take seconds
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.submit:
         arguments = [str(args.config.resolve()), str(directory)]
-        arguments += ["--conditions", *(condition.name for condition in conditions), "--seeds", *map(str, seeds)]
+        arguments += ["--conditions", *dict.fromkeys(one.origin for one in conditions), "--seeds", *map(str, seeds)]
         if args.launcher != parser.get_default("launcher"):
             arguments += ["--launcher", args.launcher]
         options, data_options = shlex.split(args.sbatch), shlex.split(args.sbatch_data)

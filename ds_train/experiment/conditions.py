@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any, Literal
 
 from data_tools.base.command_line import did_you_mean
@@ -11,6 +12,8 @@ from data_tools.base.errors import UserError
 PPTRAIN = "pptrain"  # begins the names of directories of first phases
 BASE = "B"  # what compare holds the others against
 DEFAULT = ("A", "B", "C")
+OF_MODEL = ("model_name", "init")  # decided by the weights of a first phase, where there is one
+OF_MIXTURE = "mixin_"  # begins flags that concern mixed conditions only
 CONDITION_KEYS = ("like", "title", "pptrain", "pretrain")
 _TAKEN = ("comparison", "corpus", "data", "evaluations", "queue", "report", "steps", "tokenizer")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]*")
@@ -37,6 +40,11 @@ class Condition:
     has_total_compute: bool = False
     flags: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     pptrain_of: str = ""
+
+    @property
+    def origin(self) -> str:
+        """The condition that a value of a varied flag belongs to; otherwise its own name."""
+        return self.name.partition("/")[0]
 
     @property
     def pptrain(self) -> str:
@@ -86,6 +94,58 @@ def chosen(conditions: Mapping[str, Condition], names: list[str] | None) -> list
     return [_known(name, known) for name in dict.fromkeys(names or conditions)]
 
 
+def read_vary(given: Any) -> dict[str, list[Any]]:
+    """Flags of pretrain and the values that they take in turn.
+
+    Raises:
+        UserError: it has another form.
+    """
+    if not isinstance(given or {}, dict):
+        raise UserError(
+            f"vary is {given!r}, expected flags of pretrain with lists of values, such as lr: [1e-4, 5e-4]."
+        )
+    for flag, values in (given or {}).items():
+        texts = [_value_name(flag, value) for value in values] if isinstance(values, list) else []
+        if not texts or len({*texts}) < len(texts):
+            raise UserError(f"vary: {flag} is {values!r}, expected a list of different values, such as [1e-4, 5e-4].")
+    return given or {}
+
+
+def variants(condition: Condition, vary: Mapping[str, list[Any]]) -> list[Condition]:
+    """A condition with each combination of values; those of flags that do not concern it are left out.
+
+    Raises:
+        UserError: the condition sets the flag itself.
+    """
+    own = condition.flags.get("pretrain", {})
+    if twice := next((flag for flag in vary if flag in own), None):
+        raise UserError(
+            f"condition {condition.name}: pretrain: {twice} is given, and vary has it too; keep one of them."
+        )
+    flags = [flag for flag in vary if _concerns(flag, condition)]
+    if not flags:
+        return [condition]
+    found = []
+    for values in product(*(vary[flag] for flag in flags)):
+        name = ",".join(map(_value_name, flags, values))
+        changed = {**condition.flags, "pretrain": {**own, **dict(zip(flags, values, strict=True))}}
+        title = f"{condition.title}, {name.replace(',', ', ')}"
+        found.append(replace(condition, name=f"{condition.name}/{name}", title=title, flags=changed))
+    return found
+
+
+def _concerns(flag: str, condition: Condition) -> bool:
+    """Whether a flag changes the pretraining of a condition; `Trainers.pretrain` leaves out those that do not."""
+    if flag in OF_MODEL:
+        return not condition.first_phase
+    return condition.is_mixed or not flag.startswith(OF_MIXTURE)
+
+
+def _value_name(flag: str, value: Any) -> str:
+    """``lr=1e-4``, as a directory's name."""
+    return f"{flag}={re.sub(r'[^A-Za-z0-9+._-]', '_', str(value))}"
+
+
 def _known(name: str, known: Mapping[str, Condition]) -> Condition:
     if name not in known:
         hint = did_you_mean(name, known, f"; there are {', '.join(known)}.")
@@ -116,7 +176,7 @@ def _defined(name: str, changes: Any, known: Mapping[str, Condition]) -> Conditi
         own[phase] = {**base.flags.get(phase, {}), **(changes.get(phase) or {})}
     if changes.get("pptrain") and base.first == "none" and not base.has_total_compute:
         raise UserError(f"condition {name}: pptrain is given, but {base.name} starts from random weights.")
-    if not base.is_mixed and (mixin := [flag for flag in own["pretrain"] if flag.startswith("mixin_")]):
+    if not base.is_mixed and (mixin := [flag for flag in own["pretrain"] if flag.startswith(OF_MIXTURE)]):
         raise UserError(f"condition {name}: {mixin[0]} is given, but {base.name} reads C4 only; make it like A or C.")
     return replace(
         base, name=name, title=title, flags=own, pptrain_of=name if changes.get("pptrain") else base.pptrain_of

@@ -10,10 +10,10 @@ from data_tools.base.errors import UserError
 from ds_train.config.flags import names_with_role
 from ds_train.config.run_file import flags_of, read_mapping
 from ds_train.config.trainer_flags import GROUPS, RunFlags
-from ds_train.experiment.conditions import read_conditions
+from ds_train.experiment.conditions import Condition, chosen, read_conditions, read_vary, variants
 
 _FLAG_SECTIONS = ("splits", "corpus", "tokenizer", "pack", "training", "pptrain", "pretrain", "evaluate")
-_SECTIONS = (*_FLAG_SECTIONS, "conditions", "seeds")
+_SECTIONS = (*_FLAG_SECTIONS, "vary", "conditions", "seeds")
 # Flags that no section may hold.
 SET_HERE = {
     *names_with_role(GROUPS["pretrain"], "launch"),
@@ -28,6 +28,7 @@ class ExperimentFile:
 
     Attributes:
         conditions: by name, as defined there.
+        vary: flags of pretrain, and the values that they take in turn in each condition.
         seeds: of the runs.
         tokenizer: a hub id or path.
         trains_tokenizer: whether the experiment makes it.
@@ -47,6 +48,10 @@ class ExperimentFile:
         self._sections = {name: self._section(name, content[name]) for name in _FLAG_SECTIONS if name in content}
         with self.naming():
             self.conditions = read_conditions(content.get("conditions"))
+            self.vary = read_vary(content.get("vary"))
+        self._refuse_set_here("vary", self.vary, ("seed", "seq_len"))
+        if twice := next((flag for flag in self.vary if flag in self._sections.get("pretrain", {})), None):
+            raise UserError(f"{path}: pretrain: {twice} is given, and vary has it too; keep one of them.")
         for condition in self.conditions.values():
             for phase, flags in condition.flags.items():
                 self._refuse_set_here(f"condition {condition.name}: {phase}", flags, ("seed", "seq_len"))
@@ -54,6 +59,11 @@ class ExperimentFile:
         self.documents = self._documents(scratch)
         self.trains_tokenizer = not isinstance(self._sections.get("tokenizer"), str)
         self.tokenizer = self._tokenizer(scratch)
+
+    def chosen(self, names: list[str] | None = None) -> list[Condition]:
+        """The conditions of these names, or all, each with all values of what is varied."""
+        with self.naming():
+            return [one for condition in chosen(self.conditions, names) for one in variants(condition, self.vary)]
 
     def has(self, section: str) -> bool:
         return section in self._sections

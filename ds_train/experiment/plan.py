@@ -3,13 +3,15 @@
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from data_tools.base.errors import UserError
-from data_tools.compare.grid import runs_with_curves, sharing_a_seed
+from data_tools.compare.grid import by_condition, runs_with_curves, sharing_a_seed
+from data_tools.compare.picks import METRIC, pick_best
 from data_tools.search.splits import split_directory, split_file_name
-from ds_train.experiment.conditions import BASE, BUILT_IN, PPTRAIN, Condition
+from ds_train.experiment.conditions import BASE, BUILT_IN, PPTRAIN, Condition, variants
 from ds_train.experiment.file import ExperimentFile
 from ds_train.experiment.sizes import Spent, spent_by
 from ds_train.experiment.steps import Records, Step
@@ -38,10 +40,9 @@ class Experiment:
         conditions: Sequence[Condition],
         seeds: Sequence[int],
     ) -> None:
-        if len(conditions) > _MOST_DRAWN:
+        if (number := len({condition.origin for condition in conditions})) > _MOST_DRAWN:
             raise UserError(
-                f"{len(conditions)} conditions are too many for one comparison; choose at most {_MOST_DRAWN} with "
-                "--conditions."
+                f"{number} conditions are too many for one comparison; choose at most {_MOST_DRAWN} with --conditions."
             )
         self.file, self.directory, self.conditions, self.seeds = file, directory, conditions, seeds
         self.records = Records(directory / "steps")
@@ -56,7 +57,7 @@ class Experiment:
         if len(compared := self._compared()) > 1:
             flags = ["--experiment", str(self.directory), "--out", str(self.directory / "comparison")]
             if len(compared) > _MOST_DRAWN:
-                own = [name for name in compared[1:] if name in {condition.name for condition in self.conditions}]
+                own = [name for name in compared[1:] if name in {condition.origin for condition in self.conditions}]
                 flags += ["--conditions", *own[: _MOST_DRAWN - 1]]
             steps.append(self._tool("compare", self.directory / "comparison", flags, title="compare", always_run=True))
         return list({step.name: step for step in steps}.values())
@@ -207,12 +208,25 @@ class Experiment:
     def _drawn(self) -> tuple[int, list[Condition]]:
         """A seed, and all its conditions that this command runs or an earlier one has finished: the seed with most."""
         known = {**BUILT_IN, **self.file.conditions}
-        in_order = [known[name] for name in dict.fromkeys([*self.file.conditions, *BUILT_IN])]
+        names = dict.fromkeys([*self.file.conditions, *BUILT_IN])
+        in_order = [one for name in names for one in variants(known[name], self.file.vary)]
         found = {
             seed: [condition for condition in in_order if self._is_drawn(condition, seed)]
             for seed in dict.fromkeys([*self.file.seeds, *self.seeds])
         }
-        return max(found.items(), key=lambda item: len(item[1]))
+        seed, conditions = max(found.items(), key=lambda item: len(item[1]))
+        return seed, self._picked(conditions)
+
+    def _picked(self, conditions: Sequence[Condition]) -> list[Condition]:
+        """One of each, where they have several values: the one that compare picks, or the first until it can."""
+        by_name = {condition.name: condition for condition in conditions}
+        chosen = {condition.origin: condition for condition in reversed(conditions)}
+        if len(chosen) < len(conditions):
+            runs = {name: found for name, found in runs_with_curves(self.directory).items() if name in by_name}
+            with suppress(UserError):  # the runs of some values have not begun
+                _, picks = pick_best(runs, METRIC)
+                chosen |= {pick.condition: by_name[f"{pick.condition}/{pick.value}"] for pick in picks}
+        return [*chosen.values()][::-1]
 
     def _is_drawn(self, condition: Condition, seed: int) -> bool:
         if condition in self.conditions and seed in self.seeds:
@@ -222,9 +236,9 @@ class Experiment:
 
     def _compared(self) -> list[str]:
         """The conditions that have a run of a seed of the baseline's in this directory, or will have; it is first."""
-        runs = {name: [*found] for name, found in runs_with_curves(self.directory).items()}
+        runs = by_condition(runs_with_curves(self.directory))
         for condition in self.conditions:
-            runs.setdefault(condition.name, []).extend(self.trainers.run(condition.name, seed) for seed in self.seeds)
+            runs.setdefault(condition.origin, []).extend(self.trainers.run(condition.name, seed) for seed in self.seeds)
         return [BASE, *sharing_a_seed(runs, BASE)] if BASE in runs else []
 
     def _flags(self, section: str, without: str = "") -> list[str]:

@@ -34,6 +34,7 @@ def experiment_schema() -> Schema:
         "training": _or_empty(training),
         **own,
         "evaluate": _or_empty(flags_of_parser(parser_of(evaluate.main), SET_HERE)),
+        "vary": {**mapping_of(_varied()), "type": ["object", "null"]},
         "conditions": {
             "anyOf": [_names(), {"type": "object", "additionalProperties": _condition(), "minProperties": 1}]
         },
@@ -56,6 +57,14 @@ def _condition() -> Schema:
     text: Schema = {"type": ["string", "number"]}
     keys = {key: _or_empty(flags_of_phase(key, _shared())) if key in GROUPS else text for key in CONDITION_KEYS}
     return {**mapping_of(keys), "type": ["object", "null"]}
+
+
+def _varied() -> dict[str, Schema]:
+    """Flags of pretrain, each with a list of values."""
+    flags = flags_of_phase("pretrain", _shared())
+    return {
+        name: {"type": "array", "items": value, "minItems": 1, "uniqueItems": True} for name, value in flags.items()
+    }
 
 
 def _shared() -> Collection[str]:

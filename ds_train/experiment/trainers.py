@@ -12,7 +12,7 @@ from ds_train import evaluate
 from ds_train.config.deepspeed_json import default_json
 from ds_train.config.flags import flags_known_to, parse_flags
 from ds_train.config.trainer_flags import GROUPS
-from ds_train.experiment.conditions import BUILT_IN, PPTRAIN, Condition
+from ds_train.experiment.conditions import BUILT_IN, OF_MIXTURE, OF_MODEL, PPTRAIN, Condition
 from ds_train.experiment.file import ExperimentFile
 from ds_train.experiment.sizes import Spent
 
@@ -53,6 +53,9 @@ class Trainers:
                 file.arguments(file.section(section), section, known)
             for condition in file.conditions.values():
                 file.arguments(condition.flags.get(phase, {}), f"condition {condition.name}: {phase}", known)
+        for flag, values in file.vary.items():
+            for value in values:
+                file.arguments({flag: value}, "vary", flags_known_to(GROUPS[PRETRAIN]))
         evaluate.parse(self.evaluate("A", 0))
         self._parsed(PPTRAIN)
         shared = self._parsed(PRETRAIN)
@@ -103,10 +106,10 @@ class Trainers:
     def pretrain(self, condition: Condition, seed: int) -> list[str]:
         values = {"c4_order": "seed", "pptrain_checkpoint": "none"} | self._values(PRETRAIN, condition)
         if condition.first_phase:  # its weights determine the architecture
-            values = _without(values, ("model_name", "init"))
+            values = _without(values, OF_MODEL)
             values["pptrain_checkpoint"] = self.run(condition.first_phase, seed)
         if not condition.is_mixed:
-            values = _without(values, [name for name in values if name.startswith("mixin_")]) | {"mixin_percent": 0}
+            values = _without(values, [name for name in values if name.startswith(OF_MIXTURE)]) | {"mixin_percent": 0}
         if condition.has_total_compute:
             values = _without(values, ("total_steps", *_LIMITS))
             if self.spent(condition, seed):
@@ -127,7 +130,7 @@ class Trainers:
         return self._directory / name / f"seed_{seed}"
 
     def evaluation_file(self, name: str, seed: int) -> Path:
-        return self._directory / "evaluations" / f"{name}_seed_{seed}.json"
+        return self._directory / "evaluations" / f"{name.replace('/', '_')}_seed_{seed}.json"
 
     def total_steps(self, condition: Condition, spent: Spent | None) -> float:
         """Steps of pretrain, for a condition whose pre-pretraining took, or takes at most, this."""

@@ -5,7 +5,6 @@ from typing import Any
 
 import yaml
 
-from ds_train.experiment.conditions import chosen
 from ds_train.experiment.file import ExperimentFile
 from ds_train.experiment.plan import Experiment
 from ds_train.experiment.sizes import Spent
@@ -41,7 +40,7 @@ def experiment(
 ) -> Experiment:
     """The grid of a config, or these conditions of it."""
     file = ExperimentFile(config, scratch)
-    return Experiment(file, scratch, launcher.split(), chosen(file.conditions, conditions), file.seeds)
+    return Experiment(file, scratch, launcher.split(), file.chosen(conditions), file.seeds)
 
 
 def write_tiny_experiment(path: Path, scratch: Path, **changed: Any) -> Path:

@@ -8,6 +8,7 @@ import pytest
 from data_tools.base.errors import UserError
 from ds_train.experiment import __main__
 from ds_train.experiment.conditions import BUILT_IN
+from ds_train.experiment.file import ExperimentFile
 from ds_train.experiment.steps import Step
 from tests.support.experiments import CONFIG, TRAINING, experiment, write
 
@@ -98,3 +99,42 @@ def test_a_dry_run_checks_what_every_command_will(tmp_path: Path, changed: dict[
         with pytest.raises(UserError, match=message):
             __main__.main([str(config), str(tmp_path / "scratch"), *flags])
     assert not (tmp_path / "scratch").exists()
+
+
+def test_a_flag_is_varied_in_the_conditions_that_it_concerns(tmp_path: Path) -> None:
+    config = write(tmp_path, vary={"lr": ["1e-4", 5e-4], "mixin_percent": [0.1, 0.2], "init": ["scratch"]},
+                   pretrain={"global_batch": 8, "total_steps": 50, "eval_every": 10})  # fmt: skip
+    found = {one.name: one for one in ExperimentFile(config, tmp_path).chosen(["A", "B"])}
+    assert list(found) == [
+        "A/lr=1e-4,mixin_percent=0.1", "A/lr=1e-4,mixin_percent=0.2",
+        "A/lr=0.0005,mixin_percent=0.1", "A/lr=0.0005,mixin_percent=0.2",
+        "B/init=scratch,lr=1e-4", "B/init=scratch,lr=0.0005",
+    ]  # fmt: skip
+    one = found["A/lr=0.0005,mixin_percent=0.2"]
+    assert (
+        one.flags["pretrain"] == {"lr": 5e-4, "mixin_percent": 0.2} and one.origin == "A" and one.pptrain == "pptrain"
+    )
+    assert one.title == "A pre-pretrained, C4 + mix, lr=0.0005, mixin_percent=0.2"
+
+
+@pytest.mark.parametrize(
+    ("vary", "message"),
+    [
+        ([1], r"vary is \[1\], expected flags of pretrain"),
+        ({"lr": 1e-3}, "vary: lr is 0.001, expected a list of different values"),
+        ({"lr": []}, "expected a list of different values"),
+        ({"deepspeed_config": ["a/b", "a_b"]}, "expected a list of different values"),
+        ({"seed": [1, 2]}, "vary: seed is shared by all runs"),
+        ({"pack_dir": ["x"]}, "vary: pack_dir is set by the experiment itself"),
+        ({"total_steps": [10, 20]}, "pretrain: total_steps is given, and vary has it too"),
+    ],
+)
+def test_what_cannot_be_varied(vary: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        ExperimentFile(write(tmp_path, vary=vary), tmp_path)
+
+
+def test_a_condition_cannot_have_its_own_value_of_what_is_varied(tmp_path: Path) -> None:
+    config = write(tmp_path, vary={"lr": [1, 2]}, conditions={"B": {"pretrain": {"lr": 3}}})
+    with pytest.raises(UserError, match="condition B: pretrain: lr is given, and vary has it too"):
+        ExperimentFile(config, tmp_path).chosen()

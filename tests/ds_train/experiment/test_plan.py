@@ -24,7 +24,7 @@ from ds_train.experiment.forecast import check_and_forecast
 from ds_train.experiment.steps import Step
 from tests.support.experiments import PPTRAINED, SHIPPED, TRAINING, experiment, write
 from tests.support.paths import REPOSITORY
-from tests.support.runs import write_run
+from tests.support.runs import pretrain_rows, write_run
 
 ALL = [*BUILT_IN]
 
@@ -190,6 +190,34 @@ def test_conditions_of_ones_own(tmp_path: Path, after_pptrain: None) -> None:
     assert mix["pptrain_checkpoint"] == "/scratch/pptrain_dose/seed_1337"
     assert "pptrain/seed_1337" not in found and "5 % mixed in" in found["mix-5/seed_1337"].title
     assert flags(found["longer/seed_1337"])["pack_dir"] == "/scratch/data/c4_packed_800"
+
+
+def test_a_varied_flag_changes_pretraining_only(tmp_path: Path, after_pptrain: None) -> None:
+    """Each condition has each value; the pre-pretraining and all data are the same."""
+    found = steps(write(tmp_path, vary={"lr": [1e-4, 5e-4]}, seeds=[1]))
+    runs = [name for name, step in found.items() if step.run]
+    assert runs == ["pptrain/seed_1", *(f"{name}/lr={lr}/seed_1" for name in "ABC" for lr in (0.0001, 0.0005))]
+    one, other = (flags(found[f"A/lr={lr}/seed_1"]) for lr in (0.0001, 0.0005))
+    assert differing(one, other) == {"lr": (1e-4, 5e-4)} and one["run_name"] == "A/lr=0.0001/seed_1"
+    assert [name for name in found if name.startswith(("pack", "splits"))] == ["splits", "pack"]
+    assert found["evaluate/A/lr=0.0001/seed_1"].product == Path("/scratch/evaluations/A_lr=0.0001_seed_1.json")
+    assert drawn(found["report"]) == [*(f"{name}/lr=0.0001/seed_1" for name in "ABC"), "pptrain/seed_1"]
+
+
+def test_the_report_draws_the_values_that_compare_picks(tmp_path: Path) -> None:
+    config, scratch = write(tmp_path, vary={"lr": [1, 2]}, conditions=["B", "C"], seeds=[1]), tmp_path / "scratch"
+    for name, loss in (("B/lr=1", 3.0), ("B/lr=2", 2.5), ("C/lr=1", 2.0), ("C/lr=2", 2.5)):
+        rows = [{"step": step, "heldout_c4_loss": loss} for step in range(3)]
+        write_run(scratch / name / "seed_1", pretrain_rows([1.0]), rows)
+    found = {step.name: step for step in experiment(config, scratch).steps()}
+    runs = found["report"].command[3 : found["report"].command.index("--names")]
+    assert [str(Path(run).relative_to(scratch)) for run in runs] == ["B/lr=2/seed_1", "C/lr=1/seed_1"]
+    assert found["compare"].command[3:5] == ["--experiment", str(scratch)]
+
+
+def test_a_varied_flag_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"vary: .*learning_rat"):
+        steps(write(tmp_path, vary={"learning_rat": [1, 2]}))
 
 
 def test_a_condition_replays_the_pre_pretraining_of_another(tmp_path: Path) -> None:

@@ -41,6 +41,9 @@ def test_sections_take_the_flags_of_their_commands(schema: dict[str, Any]) -> No
         ("splits: 3", "/splits"),
         ("pptrain: {seed: 3}", "/pptrain/seed is unknown"),
         ("training: {scratch_dir: x}", "/training/scratch_dir is unknown"),
+        ("vary: {seed: [1, 2]}", "/vary/seed is unknown"),
+        ("vary: {lr: 1.0e-4}", "/vary/lr"),
+        ("vary: {lr: [1.0, 1.0]}", "/vary/lr repeats"),
         ("seeds: [1, 1]", "/seeds repeats"),
         ("seeds: []", "/seeds is empty"),
         ("conditions: {A: {liek: B}}", "/conditions/A/liek is unknown"),
@@ -56,6 +59,11 @@ def test_mistakes_that_the_experiment_refuses_are_found(
     if "lookahed" not in lines:  # which its own command refuses
         with pytest.raises(UserError):
             ExperimentFile(path, tmp_path)
+
+
+def test_what_is_varied_is_valid(schema: dict[str, Any]) -> None:
+    assert faults({"tokenizer": "hub/name", "vary": {"lr": [1e-4, 5e-4], "deepspeed_config": ["a.json"]}}, schema) == []
+    assert faults({"tokenizer": "hub/name", "vary": {"lr": ["high"]}}, schema)
 
 
 def test_a_missing_tokenizer_is_found(schema: dict[str, Any]) -> None:
