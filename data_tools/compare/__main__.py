@@ -149,12 +149,13 @@ def _of_experiment(args: argparse.Namespace) -> list[tuple[str, list[Path]]]:
     """The conditions of an experiment, the baseline first; with --scaling its pre-pretrainings."""
     if args.run or len(args.base or []) > 1:
         raise UserError("--experiment takes all conditions; beside it --base names one of them, and there is no --run.")
+    base = "" if args.scaling else args.base[0] if args.base else "B"
     picks: list[Pick] = []
     if args.scaling:
         found = pptrain_runs(args.experiment)
     else:
-        found, picks = pick_best(runs_with_curves(args.experiment), args.metric or METRIC)
-    base = "" if args.scaling else args.base[0] if args.base else "B"
+        only = [base, *args.conditions] if args.conditions else None
+        found, picks = pick_best(runs_with_curves(args.experiment), args.metric or METRIC, only)
     if not found or (base and base not in found):
         there = ", ".join(found) or "none"
         raise UserError(

@@ -1,6 +1,6 @@
 """Picks the best value of each condition of an experiment that varies a flag: its runs are in CONDITION/FLAG=VALUE."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +34,11 @@ class Pick:
     is_final: bool
 
 
-def pick_best(found: Runs, metric: str) -> tuple[Runs, list[Pick]]:
+def pick_best(found: Runs, metric: str, only: Collection[str] | None = None) -> tuple[Runs, list[Pick]]:
     """Runs by condition, of its best value only; and what was picked, for conditions with several values.
+
+    Args:
+        only: the conditions that are of interest; default: all. Others have the runs of any value.
 
     Raises:
         UserError: the values of a condition have no seed in common, or a run has no value of the metric.
@@ -44,7 +47,11 @@ def pick_best(found: Runs, metric: str) -> tuple[Runs, list[Pick]]:
     for name, runs in found.items():
         condition, _, value = name.partition("/")
         by_value.setdefault(condition, {})[value or _UNVARIED] = runs
-    picks = {name: _pick(name, values, metric) for name, values in by_value.items() if len(values) > 1}
+    picks = {
+        name: _pick(name, values, metric)
+        for name, values in by_value.items()
+        if len(values) > 1 and (only is None or name in only)
+    }
     best = {
         name: values[picks[name].value if name in picks else next(iter(values))] for name, values in by_value.items()
     }

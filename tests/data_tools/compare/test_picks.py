@@ -50,6 +50,7 @@ def test_only_seeds_that_all_values_have_decide(tmp_path: Path) -> None:
     write_grid(tmp_path, {"A/lr=2": 2.0}, seeds=(7,))
     with pytest.raises(UserError, match=r"the values of A .* have no seed in common yet"):
         pick_best(runs_with_curves(tmp_path), "heldout_c4_loss")
+    assert pick_best(runs_with_curves(tmp_path), "heldout_c4_loss", only=["C"])[1] == []
 
 
 def test_compare_says_what_was_picked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
