@@ -256,7 +256,7 @@ def test_commands_of_the_readme(slurm: Slurm, checkout: Path) -> None:
 
 def test_the_grid_of_an_experiment_in_the_queue(slurm: Slurm, scratch: Path, tmp_path: Path) -> None:
     """Two runs on two nodes, one of them preempted: as the same grid without Slurm. Then nothing is left to submit."""
-    flags = {"total_steps": 60, "micro_batch": 4, "eval_every": 20}
+    flags = {"total_steps": 50, "micro_batch": 1, "eval_every": 25}
     config = write_tiny_experiment(tmp_path / "tiny.yaml", scratch, pretrain=flags, conditions=["B", "C"], seeds=[1])
     alone, queued = tmp_path / "alone", tmp_path / "queued"
     program = [sys.executable, "-m", "ds_train.experiment", str(config)]
