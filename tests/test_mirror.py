@@ -14,6 +14,7 @@ TESTED_IN = {
     "data_tools.adopt.splits": "data_tools/adopt/test_adopt",
     "data_tools.base.errors": "data_tools/base/test_command_line",
     "data_tools.base.foreign": "data_tools/test_build_pretrain",
+    "data_tools.base.hub": "data_tools/corpus/test_hub_files",
     "data_tools.base.kinds": "ds_train/config/test_bad_values",
     "data_tools.base.rng": "data_tools/search/test_graphs",
     "data_tools.base.text_table": "data_tools/test_summarize_run",

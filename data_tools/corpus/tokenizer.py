@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from data_tools.base.errors import UserError
+from data_tools.base.errors import UserError, first_line
 from data_tools.base.files import whole_file, write_json
+from data_tools.base.hub import DESCRIPTION, how_to_fetch
 
 _CONFIG_NAME = "tokenizer_config.json"
 _SPECIAL_NAME, _CHAT_TEMPLATE_NAME = "special_tokens_map.json", "chat_template.jinja"
@@ -212,12 +213,12 @@ def _download(spec: str) -> Path:
 
     try:
         # All tokenizer files, no weights: a repository without tokenizer.json is read through transformers.
-        return Path(snapshot_download(spec, allow_patterns=["*.json", "*.txt", "*.model", "*.jinja"]))
+        return Path(snapshot_download(spec, allow_patterns=[*DESCRIPTION]))
     except Exception as error:  # the client raises a dozen kinds, by cause and version
         raise UserError(
             f"tokenizer {spec!r}: it is not a local path and could not be downloaded from the Hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the name and the network, or give a local "
-            "tokenizer.json."
+            f"({first_line(error)}). Check the name and the network, or give a local tokenizer.json. "
+            f"{how_to_fetch(spec)}"
         ) from None
 
 

@@ -6,11 +6,13 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
+from huggingface_hub import is_offline_mode, try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from data_tools.base.errors import UserError, first_line
+from data_tools.base.hub import how_to_fetch
 from data_tools.corpus.tokenizer import TextTokenizer, is_path
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ def load_model_config(name: str) -> PretrainedConfig:
         raise UserError(
             f"--model_name {name}: no such preset ({', '.join(preset_names())}), and not loadable as a local directory "
             f"or hub id ({first_line(error)}). Without a network use a preset or a directory with config.json."
+            f"{'' if is_path(name) else ' ' + how_to_fetch(name)}"
         ) from error
     return causal_lm_config(config, name)
 
@@ -198,6 +201,20 @@ def load_model(directory_or_hub_id: str, config: PretrainedConfig) -> PreTrained
             f"({', '.join(missing[:3])} …); give a directory whose weights fit its config.json."
         )
     return _finish(model)
+
+
+def check_weights_are_here(name: str) -> None:
+    """Check that pretrained weights need no download where none is allowed (``HF_HUB_OFFLINE``).
+
+    Raises:
+        UserError: they do.
+    """
+    if is_path(name) or Path(name).exists() or not is_offline_mode():
+        return
+    config = try_to_load_from_cache(name, "config.json")
+    names = [path.name for path in Path(config).parent.iterdir()] if isinstance(config, str) else []
+    if not any(name.endswith((".safetensors", ".bin")) for name in names):
+        raise UserError(f"weights of {name} are not here, and HF_HUB_OFFLINE is set. {how_to_fetch(name)}")
 
 
 def _finish(model: PreTrainedModel) -> PreTrainedModel:

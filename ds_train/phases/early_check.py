@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from transformers import PretrainedConfig
 
 from data_tools.base.errors import Problems, UserError
+from data_tools.base.hub import use_fetched
 from data_tools.samples.samplers import mixin_share
 from ds_train.config.deepspeed_json import EngineConfig
 from ds_train.config.flags import parse_flags
@@ -58,6 +59,7 @@ def check_early(phase: str, argv: list[str], max_lookahead: int, has_weights: bo
         else:
             mixin_share(own.mixin_percent, own.mixin_schedule, own.mixin_end, own.total_steps)
     config = None
+    use_fetched(run.scratch_dir)
     if not has_weights:
         with problems.collect():
             config = load_model_config(model.model_name or DEFAULT_MODEL)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from data_tools.base.errors import UserError
 from data_tools.base.files import write_json
+from data_tools.base.hub import use_fetched
 from data_tools.base.text_table import pluralize
 from data_tools.corpus.shards import META_NAME, PackedBlocks, pack_directory
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
@@ -61,6 +62,7 @@ def score(args: argparse.Namespace) -> int:
     set_up_logging(world)
     args = argparse.Namespace(**{**vars(args), "dtype": args.dtype or default_dtype(device_of(world))})
     check_num_ranks(world, args.num_ranks)
+    use_fetched(args.scratch_dir)
     found = [weights for spec in args.checkpoint for weights in _checkpoints(spec, args.all_checkpoints)]
     splits = Splits(find_data_dir(args.scratch_dir, args.data_dir))
     table = ScoreTable(args.csv, _settings(args, splits)) if args.csv else None

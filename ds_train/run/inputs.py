@@ -8,11 +8,18 @@ from transformers import PretrainedConfig
 
 from data_tools.base.errors import Problems, UserError, reason_of
 from data_tools.base.files import existing_parent
+from data_tools.base.hub import use_fetched
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from ds_train.checkpoints.weights import Weights
 from ds_train.config.deepspeed_json import EngineConfig, default_json, resolve_engine_config
 from ds_train.config.trainer_flags import ModelFlags, OverrideFlags, RunFlags
-from ds_train.model.causal_lm import hub_id, load_model_config, model_without_weights, prepare_config
+from ds_train.model.causal_lm import (
+    check_weights_are_here,
+    hub_id,
+    load_model_config,
+    model_without_weights,
+    prepare_config,
+)
 from ds_train.model.flash import check_flash
 from ds_train.model.isolation import settle_rows
 from ds_train.model.recomputation import check_recomputation
@@ -80,6 +87,7 @@ def check_inputs(
 ) -> CommonInputs | None:
     """Check and load what both phases share; None after a fault, which is added to ``problems``."""
     before = len(problems)
+    use_fetched(run.scratch_dir)
     directory, engine = check_run(
         phase, run, overrides, problems, world=world, total_steps=total_steps, min_lr_ratio=min_lr_ratio
     )
@@ -108,6 +116,9 @@ def check_inputs(
             one_document_a_row = settle_rows(config, model.attn_implementation, keep_dropout=model.keep_dropout)
             if engine and engine.recompute_every:
                 check_recomputation(config)
+    if weights is None and model.init == "pretrained":
+        with problems.collect():
+            check_weights_are_here(hub_id(model.model_name or DEFAULT_MODEL))
     if len(problems) > before or engine is None or tokenizer is None or config is None or one_document_a_row is None:
         return None
     with problems.collect():

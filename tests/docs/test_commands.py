@@ -25,6 +25,8 @@ from tests.support.programs import Programs
 COVERED = {
     "python tests/support/every_model.py": "tests/ds_train/test_every_model.py::"
     "test_every_class_has_one_of_three_outcomes_and_the_page_shows_them",
+    "python -m data_tools.fetch_assets hub": "tests/data_tools/corpus/test_hub_files.py::"
+    "test_cut_and_refused_downloads_are_repeated",
     "docker": "tests/docs/test_dockerfile.py::test_what_it_copies_and_runs_exists",
     "ds-train completion": "tests/data_tools/base/test_completion.py::test_a_tab_proposes_what_fits",
     ".venv/bin/pre-commit": "tests/docs/test_hooks.py::test_hooks_stop_a_bad_commit",
