@@ -3,7 +3,7 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from data_tools.base.files import append
 QUEUE = "queue"  # directory in that of an experiment, with the logs of its jobs
 JOBS_FILE = "jobs.jsonl"
 _TIMEOUT_S = 5.0
-_FIELDS = "%i|%T|%M|%R"
+_FIELDS = "%i|%j|%T|%M|%R"
 NEVER = "DependencyNeverSatisfied"  # Slurm is about to cancel the job
 
 
@@ -80,16 +80,23 @@ def _job(line: bytes) -> SubmittedJob | None:
     return None
 
 
-def squeue(jobs: Iterable[str]) -> dict[str, QueuedTask]:
-    """The tasks of these jobs that Slurm has in its queue or runs, by name; no others.
+def job_name(experiment: Path, part: str) -> str:
+    """The name that Slurm shows for a job."""
+    return f"{experiment.name}-{part}"
+
+
+def squeue(jobs: Mapping[str, str]) -> dict[str, QueuedTask]:
+    """The tasks of jobs that Slurm has in its queue or runs, by Slurm's name for them.
+
+    Args:
+        jobs: number → name; a job of another name has the number of ours on another cluster.
 
     Raises:
         UserError: there is no Slurm here, or it does not answer.
     """
-    numbers = ",".join(dict.fromkeys(jobs))
-    if not numbers:
+    if not jobs:
         return {}
-    command = ["squeue", "--noheader", "--array", f"--jobs={numbers}", f"--format={_FIELDS}"]
+    command = ["squeue", "--noheader", "--array", f"--jobs={','.join(jobs)}", f"--format={_FIELDS}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except FileNotFoundError:
@@ -98,8 +105,8 @@ def squeue(jobs: Iterable[str]) -> dict[str, QueuedTask]:
         raise UserError(f"squeue does not answer ({error}); try again later.") from None
     if done.returncode and "Invalid job id" not in done.stderr:  # what it says of a single job that is long gone
         raise UserError(f"squeue failed: {done.stderr.strip()}")
-    rows = (line.split("|", 3) for line in done.stdout.splitlines())
-    return {row[0]: QueuedTask(*row[1:]) for row in rows if len(row) == 4}
+    rows = [row for line in done.stdout.splitlines() if len(row := line.split("|", 4)) == 5]
+    return {task: QueuedTask(*rest) for task, name, *rest in rows if jobs.get(task.partition("_")[0]) == name}
 
 
 def queue_table(directories: Sequence[Path]) -> list[list[str]]:
@@ -108,11 +115,15 @@ def queue_table(directories: Sequence[Path]) -> list[list[str]]:
     Empty without such a task, without Slurm, or if it does not answer within seconds.
     """
     places = [place for given in directories for place in (given, *given.glob("*")) if (place / QUEUE).is_dir()]
-    found = {job.job: job for place in dict.fromkeys(map(Path.resolve, places)) for job in submitted_jobs(place)}
+    found: dict[str, SubmittedJob] = {}
+    names: dict[str, str] = {}
+    for place in dict.fromkeys(map(Path.resolve, places)):
+        for job in submitted_jobs(place):
+            found[job.job], names[job.job] = job, job_name(place, job.part)
     if not found or not shutil.which("squeue"):
         return []
     try:
-        tasks = squeue(found)
+        tasks = squeue(names)
     except UserError:
         return []
     rows = [

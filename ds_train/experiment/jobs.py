@@ -10,7 +10,7 @@ import ds_train
 from data_tools.base.errors import UserError
 from data_tools.base.files import exclusive
 from data_tools.base.text_table import pluralize
-from data_tools.runs.queue import QUEUE, SubmittedJob, add_job, squeue, submitted_jobs
+from data_tools.runs.queue import QUEUE, SubmittedJob, add_job, job_name, squeue, submitted_jobs
 from ds_train.experiment.plan import Experiment
 from ds_train.experiment.steps import Step, all_needs
 
@@ -58,7 +58,7 @@ class Submission:
             numbers: of the jobs that were submitted, by part.
         """
         log = f"%{'A_%a' if job.is_array else 'j'}_{job.part}.out"
-        command = ["sbatch", "--parsable", f"--job-name={directory.name}-{job.part}"]
+        command = ["sbatch", "--parsable", f"--job-name={job_name(directory, job.part)}"]
         command.append(f"--output={directory / QUEUE / log}")
         if job.is_array:
             limit = f"%{self.parallel}" if self.parallel else ""
@@ -163,7 +163,7 @@ def show(experiment: Experiment, submission: Submission) -> None:
 def _queued(directory: Path) -> dict[str, str]:
     """Step → task in the queue, of all that were submitted before; none of those that Slurm is about to cancel."""
     jobs = submitted_jobs(directory)
-    tasks = squeue(job.job for job in jobs)
+    tasks = squeue({job.job: job_name(directory, job.part) for job in jobs})
     return {
         step: name
         for job in jobs

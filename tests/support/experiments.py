@@ -66,6 +66,6 @@ def write_tiny_experiment(path: Path, scratch: Path, **changed: Any) -> Path:
         },
     }  # fmt: skip
     for name, value in changed.items():
-        sections[name] = {**sections[name], **value} if isinstance(value, dict) else value
+        sections[name] = {**sections.get(name, {}), **value} if isinstance(value, dict) else value
     path.write_text(yaml.safe_dump(sections))
     return path

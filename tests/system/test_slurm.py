@@ -1,6 +1,7 @@
 """srun and sbatch on a real Slurm: equal runs, preemption without a lost step, and who is requeued."""
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -272,13 +273,13 @@ def test_the_grid_of_an_experiment_in_the_queue(slurm: Slurm, scratch: Path, tmp
     table = slurm(sys.executable, "-m", "data_tools.status", str(queued), cwd=REPOSITORY, env=variables())
     assert re.search(rf"^{jobs['report']} +report +evaluate/.* PENDING .*\(Dependency\)$", table, re.MULTILINE), table
     assert "nothing to submit: the rest is in the queue" in submit()
-    finish([*program, str(alone)], tmp_path / "alone.log")
+    finish([*program, str(alone), "--steps", "evaluate/B/seed_1"], tmp_path / "alone.log")
     assert slurm.wait_for_end(jobs["report"]).state == "COMPLETED"
     assert slurm.job(f"{jobs['pretrain']}_0").restarts == 1
     assert "resumed from " in _text(queued / "queue" / f"{jobs['pretrain']}_0_pretrain.out")
-    for run in ("B", "C"):
-        assert audit.main([str(alone / run / "seed_1"), str(queued / run / "seed_1")]) == 0
-    logs = (tmp_path / "alone.log", queued / "queue" / f"{jobs['report']}_report.out")
-    tables = [re.search(r"(?ms)^ +C4 loss .*?^Steps, tokens", _text(log)) for log in logs]
-    assert tables[0] and tables[1] and tables[0][0] == tables[1][0]
+    assert audit.main([str(alone / "B" / "seed_1"), str(queued / "B" / "seed_1")]) == 0
+    results = [json.loads((grid / "evaluations" / "B_seed_1.json").read_text()) for grid in (alone, queued)]
+    assert results[0]["c4_loss"] == results[1]["c4_loss"] and results[0]["loss"] == results[1]["loss"]
+    report = _text(queued / "queue" / f"{jobs['report']}_report.out")
+    assert re.search("^C fresh, C4 [+] mix ", report, re.MULTILINE) and "C is " in report
     assert "nothing to submit: all steps are done" in submit()

@@ -44,7 +44,7 @@ def test_jobs_are_read_as_they_were_recorded(grid: Path) -> None:
 def test_the_screen_shows_jobs_and_then_runs(
     grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = "7|RUNNING|0:21|n1\n8_0|PENDING|0:00|(Dependency)\n"
+    rows = "7|grid-data|RUNNING|0:21|n1\n8_0|grid-pretrain|PENDING|0:00|(Dependency)\n8_1|of-others|RUNNING|0:00|n2\n"
     answer(tmp_path, monkeypatch, f'[[ "$*" == *--jobs=7,8\\ * ]] && printf "{rows}"')
     heading = ["job", "part", "steps", "state", "time", "nodes or reason"]
     table = [heading, ["7", "data", "splits … pack", "RUNNING", "0:21", "n1"],
@@ -67,18 +67,18 @@ def test_a_queue_that_does_not_answer_is_left_out(
     assert queue_table([grid]) == [] and time.monotonic() - began < 30
     if script != "echo nonsense":
         with pytest.raises(UserError, match="squeue"):
-            squeue(["7"])
+            squeue({"7": "grid-data"})
 
 
 def test_without_slurm_or_jobs_squeue_is_not_called(
     grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queue.subprocess, "run", lambda *_, **__: pytest.fail("it was"))
-    assert squeue([]) == {} and queue_table([tmp_path / "bin"]) == []
+    assert squeue({}) == {} and queue_table([tmp_path / "bin"]) == []
     monkeypatch.setenv("PATH", str(tmp_path))
     assert queue_table([grid]) == []
 
 
 def test_jobs_that_are_long_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer(tmp_path, monkeypatch, 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1')
-    assert squeue(["7"]) == {}
+    assert squeue({"7": "grid-data"}) == {}

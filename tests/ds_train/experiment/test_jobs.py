@@ -122,16 +122,17 @@ def test_submission(tmp_path: Path, programs: Path, capsys: pytest.CaptureFixtur
     ]
     assert [job.part for job in submitted_jobs(scratch)] == ["data", "pptrain", "pretrain", "report"]
 
-    rows = ["1|RUNNING|0:10|n1", "2_0|PENDING|0:00|(Dependency)", "3_0|PENDING|0:00|(Dependency)",
-            "3_1|PENDING|0:00|(Dependency)", "4|PENDING|0:00|(Dependency)"]  # fmt: skip
-    (programs / "queue").write_text("\n".join(rows) + "\n")
+    parts = {"1": "data", "2_0": "pptrain", "3_0": "pretrain", "3_1": "pretrain", "4": "report"}
+
+    def answer(state: str, *tasks: str) -> None:
+        (programs / "queue").write_text("".join(f"{task}|scratch-{parts[task]}|{state}\n" for task in tasks))
+
+    answer("PENDING|0:00|(Dependency)", *parts)
     assert _submit(tmp_path) == 0
     assert "nothing to submit: the rest is in the queue (1, 2_0, 3_0, 3_1, 4)" in capsys.readouterr().out
 
     # The pre-pretraining has failed: Slurm is about to cancel what waits for it.
-    (programs / "queue").write_text(
-        "".join(f"{n}|PENDING|0:00|(DependencyNeverSatisfied)\n" for n in ("3_0", "3_1", 4))
-    )
+    answer("PENDING|0:00|(DependencyNeverSatisfied)", "3_0", "3_1", "4")
     assert _submit(tmp_path) == 0
     assert len((programs / "calls").read_text().splitlines()) == 8
     with pytest.raises(UserError, match="sbatch failed: no such partition"):
