@@ -266,7 +266,7 @@ steps_of_runs() {
 
 # The body of a batch job of the experiment; the arguments are those of ds_train.experiment, CONFIG and DIR first.
 run_experiment_job() {
-    local directory code child is_signalled arguments names
+    local directory code child is_signalled is_preempted=false arguments names
     [[ $# -ge 2 && "$1" != --* && "$2" != --* ]] || fail "give CONFIG and DIR, then flags of ds_train.experiment"
     [[ -n "${SLURM_NTASKS:-}" ]] || fail "the number of tasks is not set; give --ntasks-per-node, one a device"
     choose_steps "$@"
@@ -279,14 +279,14 @@ run_experiment_job() {
     # In the background: a shell handles signals only between commands that it waits for.
     python -m ds_train.experiment --launcher "${LAUNCHER:-bash launch/{\}_srun.sh}" "${arguments[@]}" &
     child=$!
-    trap 'is_signalled=true; kill -USR1 "$child" 2>/dev/null || true' TERM USR1
+    trap 'is_signalled=true is_preempted=true; kill -USR1 "$child" 2>/dev/null || true' TERM USR1
     is_signalled=true
     while $is_signalled; do # a signal ends the wait, not the experiment
         is_signalled=false code=0
         wait "$child" || code=$?
     done
     echo "== $(date --iso-8601=seconds)  exit code $code"
-    if ((code == 85)); then
+    if ((code == 85)) || { $is_preempted && ((code > 128)); }; then # above 128: it was still starting
         requeue "preempted"
     elif ((code == 87 || code > 128)); then
         requeue_after_failure "$(steps_of_runs "$directory" "${names[@]}")" "$directory/queue/$SLURM_JOB_ID.restarts"

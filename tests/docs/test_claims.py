@@ -25,7 +25,7 @@ FOREIGN = {
     "deepspeed": "--num_gpus --hostfile --include --force_multi --master_port --quiet",
     "docker": "--file --tag --rm --gpus --ipc --user --volume --build-arg",
     "Slurm": "--nodes --ntasks-per-node --gpus-per-node --gpus-per-task --cpus-per-task --mem --time --signal --me"
-    " --full --partition --kill-on-invalid-dep",
+    " --batch --partition --kill-on-invalid-dep",
     "Accelerate": "--num_processes",
     "pytest, ruff, pre-commit, tests/run.sh": "--renew_golden --check --all-files --fast",
     "pip": "--editable --no-build-isolation",
