@@ -8,7 +8,6 @@ and the flags, not of the number of cores. After an interruption, the same comma
 
 import argparse
 import hashlib
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -29,11 +28,12 @@ from data_tools.base.hub import use_fetched
 from data_tools.base.processes import num_cores
 from data_tools.base.text_table import pluralize
 from data_tools.corpus.document_files import SUFFIXES
+from data_tools.corpus.named_packs import check_pack_name, named_pack_directory
 from data_tools.corpus.pack_progress import (
     FinishedFile,
     PackProgress,
+    check_free_space,
     find_progress,
-    pack_files,
     pack_lock,
     recorded,
     refuse_what_others_wrote,
@@ -70,9 +70,11 @@ _NUM_SHOWN = 5  # records that were left out
 def main(argv: list[str] | None = None) -> None:
     """The command; see ``--help``."""
     args = parse(argv)
-    refuse_what_others_wrote(args.pack_dir)
     use_fetched(args.scratch_dir)
     tokenizer = load_tokenizer(args.tokenizer)
+    if args.name:
+        args.pack_dir = named_pack_directory(args.scratch_dir, args.name, tokenizer)
+    refuse_what_others_wrote(args.pack_dir)
     source = _open_source(args)
     with pack_lock(args.pack_dir, args.overwrite):
         begun = {} if args.overwrite else recorded(args.pack_dir)
@@ -107,7 +109,7 @@ def _pack(
 ) -> None:
     """Write the files that are still missing, then meta.json."""
     asked = progress.parameters
-    _check_free_space(directory, asked)
+    check_free_space(directory, asked)
     documents = shuffled_documents(source, asked.seed, asked.shuffle_buffer, asked.half)
     progress.write(directory)  # only now: the source could be opened
     remove_pack(directory, keep=progress)
@@ -229,21 +231,12 @@ def _open_source(args: argparse.Namespace) -> DocumentSource:
     return HubSource(recorded(args.pack_dir).get("source", {}).get("revision"))
 
 
-def _check_free_space(directory: Path, asked: PackParameters) -> None:
-    needed = asked.file_bytes(asked.num_blocks + asked.val_blocks)
-    usable = shutil.disk_usage(directory).free + sum(path.stat().st_size for path in pack_files(directory))
-    if usable < needed:
-        raise UserError(
-            f"{directory}: the pack takes {needed / 1e6:,.1f} MB, {usable / 1e6:,.1f} MB are free. "
-            "Make room, choose another --pack_dir, or ask for fewer blocks."
-        )
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parse and check the command line."""
     parser = CommandParser(description=__doc__)
     parser.add_argument("--scratch_dir", type=Path, help="the pack goes to SCRATCH_DIR/data/c4_packed")
     parser.add_argument("--pack_dir", type=Path, help="put the pack here instead")
+    parser.add_argument("--name", help="put it into SCRATCH_DIR/data/packs/NAME, beside those of other tokenizers")
     parser.add_argument(
         "--source",
         nargs="+",
@@ -283,7 +276,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a pack made with other parameters")
     args = parser.parse_args(argv)
-    if args.pack_dir is None:
+    if args.name:
+        check_pack_name(args.name, "--name")
+        if args.pack_dir or args.scratch_dir is None:
+            raise UserError("--name places the pack under --scratch_dir: give that, and no --pack_dir.")
+    elif args.pack_dir is None:
         if args.scratch_dir is None:
             raise UserError("no output directory: give --scratch_dir (for its data/c4_packed) or --pack_dir.")
         args.pack_dir = pack_directory(args.scratch_dir)

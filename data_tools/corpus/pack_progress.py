@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -174,6 +175,17 @@ def pack_files(directory: Path) -> list[Path]:
     names = (META_NAME, VALIDATION_NAME, "shard_[0-9]*.bin", PROGRESS_NAME)
     patterns = [name + ending for name in names for ending in ("", f".*{PARTIAL_SUFFIX}")]
     return [path for pattern in patterns for path in sorted(directory.glob(pattern))]
+
+
+def check_free_space(directory: Path, asked: PackParameters) -> None:
+    """Raise a ``UserError`` where a pack does not fit on the disk."""
+    needed = asked.file_bytes(asked.num_blocks + asked.val_blocks)
+    usable = shutil.disk_usage(directory).free + sum(path.stat().st_size for path in pack_files(directory))
+    if usable < needed:
+        raise UserError(
+            f"{directory}: the pack takes {needed / 1e6:,.1f} MB, {usable / 1e6:,.1f} MB are free. "
+            "Make room, choose another --pack_dir, or ask for fewer blocks."
+        )
 
 
 def remove_pack(directory: Path, keep: PackProgress | None = None) -> None:

@@ -100,7 +100,8 @@ def _mixture_flags(parser: CommandParser) -> None:
         ("global_batch", 32, "samples per optimizer step"),
     ):
         parser.add_argument(f"--{name}", type=positive, default=default, help=f"{text} (default {default})")
-    text = "blocks in the order of the pack, or in one that the seed decides (default pack)"
+    parser.add_argument("--packs", nargs="+", help="named packs with their shares, c4=0.9 code=0.1")
+    text = "blocks in the order of each pack, or in one that the seed decides (default pack)"
     parser.add_argument("--c4_order", choices=("pack", "seed"), default="pack", help=text)
     parser.add_argument(
         "--mixin_percent", type=fraction, default=0.02, help="synthetic share of tokens, a fraction (default 0.02)"

@@ -7,6 +7,7 @@ from typing import Any
 
 from data_tools.base.errors import UserError
 from data_tools.base.text_table import pluralize
+from data_tools.corpus.named_packs import C4_PACK, find_pack, pack_shares
 from data_tools.corpus.shards import VALIDATION_NAME, PackedBlocks, pack_directory
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from data_tools.inspect.terminal import Terminal
@@ -15,8 +16,9 @@ from data_tools.runs.settings import DEFAULT_TOKENIZER, tokenizer_of_runs
 from data_tools.samples.documents import Document, encode_examples, example_documents
 from data_tools.samples.fresh_mixin import fresh_mixin
 from data_tools.samples.mixin_table import MixinTable, load_mixin_table
+from data_tools.samples.pack_mixture import PackMixture
 from data_tools.samples.readers import MixinReader, Reader, StreamReader, c4_document, training_source
-from data_tools.samples.samplers import MixtureSampler, SampleKind, mixin_share
+from data_tools.samples.samplers import MixtureSampler, SampleKind, mixin_share, source_of_pack
 from data_tools.search.examples import GeneratorChoice
 from data_tools.search.flags import generator_choice
 from data_tools.search.generator import ExampleGenerator
@@ -82,20 +84,25 @@ def mixture_lines(args: Namespace) -> Iterator[str]:
     """Samples of a pretrain run."""
     if args.scratch_dir is None:
         raise UserError("samples of which run? Give --run RUN, or --scratch_dir and the flags of the run.")
-    splits, blocks = _splits(args), _pack(args)
+    splits, packs = _splits(args), _packs(args)
+    blocks = next(iter(packs.values()))
     tokenizer = _pack_tokenizer(args, blocks)
     share = mixin_share(args.mixin_percent, args.mixin_schedule, args.mixin_end, args.total_steps)
     if args.mixin_source == "generator" and share.is_positive:
         mixin = _fresh(args, splits, tokenizer, blocks.meta.seq_len)
     else:
         mixin = _of_table(args, splits, tokenizer, blocks.meta.seq_len, is_empty=not share.is_positive)
+    sizes = [pack.num_blocks for pack in packs.values()]
     sampler = MixtureSampler(
-        args.global_batch, args.seed, share, blocks.num_blocks, mixin.num_blocks, mixin.fill, args.c4_order == "seed"
-    )
+        args.global_batch, args.seed, share, blocks.num_blocks, mixin.num_blocks, mixin.fill, args.c4_order == "seed",
+        PackMixture.of(pack_shares(args.packs), sizes) if args.packs else None,
+    )  # fmt: skip
+    of_source = {source_of_pack(number): (name, pack) for number, (name, pack) in enumerate(packs.items())}
     view = _view(args, tokenizer)
     for title, source, block in _planned(args, sampler):
-        if source == SampleKind.C4:
-            yield from _block(view, blocks, block, title)
+        if source in of_source:
+            name, pack = of_source[source]
+            yield from _block(view, pack, block, title, name=name)
             continue
         members = mixin.examples_of(block)
         (sample,) = mixin.reader.read([block], 0)
@@ -154,8 +161,8 @@ def _graph_facts(lookahead: int | None, num_edges: int | None) -> str:
     return facts if num_edges is None else f"{facts}{pluralize(num_edges, 'edge')}, "
 
 
-def _planned(args: Namespace, sampler: MixtureSampler) -> Iterator[tuple[str, SampleKind, int]]:
-    """Yield the requested samples of the run: a title, the kind of sample, and its index."""
+def _planned(args: Namespace, sampler: MixtureSampler) -> Iterator[tuple[str, int, int]]:
+    """Yield the requested samples of the run: a title, the source of the sample, and its index."""
     if args.blocks:
         num_blocks = sampler.num_mixin_blocks
         if num_blocks is None:
@@ -172,7 +179,7 @@ def _planned(args: Namespace, sampler: MixtureSampler) -> Iterator[tuple[str, Sa
         for sample in range(max(picked[0], (step - 1) * size), min(picked[-1] + 1, step * size)):
             position = sample % size
             title = f"sample {sample} of the run (step {step}): "
-            yield title, SampleKind(plan.sources[position]), int(plan.indices[position])
+            yield title, int(plan.sources[position]), int(plan.indices[position])
 
 
 def shards_lines(args: Namespace) -> Iterator[str]:
@@ -185,15 +192,17 @@ def shards_lines(args: Namespace) -> Iterator[str]:
         yield from _block(view, blocks, index, is_validation=args.validation)
 
 
-def _block(view: View, blocks: PackedBlocks, index: int, title: str = "", is_validation: bool = False) -> Iterator[str]:
+def _block(
+    view: View, blocks: PackedBlocks, index: int, title: str = "", is_validation: bool = False, name: str = "c4"
+) -> Iterator[str]:
     tokens = blocks.validation_block(index) if is_validation else blocks.block(index)
     total = blocks.num_validation_blocks if is_validation else blocks.num_blocks
     file, row = (VALIDATION_NAME, index) if is_validation else blocks.place_of(index)
     documents = int((tokens == blocks.meta.eos_id).sum())
     ends = f"{pluralize(documents, 'document')} {'ends' if documents == 1 else 'end'} in it"
     facts = f"{file}, row {row}: {len(tokens):,} tokens; {ends}"
-    name = "validation block" if is_validation else "c4 block"
-    yield from view.block(f"{title}{name} {index} of {total:,}", facts, c4_document(tokens))
+    what = "validation block" if is_validation else f"{name} block"
+    yield from view.block(f"{title}{what} {index} of {total:,}", facts, c4_document(tokens))
 
 
 def _splits(args: Namespace) -> Splits:
@@ -254,6 +263,14 @@ def _pack(args: Namespace) -> PackedBlocks:
     if args.pack_dir is None and args.scratch_dir is None:
         raise UserError("which packed blocks? Give --scratch_dir, or --pack_dir.")
     return PackedBlocks(args.pack_dir or pack_directory(args.scratch_dir))
+
+
+def _packs(args: Namespace) -> dict[str, PackedBlocks]:
+    """The packs of a run by name, in the order of their numbers."""
+    if not args.packs:
+        return {C4_PACK: _pack(args)}
+    tokenizer = _tokenizer(args)
+    return {name: find_pack(args.scratch_dir, name, tokenizer, args.pack_dir) for name in pack_shares(args.packs)}
 
 
 def _pack_tokenizer(args: Namespace, blocks: PackedBlocks) -> TextTokenizer:

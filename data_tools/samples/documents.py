@@ -40,12 +40,16 @@ def encode_examples(
 class Document:
     """One sequence that attends to itself only; inputs are tokens[:-1], targets tokens[1:].
 
+    Its inputs may consist of parts that attend to themselves only, each. All targets stay, also that of a part's last
+    input, which is the first input of the next part.
+
     Attributes:
         tokens: (n,) int64.
         weights: (n - 1,) float32 loss weight of each target.
         answer_targets: number of last targets that are the answer with its EOS and are scored; 0 if not scored.
         is_first_answer: whether the scored answer is the example's first one.
         is_synthetic: synthetic text, as opposed to C4.
+        parts: number of inputs of each part; empty: it is one.
     """
 
     tokens: np.ndarray
@@ -53,6 +57,23 @@ class Document:
     answer_targets: int = 0
     is_first_answer: bool = False
     is_synthetic: bool = True
+    parts: tuple[int, ...] = ()
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Inputs of each part."""
+        return self.parts or (len(self.weights),)
+
+    def split(self) -> "list[Document]":
+        """Its parts as documents, for rows that hold one each; it is no scored answer if it has several."""
+        ends = np.cumsum(self.lengths).tolist()
+        if len(ends) == 1:
+            return [self]
+        bounds = [(end - length, end) for end, length in zip(ends, self.lengths, strict=True)]
+        return [
+            Document(self.tokens[first : end + 1], self.weights[first:end], is_synthetic=self.is_synthetic)
+            for first, end in bounds
+        ]
 
 
 def target_weights(num_targets: int, answer_targets: int, loss: str, seq_len: int = 0) -> np.ndarray:

@@ -154,17 +154,32 @@ def _partner(index: int) -> int:
 
 @dataclass(frozen=True)
 class C4Reader:
-    """Reads packed block ``index``: one document of seq_len inputs and seq_len targets."""
+    """Reads packed block ``index``: one document of seq_len inputs and seq_len targets.
+
+    Attributes:
+        is_masked: whether the documents in a block are isolated from each other.
+    """
 
     blocks: PackedBlocks
+    is_masked: bool = False
 
     def read(self, indices: Sequence[int], stage: int) -> list[Sample]:
-        return [Sample([c4_document(self.blocks.block(index))]) for index in indices]
+        eos_id = self.blocks.meta.eos_id if self.is_masked else None
+        return [Sample([c4_document(self.blocks.block(index), eos_id)]) for index in indices]
 
 
-def c4_document(block: np.ndarray) -> Document:
-    """A block of seq_len + 1 tokens as a document; every target weighs 1."""
-    return Document(block, np.ones(len(block) - 1, np.float32), is_synthetic=False)
+def c4_document(block: np.ndarray, eos_id: int | None = None) -> Document:
+    """A block of seq_len + 1 tokens as a document; every target weighs 1.
+
+    Args:
+        eos_id: the token that ends documents, where those in the block are parts of it; None: it is one.
+    """
+    num_inputs = len(block) - 1
+    parts: tuple[int, ...] = ()
+    if eos_id is not None:
+        starts = np.flatnonzero(block[: num_inputs - 1] == eos_id) + 1
+        parts = tuple(np.diff([0, *starts, num_inputs]).tolist())
+    return Document(block, np.ones(num_inputs, np.float32), is_synthetic=False, parts=parts)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import numpy as np
 
 from data_tools.base.errors import UserError
 from data_tools.base.rng import permutation, uniform_at
+from data_tools.samples.pack_mixture import PackMixture
 
 
 class SampleKind(IntEnum):
@@ -25,13 +26,21 @@ class SampleKind(IntEnum):
     MIXIN = 2  # synthetic block ``index``, of the mixin table or of the series of fresh ones
 
 
+def source_of_pack(number: int) -> int:
+    """The source of the blocks of pack ``number``: `SampleKind.C4` of the first, and values after all kinds."""
+    return number + len(SampleKind) - 1 if number else SampleKind.C4
+
+
+_NAMES = tuple(kind.name.lower() for kind in SampleKind)
+
+
 @dataclass(frozen=True)
 class Cursor:
     """The position in the data where the next global batch starts, in counts over all ranks."""
 
     consumed_index: int = 0  # samples consumed; in pptrain also the index of the next sample of the stream
     stage: int = 0  # curriculum stage of the next sample; 0 where there is no curriculum
-    c4_block_idx: int = 0  # C4 blocks consumed
+    c4_block_idx: int = 0  # C4 blocks consumed, of all packs
     mixin_idx: int = 0  # synthetic blocks consumed
 
 
@@ -42,9 +51,10 @@ class GlobalBatchPlan:
     Attributes:
         step: the optimizer step these samples train, from 1.
         stage: curriculum stage of the stream samples (0: none).
-        sources: (global_batch,) uint8, values of `SampleKind`.
+        sources: (global_batch,) uint8, values of `SampleKind` or `source_of_pack`.
         indices: (global_batch,) int64, index within the source.
         next_cursor: where the next plan starts.
+        names: of the sources, by their values.
     """
 
     step: int
@@ -52,6 +62,7 @@ class GlobalBatchPlan:
     sources: np.ndarray
     indices: np.ndarray
     next_cursor: Cursor
+    names: tuple[str, ...] = _NAMES
 
     def extended_ledger(self, ledger: str) -> str:
         """The rolling hash of all consumed sample ids after this batch: 16 bytes in hex."""
@@ -152,8 +163,9 @@ class MixtureSampler:
         num_c4_blocks: blocks of the pack; C4 indices wrap around (the start of a run checks whether they may).
         num_mixin_blocks: blocks of the mixin table, visited in a new seeded permutation each pass; None: there are as
             many as are drawn, and they come in order.
-        shuffles_c4: whether the blocks of the pack are visited so too, and not in their order.
+        shuffles_c4: whether the blocks of each pack are visited so too, and not in their order.
         mixin_fill: mean real tokens of a synthetic block / seq_len.
+        packs: several packs, whose blocks are C4 blocks all; None: there is one.
     """
 
     global_batch: int
@@ -163,16 +175,18 @@ class MixtureSampler:
     num_mixin_blocks: int | None
     mixin_fill: float
     shuffles_c4: bool = False
+    packs: PackMixture | None = None
 
     def plan(self, cursor: Cursor, step: int) -> GlobalBatchPlan:
         is_mixin = self.is_mixin(cursor.consumed_index, step)
         num_mixin = int(is_mixin.sum())
         num_c4 = self.global_batch - num_mixin
+        sources = np.where(is_mixin, SampleKind.MIXIN, SampleKind.C4).astype(np.uint8)
         indices = np.empty(self.global_batch, np.int64)
-        if self.shuffles_c4:
-            indices[~is_mixin] = self._shuffled("pretrain/c4 order", self.num_c4_blocks, cursor.c4_block_idx, num_c4)
+        if self.packs is None:
+            indices[~is_mixin] = self._of_pack("c4", self.num_c4_blocks, cursor.c4_block_idx, num_c4)
         else:
-            indices[~is_mixin] = (cursor.c4_block_idx + np.arange(num_c4)) % max(1, self.num_c4_blocks)
+            sources[~is_mixin], indices[~is_mixin] = self._of_packs(self.packs, cursor.c4_block_idx, num_c4)
         if self.num_mixin_blocks is None:
             indices[is_mixin] = cursor.mixin_idx + np.arange(num_mixin)
         else:
@@ -181,7 +195,7 @@ class MixtureSampler:
         return GlobalBatchPlan(
             step=step,
             stage=cursor.stage,
-            sources=np.where(is_mixin, SampleKind.MIXIN, SampleKind.C4).astype(np.uint8),
+            sources=sources,
             indices=indices,
             next_cursor=replace(
                 cursor,
@@ -189,6 +203,7 @@ class MixtureSampler:
                 c4_block_idx=cursor.c4_block_idx + num_c4,
                 mixin_idx=cursor.mixin_idx + num_mixin,
             ),
+            **({"names": self._names(self.packs)} if self.packs else {}),
         )
 
     def is_mixin(self, first_sample: int, step: int) -> np.ndarray:
@@ -203,6 +218,26 @@ class MixtureSampler:
         consumed = num_steps * self.global_batch
         return Cursor(consumed_index=consumed, c4_block_idx=consumed - num_mixin, mixin_idx=num_mixin)
 
+    @staticmethod
+    def _names(packs: PackMixture) -> tuple[str, ...]:
+        first, *others = packs.names
+        return (*(first if name == _NAMES[SampleKind.C4] else name for name in _NAMES), *others)
+
+    def _of_packs(self, packs: PackMixture, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Sources and indices of text blocks ``start`` … ``start + count - 1`` of the run, (count,) each."""
+        numbers, before = packs.numbers(self.seed, start, count), packs.counts(self.seed, start)
+        indices = np.empty(count, np.int64)
+        for number, (name, size) in enumerate(zip(packs.names, packs.sizes, strict=True)):
+            is_own = numbers == number
+            indices[is_own] = self._of_pack(name, size, before[number], int(is_own.sum()))
+        return np.array([*map(source_of_pack, range(len(packs.names)))])[numbers], indices
+
+    def _of_pack(self, name: str, num_blocks: int, start: int, count: int) -> np.ndarray:
+        """The blocks of a pack that the run reads after the first ``start`` ones, (count,)."""
+        if self.shuffles_c4:
+            return self._shuffled(f"pretrain/{name} order", num_blocks, start, count)
+        return (start + np.arange(count)) % max(1, num_blocks)
+
     def _shuffled(self, purpose: str, num_blocks: int, start: int, count: int) -> np.ndarray:
         blocks = np.empty(count, np.int64)
         done = 0
@@ -215,7 +250,7 @@ class MixtureSampler:
         return blocks
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)  # the packs and the table of a run
 def _order(seed: int, purpose: str, num_blocks: int, pass_index: int) -> np.ndarray:
     return permutation(seed, purpose, num_blocks, pass_index)
 
@@ -230,6 +265,15 @@ def mixin_passes(sampler: MixtureSampler, total_steps: int) -> float:
 def c4_blocks_needed(sampler: MixtureSampler, total_steps: int) -> int:
     """C4 blocks that a run of ``total_steps`` reads; an upper bound where the pack has enough for any draws."""
     num_samples = sampler.global_batch * total_steps
-    if sampler.num_c4_blocks >= num_samples:
+    if sampler.packs is None and sampler.num_c4_blocks >= num_samples:
         return num_samples  # enough even without a single synthetic block
     return sampler.cursor_before(total_steps + 1).c4_block_idx
+
+
+def pack_blocks_needed(sampler: MixtureSampler, total_steps: int) -> dict[str, tuple[int, int]]:
+    """Blocks that a run reads of each pack (one pack: see `c4_blocks_needed`), and how many it has, by name."""
+    needed = c4_blocks_needed(sampler, total_steps)
+    if sampler.packs is None:
+        return {"C4": (needed, sampler.num_c4_blocks)}
+    counts = sampler.packs.counts(sampler.seed, needed)
+    return dict(zip(sampler.packs.names, zip(counts, sampler.packs.sizes, strict=True), strict=True))

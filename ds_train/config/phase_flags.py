@@ -126,10 +126,18 @@ class PretrainFlags:
     pack_dir: str | None = flag(
         None, "packed blocks (default: scratch_dir/data/c4_packed)", "trajectory", through="pack", is_path=True
     )
-    c4_order: Literal["pack", "seed"] = flag(
-        "pack", "blocks in the order of the pack, or in one that the seed decides", "trajectory"
+    packs: list[str] | None = flag(
+        None,
+        "named packs and their shares of the text tokens, c4=0.9 code=0.1; --pack_dir is then that of c4",
+        "trajectory",
     )
-    allow_repeat: bool = flag(False, "read the pack more than once if it is too small for the run", "speed")
+    c4_order: Literal["pack", "seed"] = flag(
+        "pack", "blocks in the order of each pack, or in one that the seed decides", "trajectory"
+    )
+    c4_documents: Literal["joined", "masked"] = flag(
+        "joined", "attention in a packed block reads all documents before, or only its own", "trajectory"
+    )
+    allow_repeat: bool = flag(False, "read a pack more than once if it is too small for the run", "speed")
     mixin_percent: float = flag(
         0.02, "synthetic share of real tokens, as a fraction: 0.02 is 2 %%", "trajectory", within="[0, 1]"
     )

@@ -17,7 +17,7 @@ _SECTIONS = (*_FLAG_SECTIONS, "vary", "conditions", "seeds")
 # Flags that no section may hold.
 SET_HERE = {
     *names_with_role(GROUPS["pretrain"], "launch"),
-    *("scratch_dir", "run_name", "pptrain_checkpoint", "pptrain_run", "branch_from", "data_dir", "pack_dir"),
+    *("scratch_dir", "run_name", "pptrain_checkpoint", "pptrain_run", "branch_from", "data_dir", "pack_dir", "name"),
     *("tokenizer", "num_ranks", "num_nodes", "num_blocks", "total_blocks", "effective_batch", "corpus", "extra", "out"),
     *("split", "output", "half"),
 }

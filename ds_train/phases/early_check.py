@@ -14,6 +14,7 @@ from ds_train.model.causal_lm import load_model_config, model_without_weights
 from ds_train.model.transfer import Transfer
 from ds_train.phases import pptrain, pretrain
 from ds_train.phases.pptrain import check_pairs, make_curriculum
+from ds_train.phases.text_packs import check_named_packs
 from ds_train.ranks.world import World
 from ds_train.run.inputs import DEFAULT_MODEL, check_run
 from ds_train.training.phase import Cadence
@@ -58,6 +59,7 @@ def check_early(phase: str, argv: list[str], max_lookahead: int, has_weights: bo
                 check_pairs(own, engine.layout.global_batch, problems)
         else:
             mixin_share(own.mixin_percent, own.mixin_schedule, own.mixin_end, own.total_steps)
+            check_named_packs(own, run.scratch_dir)
     config = None
     use_fetched(run.scratch_dir)
     if not has_weights:

@@ -117,10 +117,21 @@ def heldout_columns(result: HeldOutResult, heldout: HeldOut) -> dict[str, Any]:
 
 
 def evaluate_c4(
-    forward: Forward, blocks: PackedBlocks, *, num_tokens: int, world: World, before_batch: BeforeBatch = do_nothing
+    forward: Forward,
+    blocks: PackedBlocks,
+    *,
+    num_tokens: int,
+    world: World,
+    before_batch: BeforeBatch = do_nothing,
+    is_masked: bool = False,
 ) -> float | None:
-    """Mean negative log-likelihood per token of the pack's validation blocks; None where there are none."""
-    samples = [[c4_document(blocks.validation_block(n))] for n in range(blocks.num_validation_blocks)]
+    """Mean negative log-likelihood per token of the pack's validation blocks; None where there are none.
+
+    Args:
+        is_masked: whether the documents in a block are isolated from each other.
+    """
+    eos_id = blocks.meta.eos_id if is_masked else None
+    samples = [[c4_document(blocks.validation_block(n), eos_id)] for n in range(blocks.num_validation_blocks)]
     return _run(forward, samples, None, num_tokens, world, before_batch)
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 
 from data_tools.base.files import existing_parent
-from data_tools.samples.samplers import MixtureSampler, c4_blocks_needed
+from data_tools.samples.samplers import MixtureSampler, pack_blocks_needed
 from ds_train.checkpoints.manifest import choose_checkpoint, damage_in, step_directories
 from ds_train.checkpoints.resume import adapted_state
 from ds_train.checkpoints.save import read_state
@@ -112,12 +112,12 @@ def _length_rows(prepared: CheckedRun, setup: PhaseParts, launch: Launch) -> dic
         assert steps is not None
         num_tokens = layout.global_batch * seq_len
         in_all = _tokens_in_all(prepared, num_tokens, steps)
-        needed, share = c4_blocks_needed(setup.sampler, steps), setup.sampler.share
+        of_packs, share = pack_blocks_needed(setup.sampler, steps), setup.sampler.share
         rows |= {
             "steps": f"{steps:,}",
             "tokens a step": f"{num_tokens:,}",
             "tokens in all": f"{in_all / 1e9:,.3f} G",
-            "C4 blocks needed / packed": f"{needed:,} / {setup.sampler.num_c4_blocks:,}",
+            **{f"{name} blocks needed / packed": f"{needed:,} / {size:,}" for name, (needed, size) in of_packs.items()},
             "synthetic share": " → ".join(f"{end:.1%}" for end in dict.fromkeys((share.start, share.end))),
         }
         return rows | _time_row(launch, in_all * flops.of_documents([seq_len]) / seq_len)

@@ -1,6 +1,7 @@
-"""Compares a pack with its hashes while training runs: reading all of it before the first step would take too long."""
+"""Compares packs with their hashes while training runs: reading all of it before the first step would take too long."""
 
 import threading
+from collections.abc import Iterable
 
 import torch
 
@@ -11,10 +12,10 @@ from ds_train.ranks.world import World
 
 
 class PackCheck:
-    """Hashes the files of a pack in a thread of rank 0, from construction on."""
+    """Hashes the files of packs in a thread of rank 0, from construction on."""
 
-    def __init__(self, blocks: PackedBlocks, world: World) -> None:
-        self._blocks = blocks
+    def __init__(self, packs: Iterable[PackedBlocks], world: World) -> None:
+        self._packs = [*packs]
         self._world = world
         self._problem: str | None = None
         self._is_over = False
@@ -42,6 +43,7 @@ class PackCheck:
 
     def _verify(self) -> None:
         try:
-            self._blocks.verify()
+            for pack in self._packs:
+                pack.verify()
         except Exception as error:  # a thread would lose it
             self._problem = user_message(error) or repr(error)

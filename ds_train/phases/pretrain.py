@@ -6,15 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_tools.base.errors import Problems, UserError
-from data_tools.base.text_table import pluralize
-from data_tools.corpus.shards import PackedBlocks, pack_directory
-from data_tools.samples.readers import C4Reader
+from data_tools.base.errors import Problems
 from data_tools.samples.samplers import (
     MixinShare,
     MixtureSampler,
     SampleKind,
-    c4_blocks_needed,
     mixin_passes,
     mixin_share,
 )
@@ -37,6 +33,7 @@ from ds_train.phases.evaluation import (
 )
 from ds_train.phases.mixin import make_mixin, warn_of_repeats
 from ds_train.phases.pack_check import PackCheck
+from ds_train.phases.text_packs import TextPacks, blocks_read, find_text_packs, with_sorted_packs
 from ds_train.ranks.entry import set_up_logging
 from ds_train.ranks.world import World, world_from_env
 from ds_train.run.assembly import CheckedRun, launch
@@ -58,7 +55,7 @@ class Pretrain:
     total_steps: int
     eval_every: int
     heldout: HeldOut
-    blocks: PackedBlocks
+    text: TextPacks
     world: World
     num_tokens: int  # of a forward
     name: str = "pretrain"
@@ -68,11 +65,8 @@ class Pretrain:
     def record(self, state: TrainState, result: StepResult) -> None:
         if self.pack_check:
             self.pack_check.raise_if_damaged()
-        num_new = int((result.plan.sources == SampleKind.C4).sum())
-        last, before = (max(0, number - 1) for number in (state.c4_block_idx, state.c4_block_idx - num_new))
-        if (passes := last // self.blocks.num_blocks) > before // self.blocks.num_blocks:
-            times = pluralize(passes, "time")
-            logger.warning("step %d: the pack has been read %s, and is read again", state.step, times)
+        num_new = int((result.plan.sources != SampleKind.MIXIN).sum())
+        self.text.warn_of_repeats(state.seed, state.step, state.c4_block_idx - num_new, state.c4_block_idx)
 
     def train_columns(self, state: TrainState, result: StepResult) -> dict[str, Any]:
         num_mixin = int((result.plan.sources == SampleKind.MIXIN).sum())
@@ -82,6 +76,7 @@ class Pretrain:
             "c4_count": len(result.plan.sources) - num_mixin,
             "mixin_count": num_mixin,
             "mixin_fraction": state.mixin_tokens / state.tokens,
+            **self.text.token_columns(state.seed, state.c4_block_idx),
         }
 
     def status(self, row: Row) -> str:
@@ -101,8 +96,9 @@ class Pretrain:
     def evaluate(self, engine: Engine, state: TrainState, before_batch: BeforeBatch) -> dict[str, Any]:
         how: Any = {"num_tokens": self.num_tokens, "world": self.world, "before_batch": before_batch}
         result = evaluate_heldout(engine, self.heldout, **how)
-        c4_loss = evaluate_c4(engine, self.blocks, **how)
-        return heldout_columns(result, self.heldout) | {"heldout_c4_loss": c4_loss}
+        how |= {"is_masked": self.text.is_masked}
+        losses = {f"heldout_{name}_loss": evaluate_c4(engine, pack, **how) for name, pack in self.text.packs.items()}
+        return heldout_columns(result, self.heldout) | losses
 
 
 def _initial_weights(run: RunFlags, flags: PretrainFlags) -> Weights | None:
@@ -122,22 +118,6 @@ def _initial_weights(run: RunFlags, flags: PretrainFlags) -> Weights | None:
     return find_weights(flags.pptrain_checkpoint, Path(run.scratch_dir) / flags.pptrain_run, not_read)
 
 
-def _check_pack(blocks: PackedBlocks, inputs: CommonInputs, problems: Problems) -> None:
-    meta, seq_len = blocks.meta, inputs.model_flags.seq_len
-    with problems.collect():
-        blocks.check_ids()
-    if meta.seq_len != seq_len:
-        problems.add(
-            f"--seq_len {seq_len}, but {blocks.directory} is packed for seq_len {meta.seq_len}; give --seq_len "
-            f"{meta.seq_len}, or pack again."
-        )
-    if meta.tokenizer_sha256 != inputs.tokenizer.fingerprint:
-        problems.add(
-            f"the tokenizer {inputs.tokenizer.name} is not the one {blocks.directory} was packed with "
-            f"({meta.tokenizer}); give --tokenizer accordingly, or pack again."
-        )
-
-
 def prepare(argv: list[str] | None, world: World) -> CheckedRun:
     """Parse and check everything, without building anything or joining a process group.
 
@@ -147,14 +127,12 @@ def prepare(argv: list[str] | None, world: World) -> CheckedRun:
     all_flags, sources = parse_flags(*GROUPS["pretrain"], description="", argv=argv)
     run, flags, model, data, overrides, moved = all_flags
     is_length_given = sources.get("total_steps") == COMMAND_LINE  # not that of a file, which may be the origin's
-    flags = with_length_of_branch(flags, overrides.decay_steps, is_length_given)
+    flags = with_sorted_packs(with_length_of_branch(flags, overrides.decay_steps, is_length_given))
     all_flags = (run, flags, *all_flags[2:])
     problems = Problems()
-    splits = blocks = share = inputs = None
+    splits = share = inputs = None
     with problems.collect():
         splits = Splits(find_data_dir(run.scratch_dir, data.data_dir))
-    with problems.collect():
-        blocks = PackedBlocks(flags.pack_dir or pack_directory(run.scratch_dir))
     with problems.collect():
         share = mixin_share(flags.mixin_percent, flags.mixin_schedule, flags.mixin_end, flags.total_steps)
     with problems.collect():
@@ -163,15 +141,14 @@ def prepare(argv: list[str] | None, world: World) -> CheckedRun:
             total_steps=flags.total_steps, min_lr_ratio=flags.min_lr_ratio, weights=_initial_weights(run, flags),
             transfer=Transfer.of_flags(moved.transfer, moved.embeddings, moved.freeze),
         )  # fmt: skip
-    if inputs and blocks:
-        _check_pack(blocks, inputs, problems)
+    text = find_text_packs(flags, run.scratch_dir, inputs, problems)
     problems.raise_if_any()
-    assert inputs and splits and blocks and share
+    assert inputs and splits and text and share
     defaults = {
-        "save_every": SAVE_EVERY, "data_dir": str(splits.directory), "pack_dir": str(blocks.directory),
+        "save_every": SAVE_EVERY, "data_dir": str(splits.directory), **text.defaults,
         "min_lr_ratio": inputs.engine.effective.get("scheduler", {}).get("params", {}).get("cos_min_ratio"),
     }  # fmt: skip
-    setup = partial(_setup, inputs, flags, data, share, splits, blocks)
+    setup = partial(_setup, inputs, flags, data, share, splits, text)
     # An external generator reseeds global generators: it must never run in the trainer itself.
     is_external = flags.mixin_source == "generator" and splits.meta.generator.name is not None
     num_workers = max(int(is_external), run.num_workers)
@@ -185,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _setup(
-    inputs: CommonInputs, flags: PretrainFlags, data: DataFlags, share: MixinShare, splits: Splits, blocks: PackedBlocks
+    inputs: CommonInputs, flags: PretrainFlags, data: DataFlags, share: MixinShare, splits: Splits, text: TextPacks
 ) -> PhaseParts:
     run, layout, seq_len = inputs.run_flags, inputs.engine.layout, inputs.model_flags.seq_len
     # The mixture, and whether the pack has enough blocks for it.
@@ -194,14 +171,10 @@ def _setup(
         cache_dir=Path(run.scratch_dir) / "data" / "cache", accepted=run.accept_change or (),
     )  # fmt: skip
     sampler = MixtureSampler(
-        layout.global_batch, run.seed, share, blocks.num_blocks, mixin.num_blocks, mixin.fill, flags.c4_order == "seed"
-    )
-    needed = c4_blocks_needed(sampler, flags.total_steps)
-    if needed > blocks.num_blocks and not flags.allow_repeat:
-        raise UserError(
-            f"the run needs {needed} C4 blocks but {blocks.directory} holds {blocks.num_blocks}; pack more, take fewer "
-            "--total_steps, or give --allow_repeat."
-        )
+        layout.global_batch, run.seed, share, text.num_blocks, mixin.num_blocks, mixin.fill, flags.c4_order == "seed",
+        text.mixture,
+    )  # fmt: skip
+    sizes = blocks_read(text, sampler, flags)
     passes = mixin_passes(sampler, flags.total_steps)
     warn_of_repeats(passes, splits)
     read = "fresh examples" if mixin.num_blocks is None else f"{mixin.num_blocks:,} blocks read {passes:.1f} times"
@@ -217,28 +190,27 @@ def _setup(
             flags.total_steps,
             flags.eval_every,
             heldout,
-            blocks,
+            text,
             inputs.world,
             layout.micro_batch * seq_len,
-            pack_check=PackCheck(blocks, inputs.world),
+            pack_check=PackCheck(text.packs.values(), inputs.world),
         ),
         cadence=Cadence.of(run, SAVE_EVERY, flags.total_steps),
         sampler=sampler,
-        readers={SampleKind.C4: C4Reader(blocks), SampleKind.MIXIN: mixin.reader},
+        readers={**text.readers(), SampleKind.MIXIN: mixin.reader},
         first_stage=0,
         weights_place=place_of(flags.pptrain_checkpoint, Path(run.scratch_dir) / flags.pptrain_run),
         branch_from=branch_point(flags),
         fingerprints={
             "splits": splits.fingerprint,
-            "pack": blocks.meta.fingerprint,
+            "pack": text.fingerprint,
             **mixin.fingerprints,
             **inputs.transfer.fingerprints,
         },
         summary={
-            "length": f"{flags.total_steps:,} steps, {needed:,} of {blocks.num_blocks:,} blocks",
+            "length": f"{flags.total_steps:,} steps, {text.describe(sizes)}",
             "mixin": f"{' → '.join(f'{end:.1%}' for end in dict.fromkeys((share.start, share.end)))} of the tokens "
             f"({share.schedule}), {read}, loss {flags.mixin_loss}",
-            "data": f"{blocks.directory} ({blocks.meta.fingerprint[:12]}); "
-            f"{splits.directory} ({splits.fingerprint[:12]})",
+            "data": f"{text.places}; {splits.directory} ({splits.fingerprint[:12]})",
         },
     )

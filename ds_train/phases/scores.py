@@ -23,6 +23,7 @@ from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from data_tools.runs.intervals import wilson_interval
 from data_tools.search.splits import Splits, find_data_dir
 from ds_train.checkpoints.manifest import defect_of, not_read, step_directories
+from ds_train.checkpoints.save import read_state
 from ds_train.checkpoints.verification import with_all_ranks
 from ds_train.checkpoints.weights import Weights, find_weights, model_with_weights, saved_seq_len, verified
 from ds_train.model.causal_lm import DTYPES, cast_parameters, load_model_config, prepare_config
@@ -168,7 +169,7 @@ def _report(
     c4_loss = None
     if inputs.blocks:
         with _progress("C4", world, watchdog) as before_batch:
-            c4_loss = evaluate_c4(model, inputs.blocks, **how, before_batch=before_batch)
+            c4_loss = evaluate_c4(model, inputs.blocks, **how, before_batch=before_batch, is_masked=_is_masked(weights))
     report = {
         "checkpoint": str(weights.path),
         "data_dir": str(splits.directory),
@@ -186,6 +187,11 @@ def _report(
             batch_size=args.micro_batch,
         )  # fmt: skip
     return report
+
+
+def _is_masked(weights: Weights) -> bool:
+    """Whether the checkpoint's run isolated the documents in a packed block; as it was trained, it is evaluated."""
+    return weights.is_checkpoint and read_state(weights.path).fingerprints.get("c4_documents") == "masked"
 
 
 def _pack(args: argparse.Namespace, tokenizer_fingerprint: str) -> PackedBlocks | None:

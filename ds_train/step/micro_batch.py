@@ -21,7 +21,7 @@ class MicroBatch:
 
     Attributes:
         input_ids: (rows, T) int64. One row holding all documents, or one full-length document a row.
-        position_ids: (rows, T) int64, restarting at each document; transformers isolates documents by it.
+        position_ids: (rows, T) int64, restarting at each part of a document; transformers isolates documents by it.
         logit_positions: (N,) int64 positions of the only row, or None: all positions of all rows.
         targets: (N,) int64.
         weights: (N,) float32.
@@ -30,8 +30,9 @@ class MicroBatch:
         answer_document: (A,) int64 scored document of each answer target.
         document_example: (D,) int64 sample of the rank's batch each scored document belongs to.
         document_is_first: (D,) bool, whether it holds the example's first answer.
-        cu_seq_lens: (documents + 1,) int32, where each document begins in the concatenated rows, and the end of all.
-        lengths: inputs of each document, on the host wherever the tensors are.
+        cu_seq_lens: (parts + 1,) int32, where each part of a document begins in the concatenated rows, and the end of
+            all; most documents are one part.
+        lengths: inputs of each part, on the host wherever the tensors are.
     """
 
     input_ids: torch.Tensor
@@ -106,6 +107,8 @@ class Part:
 
 def divide(samples: Sequence[Sequence[Document]], num_tokens: int, *, one_document_a_row: bool = False) -> list[Part]:
     """Divide the documents of some samples, which are numbered from 0, among few micro-batches; see `fill`."""
+    if one_document_a_row:
+        samples = [[part for document in sample for part in document.split()] for sample in samples]
     documents = [document for sample in samples for document in sample]
     numbers = [number for number, sample in enumerate(samples) for _ in sample]
     lengths = [len(document.weights) for document in documents]
@@ -136,11 +139,13 @@ def pack(samples: Sequence[Sequence[Document]], numbers: Sequence[int] | None = 
     needed[-1] |= not needed.any()  # without logits there would be no graph to go backward through
 
     # Documents of equal length, all of whose targets are needed, get a row each. Otherwise all share one row.
-    rows = len(documents) if needed.all() and (lengths == lengths[0]).all() else 1
+    parts = [length for document in documents for length in document.lengths]  # of each that attends to itself only
+    are_alike = needed.all() and (lengths == lengths[0]).all() and len(parts) == len(documents)
+    rows = len(documents) if are_alike else 1
     examples = np.repeat(range(len(samples)) if numbers is None else numbers, [len(sample) for sample in samples])
     return MicroBatch(
         input_ids=_tensor(np.concatenate([document.tokens[:-1] for document in documents])).view(rows, -1),
-        position_ids=_tensor(np.concatenate([np.arange(length) for length in lengths])).view(rows, -1),
+        position_ids=_tensor(np.concatenate([np.arange(length) for length in parts])).view(rows, -1),
         logit_positions=None if needed.all() else _tensor(np.flatnonzero(needed)),
         targets=_tensor(targets[needed]),
         weights=_tensor(weights[needed]),
@@ -149,8 +154,8 @@ def pack(samples: Sequence[Sequence[Document]], numbers: Sequence[int] | None = 
         answer_document=_tensor(np.repeat(np.arange(len(scored)), [len(part) for part in in_answer]).astype(np.int64)),
         document_example=_tensor(examples[scored].astype(np.int64)),
         document_is_first=_tensor(np.array([documents[n].is_first_answer for n in scored], bool)),
-        cu_seq_lens=_tensor(np.append(0, ends).astype(np.int32)),
-        lengths=tuple(lengths.tolist()),
+        cu_seq_lens=_tensor(np.cumsum([0, *parts]).astype(np.int32)),
+        lengths=tuple(parts),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data_tools.base.files import write_json
-from data_tools.samples.samplers import GlobalBatchPlan, SampleKind
+from data_tools.samples.samplers import GlobalBatchPlan
 from ds_train.config.layout import Layout
 
 _RANKS_IN_FULL = 4
@@ -55,7 +55,7 @@ class NonFinite:
 def _samples(plan: GlobalBatchPlan, part: slice) -> list[tuple[int, dict[str, Any]]]:
     """Position and id of each sample of a part of the global batch."""
     return [
-        (n, {"source": SampleKind(plan.sources[n]).name.lower(), "index": int(plan.indices[n]), "stage": plan.stage})
+        (n, {"source": plan.names[plan.sources[n]], "index": int(plan.indices[n]), "stage": plan.stage})
         for n in range(part.start, part.stop)
     ]
 
@@ -68,7 +68,7 @@ def _ids(plan: GlobalBatchPlan, positions: list[int]) -> str:
         indices = np.sort(plan.indices[chosen[plan.sources[chosen] == source]])
         runs = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)
         listed = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
-        parts.append(f"{SampleKind(source).name.lower()} {listed}")
+        parts.append(f"{plan.names[source]} {listed}")
     return ", ".join(parts) + (f" (stage {plan.stage})" if plan.stage else "")
 
 

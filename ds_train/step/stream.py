@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import pickle
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from tempfile import TemporaryFile
 from typing import cast
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from data_tools.base.errors import UserError
 from data_tools.base.processes import end_with_parent, starting
 from data_tools.samples.readers import Overflow, Reader, Sample
-from data_tools.samples.samplers import Cursor, GlobalBatchPlan, SampleKind, Sampler
+from data_tools.samples.samplers import Cursor, GlobalBatchPlan, Sampler
 from ds_train.config.layout import Layout
 from ds_train.step.micro_batch import C4, SYNTHETIC, MicroBatch, divide
 
@@ -62,7 +62,7 @@ class RankBatchBuilder:
 
     def __init__(
         self,
-        readers: dict[SampleKind, Reader],
+        readers: Mapping[int, Reader],
         layout: Layout,
         rank: int,
         seq_len: int,
@@ -84,7 +84,7 @@ class RankBatchBuilder:
             weights[kind] += document.weights.sum(dtype=np.float64)
             if document.weights.any():  # then its prompt counts too, even where only the answer weighs
                 tokens[kind] += length
-            computed += length, length**2
+            computed += length, sum(part**2 for part in document.lengths)
 
         # Fill micro-batches with them.
         documents = [sample.documents for sample in samples]
@@ -105,7 +105,7 @@ class RankBatchBuilder:
         """This rank's samples, read one kind at a time, in the plan's order."""
         sources, indices = plan.sources[self._samples_of_rank], plan.indices[self._samples_of_rank]
         samples: list = [None] * len(indices)
-        for source in map(SampleKind, np.unique(sources)):
+        for source in np.unique(sources).tolist():
             positions = np.flatnonzero(sources == source)
             found = self._readers[source].read(indices[positions].tolist(), plan.stage)
             for position, sample in zip(positions, found, strict=True):

@@ -1,13 +1,13 @@
 """What a phase provides to the one training loop."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from data_tools.samples.readers import Reader
-from data_tools.samples.samplers import SampleKind, Sampler
+from data_tools.samples.samplers import Sampler
 from ds_train.checkpoints.retention import Milestones
 from ds_train.checkpoints.state import PFLOP, TrainState
 from ds_train.config.trainer_flags import RunFlags
@@ -96,7 +96,7 @@ class PhaseParts:
     Attributes:
         phase, cadence: used by the loop.
         sampler: chooses the samples of each global batch.
-        readers: read the samples of each kind.
+        readers: read the samples of each source.
         first_stage: curriculum stage of a fresh start; 0 without a curriculum.
         fingerprints: what a resumed checkpoint must match, in addition to flags and what all phases share.
         summary: rows for the summary at the start, name → description.
@@ -107,7 +107,7 @@ class PhaseParts:
     phase: Phase
     cadence: Cadence
     sampler: Sampler
-    readers: dict[SampleKind, Reader]
+    readers: Mapping[int, Reader]
     first_stage: int
     fingerprints: dict[str, str]
     summary: dict[str, str]

@@ -21,6 +21,7 @@ from ds_train.phases.curriculum import Curriculum
 from ds_train.phases.evaluation import HeldOut, HeldOutResult
 from ds_train.phases.pptrain import PPTrain
 from ds_train.phases.pretrain import Pretrain
+from ds_train.phases.text_packs import TextPacks
 from ds_train.ranks.signals import ExitCode, StopTraining
 from ds_train.ranks.world import World
 from ds_train.step.engine import StepResult
@@ -135,8 +136,8 @@ def pretended_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         phase = PPTrain(curriculum, heldout, lambda stage: at_stage, world, GLOBAL_BATCH, "any", eval_every)
         sampler = CurriculumSampler(GLOBAL_BATCH)
         if phase_name == "pretrain":
-            blocks = SimpleNamespace(num_blocks=MIXTURE.num_c4_blocks)
-            phase, sampler = Pretrain(12, 5, heldout, blocks, world, GLOBAL_BATCH), MIXTURE
+            text = TextPacks({"c4": SimpleNamespace(num_blocks=MIXTURE.num_c4_blocks)})
+            phase, sampler = Pretrain(12, 5, heldout, text, world, GLOBAL_BATCH), MIXTURE
         for name in ("record", "promote"):
             method = getattr(phase, name)
             setattr(phase, name, lambda *args, name=name, method=method: (events.append((name,)), method(*args))[1])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from data_tools import build_pretrain
 from tests.support import tiny
 from tests.support.comparing import comparable
 from tests.support.launching import read_log, run_all
@@ -12,6 +13,7 @@ STEPS = 8
 MIXTURES = {
     "perseq": "--mixin_loss perseq --mixin_schedule exponential --mixin_end 0.2",
     "fresh": "--mixin_source generator",
+    "packs": "--packs c4=0.75 code=0.25 --c4_order seed --c4_documents masked",
 }
 
 
@@ -30,6 +32,10 @@ def scratch(tiny_scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         1: [("straight", "2", ()), ("micro", "1", ()), ("resumed", "2", ("--stop_step", "3")), ("resumed", "2", ())],
         2: [("ranks", "1", ())],
     }
+    build_pretrain.main(
+        f"--scratch_dir {tiny_scratch} --name code --source {tiny_scratch / 'documents.jsonl'} --tokenizer "
+        f"{tiny_scratch / 'tokenizer'} --seq_len {tiny.SEQ_LEN} --num_blocks 40 --val_blocks 2 --workers 1".split()
+    )
     for ranks, of_ranks in layouts.items():
         runs = [
             {"phase": "pretrain", "argv": _arguments(tiny_scratch, mixture, name, "--micro_batch", micro_batch, *more),
@@ -58,3 +64,17 @@ def test_no_layout_changes_it(scratch: Path, mixture: str, name: str) -> None:
 def test_a_resume_continues_it(scratch: Path, mixture: str) -> None:
     straight, resumed = (read_log(scratch / f"{mixture}_{n}") for n in ("straight", "resumed"))
     assert comparable(resumed) == comparable(straight)
+
+
+@pytest.mark.launch
+def test_tokens_and_held_out_losses_are_counted_by_pack(scratch: Path) -> None:
+    rows = read_log(scratch / "packs_straight")
+    blocks = 0
+    for row in rows:
+        blocks += row["c4_count"]
+        assert row["c4_tokens"] + row["code_tokens"] == blocks * tiny.SEQ_LEN
+        assert abs(row["code_tokens"] - 0.25 * blocks * tiny.SEQ_LEN) < tiny.SEQ_LEN
+        assert row["tokens"] * (1 - row["mixin_fraction"]) == pytest.approx(blocks * tiny.SEQ_LEN)
+    for row in read_log(scratch / "packs_straight", "eval"):
+        assert 0 < row["heldout_c4_loss"] < 10 and 0 < row["heldout_code_loss"] < 10
+    assert "c4_tokens" not in read_log(scratch / "fresh_straight")[0]

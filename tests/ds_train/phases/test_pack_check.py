@@ -29,7 +29,7 @@ def _exchange_tokens(shard: Path) -> None:
 def test_all_ranks_learn_what_rank_0_found(pack: Path, is_damaged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if is_damaged:
         _exchange_tokens(pack / "shard_00000.bin")
-    checks = [PackCheck(PackedBlocks(pack), World(rank, rank, 2)) for rank in range(2)]
+    checks = [PackCheck([PackedBlocks(pack)], World(rank, rank, 2)) for rank in range(2)]
     checks[0]._thread.join()
     of_main = []
     for check in checks:

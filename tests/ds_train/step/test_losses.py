@@ -12,7 +12,7 @@ from data_tools.samples.documents import Document, EncodedExample, example_docum
 from data_tools.samples.readers import c4_document
 from ds_train.config.layout import Layout
 from ds_train.step.losses import AnswerCorrectness, PackedLM
-from ds_train.step.micro_batch import C4, SYNTHETIC, pack
+from ds_train.step.micro_batch import C4, SYNTHETIC, divide, pack
 from tests.support.packed_models import documents_of, mixed_samples, packed_logits, tiny_model
 from tests.support.tiny_models import ARCHITECTURES, VOCAB_SIZE, encoded, random_example, random_ids
 
@@ -266,3 +266,24 @@ def test_prompts_without_weight_get_no_logits():
     num_answer_tokens = sum(len(example.answers[0]) for example in examples)
     assert packed_logits(model, batch).shape == (num_answer_tokens, VOCAB_SIZE)
     assert batch.input_ids.shape[1] == sum(len(e.prompt) + len(e.answers[0]) - 1 for e in examples)
+
+
+@pytest.mark.parametrize("one_document_a_row", [False, True])
+def test_documents_of_a_masked_block_are_read_as_if_alone(one_document_a_row: bool) -> None:
+    """All targets stay; a block is in one micro-batch, and in one row where the model keeps documents apart."""
+    rng = np.random.default_rng(3)
+    model = tiny_model("gpt_neox")
+    model.one_document_a_row = one_document_a_row
+    blocks = np.array([random_ids(rng, 33) for _ in range(3)], np.int64).clip(min=1)
+    blocks[0, [0, 9, 10, 31]] = blocks[1, [20, 32]] = 0  # the end of a document; nothing follows the last of each
+    samples = [[c4_document(block, eos_id=0)] for block in blocks]
+    assert [document.lengths for (document,) in samples] == [(1, 9, 1, 21), (21, 11), (32,)]
+    split = [document.split() for (document,) in samples]
+    assert [len(documents) for documents in split] == [4, 2, 1]
+    parts = divide(samples, 64, one_document_a_row=one_document_a_row)
+    assert len(parts) == 2 or one_document_a_row
+    found = sum(float(model(part.pack())[1].sum()) for part in parts)
+    expected, weight, _ = plain_sums(model, split)
+    assert weight == 96 and found == pytest.approx(expected.item(), rel=1e-6)
+    joined = sum(float(model(part.pack())[1].sum()) for part in divide([[c4_document(b)] for b in blocks], 64))
+    assert abs(joined - found) > 1e-3
