@@ -255,6 +255,7 @@ def test_commands_of_the_readme(slurm: Slurm, checkout: Path) -> None:
     assert "SLURM_NTASKS=8" in slurm(*line("salloc"), "env")
 
 
+@pytest.mark.slow
 def test_the_grid_of_an_experiment_in_the_queue(slurm: Slurm, scratch: Path, tmp_path: Path) -> None:
     """Two runs on two nodes, one of them preempted: as the same grid without Slurm. Then nothing is left to submit."""
     flags = {"total_steps": 50, "micro_batch": 1, "eval_every": 25}
@@ -274,7 +275,7 @@ def test_the_grid_of_an_experiment_in_the_queue(slurm: Slurm, scratch: Path, tmp
     assert re.search(rf"^{jobs['report']} +report +evaluate/.* PENDING .*\(Dependency\)$", table, re.MULTILINE), table
     assert "nothing to submit: the rest is in the queue" in submit()
     finish([*program, str(alone), "--steps", "evaluate/B/seed_1"], tmp_path / "alone.log")
-    assert slurm.wait_for_end(jobs["report"]).state == "COMPLETED"
+    assert slurm.wait_for_end(jobs["report"], 240).state == "COMPLETED"
     assert slurm.job(f"{jobs['pretrain']}_0").restarts == 1
     assert "resumed from " in _text(queued / "queue" / f"{jobs['pretrain']}_0_pretrain.out")
     assert audit.main([str(alone / "B" / "seed_1"), str(queued / "B" / "seed_1")]) == 0
