@@ -17,8 +17,9 @@ from data_tools.base.command_line import CommandParser, of_kind
 from data_tools.base.errors import UserError, reason_of, run_command
 from data_tools.base.files import whole_file
 from data_tools.base.text_table import pluralize
+from data_tools.runs.facts import further_packs
 from data_tools.runs.logs import AXES, Row, RunLogs, checkpoint_name, distinct_names, read_evaluation
-from data_tools.runs.panels import LOOKAHEAD, PANELS, Panel
+from data_tools.runs.panels import LOOKAHEAD, PANELS, Panel, pack_panel
 from data_tools.runs.pictures import COLOURS, as_png, draw, draw_lookahead
 from data_tools.runs.report import Picture, report_page
 from data_tools.runs.settings import Settings, differing, read_settings
@@ -94,7 +95,7 @@ def _pictures(
     if evaluations:
         figure = draw_lookahead(_coloured(evaluations, runs))
         yield Picture(LOOKAHEAD.name, LOOKAHEAD.title, LOOKAHEAD.caption, "", as_png(figure))
-    for panel in PANELS:
+    for panel in (*PANELS, *map(pack_panel, further_packs(runs))):
         thresholds = _thresholds(panel, settings)
         for axis in AXES:
             if drawn := draw(panel, runs, axis, thresholds):

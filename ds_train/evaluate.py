@@ -42,7 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scratch_dir", required=True, help="directory of all data and runs")
     parser.add_argument("--split", choices=("eval", "test"), default="eval", help="which problems")
     parser.add_argument("--data_dir", help="directory of the splits (default: the only one under scratch_dir)")
-    parser.add_argument("--pack_dir", type=Path, help="packed C4 (default: scratch_dir/data/c4_packed, if it exists)")
+    parser.add_argument("--pack_dir", type=Path, help="packed C4 (default: that in scratch_dir, if it exists)")
     parser.add_argument("--tokenizer", help="hub id, directory or tokenizer.json (default: the checkpoint's)")
     parser.add_argument(
         "--seq_len", type=length, help="longest example, in tokens (default: the checkpoint's, or 2048)"

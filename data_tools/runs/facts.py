@@ -1,5 +1,6 @@
 """The results of runs as text: the same facts for the terminal and for the page."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,12 +12,20 @@ from data_tools.runs.logs import LONGEST_S, Row, RunLogs, checkpoint_name
 from data_tools.runs.settings import load_settings
 
 ABSENT = "–"
+_PACK_LOSS = re.compile("heldout_(.+)_loss")
 _ROWS_AVERAGED = 5  # a single step's loss is noise
 
 
 def run_facts(runs: Sequence[RunLogs]) -> dict[str, list[str]]:
     """Fact → its value in each run, without facts that no run has."""
-    return _known({label: [of(run) for run in runs] for label, of in _FACTS.items()})
+    of_packs = {f"held-out {name} loss": _last(f"heldout_{name}_loss") for name in further_packs(runs)}
+    return _known({label: [of(run) for run in runs] for label, of in (_FACTS | of_packs).items()})
+
+
+def further_packs(runs: Sequence[RunLogs]) -> list[str]:
+    """The packs besides c4 whose held-out loss a run has recorded, by name."""
+    found = (_PACK_LOSS.fullmatch(column) for run in runs for column in run.evaluations)
+    return sorted({match[1] for match in found if match} - {"c4"})
 
 
 def mastered_stages(run: RunLogs) -> tuple[list[str], dict[str, list[str]]]:

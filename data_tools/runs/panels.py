@@ -88,6 +88,16 @@ PANELS = (
         {"data_wait_fraction": ""}, is_noisy=True,
     ),
 )  # fmt: skip
+
+
+def pack_panel(name: str) -> Panel:
+    """The picture of a further pack's held-out loss."""
+    caption = f"On the validation blocks of the pack {name}."
+    return Panel(
+        f"heldout_{name}_loss", f"Held-out {name} loss", _NATS, caption, {f"heldout_{name}_loss": ""}, scale="log"
+    )
+
+
 LOOKAHEAD = Panel(
     "accuracy_by_lookahead", "Accuracy by lookahead", "accuracy (any valid answer)",
     "Lookahead: how many levels must be expanded before the next step is known.", scale="unit",

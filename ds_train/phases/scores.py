@@ -18,6 +18,7 @@ from data_tools.base.errors import UserError
 from data_tools.base.files import write_json
 from data_tools.base.hub import use_fetched
 from data_tools.base.text_table import pluralize
+from data_tools.corpus.named_packs import C4_PACK, named_pack_directory
 from data_tools.corpus.shards import META_NAME, PackedBlocks, pack_directory
 from data_tools.corpus.tokenizer import TextTokenizer, load_tokenizer
 from data_tools.runs.intervals import wilson_interval
@@ -138,7 +139,7 @@ def _inputs(args: argparse.Namespace, splits: Splits, weights: Weights, before: 
         return before
     if not args.seq_len and not saved_seq_len(weights):
         logger.warning("%s has no seq_len; examples longer than %d are left out", weights.path, seq_len)
-    blocks = _pack(args, tokenizer.fingerprint)
+    blocks = _pack(args, tokenizer)
     heldout = heldout_examples(
         splits.rows(args.split), tokenizer, seq_len=seq_len, subset_size=args.num_examples, seed=args.seed
     )
@@ -194,18 +195,19 @@ def _is_masked(weights: Weights) -> bool:
     return weights.is_checkpoint and read_state(weights.path).fingerprints.get("c4_documents") == "masked"
 
 
-def _pack(args: argparse.Namespace, tokenizer_fingerprint: str) -> PackedBlocks | None:
-    """The pack whose validation blocks are scored; None if there is no default pack."""
-    directory = args.pack_dir or pack_directory(args.scratch_dir)
-    if not args.pack_dir and not (directory / META_NAME).exists():
-        return None
-    blocks = PackedBlocks(directory)
-    if blocks.meta.tokenizer_sha256 != tokenizer_fingerprint:
+def _pack(args: argparse.Namespace, tokenizer: TextTokenizer) -> PackedBlocks | None:
+    """The pack whose validation blocks are scored: by default that of C4; None if there is none."""
+    of_c4 = (pack_directory(args.scratch_dir), named_pack_directory(args.scratch_dir, C4_PACK, tokenizer))
+    places = [args.pack_dir] if args.pack_dir else [path for path in of_c4 if (path / META_NAME).exists()]
+    packs = [PackedBlocks(place) for place in places]
+    fitting = [pack for pack in packs if pack.meta.tokenizer_sha256 == tokenizer.fingerprint]
+    if packs and not fitting:
+        other = packs[0]
         raise UserError(
-            f"{directory} was packed with another tokenizer ({blocks.meta.tokenizer}) than the checkpoint's; "
+            f"{other.directory} was packed with another tokenizer ({other.meta.tokenizer}) than the checkpoint's; "
             "give the --pack_dir of a pack with the checkpoint's tokenizer."
         )
-    return blocks
+    return fitting[0] if fitting else None
 
 
 @contextmanager

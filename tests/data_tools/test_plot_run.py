@@ -21,7 +21,12 @@ def two_runs(tmp_path):
         tmp_path / "x" / "pptrain", pptrain_rows([4.0, 2.0, 3.0, 1.0], [1, 1, 2, 3]),
         stage_rows([0, 20, 30], [1, 2, 3]), [0, 10], "seed: 1\ncurr_threshold: 0.98\n",
     )  # fmt: skip
-    mix = write_run(tmp_path / "x" / "pretrain", pretrain_rows([6.0, 5.0]), [], settings="seed: 2\n")
+    mix = write_run(
+        tmp_path / "x" / "pretrain",
+        pretrain_rows([6.0, 5.0]),
+        [{"step": 20, "heldout_code_loss": 3.0}],
+        settings="seed: 2\n",
+    )
     return climb, mix
 
 
@@ -43,6 +48,7 @@ def test_command(tmp_path, two_runs, capsys):
         assert {f"{panel}_by_{axis}" for panel in ("loss", "stage", "loss_by_source")} <= by_axis[axis]
     assert "loss_by_source_by_c4_tokens" in names and "stage_by_c4_tokens" not in names and not by_axis["pflops"]
     assert "accuracy_by_lookahead" in names and "heldout_c4_loss_by_step" not in names
+    assert "heldout_code_loss_by_c4_tokens" in names
     page = (out / "report.html").read_text().replace("<wbr>", "")
     assert (
         page.count("<img ") == len(names) and f"{len(names)} pictures of pptrain, pretrain" in capsys.readouterr().out
@@ -53,6 +59,7 @@ def test_command(tmp_path, two_runs, capsys):
     assert cells(page, "optimizer steps") == ["40", "20"] and cells(page, "tokens") == ["4,000", "4,000"]
     assert cells(page, "launches") == ["2", "1"] and cells(page, "stage") == ["3 of 8", "–"]
     assert cells(page, "training loss, mean of 5 rows") == ["2.500", "5.500"]
+    assert cells(page, "held-out code loss") == ["–", "3.000"]
     assert cells(page, "best held-out accuracy") == ["0.200 at step 30", "–"]
     assert cells(page, "seed") == ["1", "2"] and "curr_threshold" not in page
     assert cells(page, "accuracy, any valid answer") == ["0.500"]

@@ -122,6 +122,16 @@ def test_runs_stand_side_by_side_and_pretrain_shows_both_losses(tmp_path):
     assert shown["stage mastered, pptrain"][:2] == ["alpha", "at step"]
 
 
+def test_further_packs_have_their_held_out_losses(tmp_path):
+    evaluations = [row | {"heldout_my-code_loss": 4 + n} for n, row in enumerate(PRETRAIN_EVAL)]
+    runs = [
+        write_run(tmp_path / "one", PRETRAIN_TRAIN, PRETRAIN_EVAL),
+        write_run(tmp_path / "two", PRETRAIN_TRAIN, evaluations),
+    ]
+    shown = table(summarize_run.summarize_runs(runs))
+    assert shown["held-out my-code loss"] == ["–", f"{3 + len(PRETRAIN_EVAL):.3f}"]
+
+
 def test_a_row_being_written_is_left_out(tmp_path):
     run = write_run(tmp_path, PPTRAIN_TRAIN, [])
     with (run / "logs" / "train.jsonl").open("a") as file:

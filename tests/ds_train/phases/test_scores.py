@@ -3,12 +3,16 @@
 import csv
 import json
 import shutil
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from data_tools.base.errors import UserError
+from data_tools.corpus.named_packs import named_pack_directory
+from data_tools.corpus.shards import pack_directory
+from data_tools.corpus.tokenizer import load_tokenizer
 from ds_train import evaluate
 from ds_train.checkpoints.save import read_state
 from ds_train.phases import pptrain, scores
@@ -122,3 +126,18 @@ def test_all_ranks_evaluate_what_rank_0_has_found(
     score(run, run, "--all_checkpoints", "--csv", tmp_path / "agreed.csv")
     assert [int(row["step"]) for row in rows_of(tmp_path / "agreed.csv")] == [STEPS[1]]
     assert "step_00000002: damaged on rank 0" in capsys.readouterr().err
+
+
+def test_the_pack_of_c4_is_found_by_the_tokenizer(tiny_scratch: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_scratch / "tokenizer"))
+    args = Namespace(scratch_dir=tmp_path, pack_dir=None)
+    assert scores._pack(args, tokenizer) is None
+    unnamed, named = pack_directory(tmp_path), named_pack_directory(tmp_path, "c4", tokenizer)
+    shutil.copytree(pack_directory(tiny_scratch), unnamed)
+    assert scores._pack(args, tokenizer).directory == unnamed
+    meta = json.loads((unnamed / "meta.json").read_text())
+    (unnamed / "meta.json").write_text(json.dumps(meta | {"tokenizer_sha256": "0" * 64}))
+    with pytest.raises(UserError, match="was packed with another tokenizer"):
+        scores._pack(args, tokenizer)
+    shutil.copytree(pack_directory(tiny_scratch), named)
+    assert scores._pack(args, tokenizer).directory == named
