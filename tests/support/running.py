@@ -49,10 +49,10 @@ def running(command: list[str], log: Path, **more: str) -> Iterator[subprocess.P
         process.wait()
 
 
-def finish(command: list[str], log: Path, **more: str) -> str:
+def finish(command: list[str], log: Path, timeout_s: float = _TIMEOUT_S, **more: str) -> str:
     """Run a command that must succeed; returns its output."""
     with running(command, log, **more) as process:
-        code = process.wait(_TIMEOUT_S)
+        code = process.wait(timeout_s)
     assert code == 0, f"exit code {code}\n{log.read_text()[-5000:]}"
     return log.read_text()
 

@@ -13,6 +13,7 @@ from tests.support.launching import read_log
 from tests.support.running import finish, running, script, steps_logged, wait_for_step
 
 PPTRAIN_STEPS, PRETRAIN_STEPS = 60, 40
+_GRID_S = 1800  # for twenty processes, each of which imports for seconds
 RUNS = ("pptrain", "A", "B")  # of those that are interrupted
 
 pytestmark = [pytest.mark.launch, pytest.mark.slow]
@@ -46,7 +47,7 @@ def results(scratch: Path) -> dict[str, Any]:
 
 def test_a_grid_and_a_part_of_it_interrupted_twice(config: Path, launcher: dict[str, str], tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    output = finish([*script("experiment"), str(config), str(whole)], tmp_path / "whole.log", **launcher)
+    output = finish([*script("experiment"), str(config), str(whole)], tmp_path / "whole.log", _GRID_S, **launcher)
     assert re.search(rf"^B fresh.* {PRETRAIN_STEPS} ", output, re.MULTILINE)
     assert re.search(rf"^A pre-pretrained.* {PPTRAIN_STEPS} \+ {PRETRAIN_STEPS} ", output, re.MULTILINE)
     assert "95 % intervals over 2 seeds" in output and "Note: 2 seeds: no interval." in output
@@ -64,10 +65,10 @@ def test_a_grid_and_a_part_of_it_interrupted_twice(config: Path, launcher: dict[
         assert "stopping after the current optimizer step" in log.read_text()
         assert not (stopped / run / "seed_1" / "STOP").exists()
     assert 10 <= max(steps_logged(stopped / "A" / "seed_1")) < PRETRAIN_STEPS and not (stopped / "B").exists()
-    output = finish(command, log, **launcher)
+    output = finish(command, log, _GRID_S, **launcher)
     assert "done before: pre-pretraining" in output and "done before: pretrain A" not in output
     assert results(stopped) == results(whole)
 
-    output = finish(command, log, **launcher)
+    output = finish(command, log, _GRID_S, **launcher)
     assert output.count("== done before") == 8, "all but the report and the comparison"
     assert "B fresh, C4 only" in output
