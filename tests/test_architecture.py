@@ -44,7 +44,7 @@ ARROWS = {
     "ds_train": {"ds_train.phases", "ds_train.checkpoints", "ds_train.ranks", "ds_train.config", "data_tools.runs"},
     "ds_train.experiment": {
         "data_tools", "ds_train", "ds_train.phases", "ds_train.checkpoints", "ds_train.model", "ds_train.ranks",
-        "ds_train.config", "data_tools.compare", "data_tools.runs", "data_tools.search",
+        "ds_train.config", "data_tools.compare", "data_tools.runs", "data_tools.search", *TEXT,
     },
 }  # fmt: skip
 # Everything else reaches DeepSpeed through these, for the reason given.

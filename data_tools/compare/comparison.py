@@ -22,6 +22,7 @@ class Target:
         name: what the level is.
         levels: the level; that of each seed's own baseline, unless it was given.
         base_needs, run_needs: positions on the axis.
+        are_first_rows: of each seed, whether both have it from their first row on: then nothing follows.
         saved: C4 tokens saved per token of pre-pretraining (the marginal rate of substitution of Hu et al. 2025).
     """
 
@@ -29,11 +30,12 @@ class Target:
     levels: list[float]
     base_needs: list[float]
     run_needs: list[float]
+    are_first_rows: list[bool]
     saved: Estimate
 
     @property
     def ratios(self) -> np.ndarray:
-        return np.array(self.base_needs) / np.array(self.run_needs)
+        return np.where(self.are_first_rows, np.nan, np.array(self.base_needs) / np.array(self.run_needs))
 
     @property
     def speed_up(self) -> Estimate:
@@ -93,7 +95,10 @@ def compare(base: Condition, run: Condition, levels: Sequence[float] = (), count
     found = crossings(positions, differences.mean(axis=0) * (-1 if falls else 1), float(noise))
     targets = [*_own_targets(pairs, counts_c4), *(_given_target(level, pairs, counts_c4) for level in levels)]
     final = differences[:, -1]
-    notes = [*_pairing_notes(base, run, len(seeds)), *_length_notes(base, run, seeds), *_target_notes(targets, pairs)]
+    notes = [
+        *_pairing_notes(base, run, len(seeds)), *_branch_notes(base, run, seeds), *_length_notes(base, run, seeds),
+        *_target_notes(targets, pairs),
+    ]  # fmt: skip
     return Comparison(
         base.name, run.name, seeds, targets, found, float(positions[-1]), mean_of(final), final.tolist(), falls, notes
     )
@@ -118,9 +123,16 @@ def _given_target(level: float, pairs: _Pairs, counts_c4: bool) -> Target:
 def _target(name: str, levels: list[float], pairs: _Pairs, counts_c4: bool) -> Target:
     base_needs = [one.curve.reach(level) for (one, _), level in zip(pairs, levels, strict=True)]
     run_needs = [other.curve.reach(level) for (_, other), level in zip(pairs, levels, strict=True)]
+    firsts = [(one.curve.positions[0], other.curve.positions[0]) for one, other in pairs]
+    are_first_rows = [
+        needs == first for needs, first in zip(zip(base_needs, run_needs, strict=True), firsts, strict=True)
+    ]
     spent = np.array([other.pptrain_tokens - one.pptrain_tokens for one, other in pairs])
     saved = np.subtract(base_needs, run_needs) / np.where(spent > 0, spent, np.nan)
-    return Target(name, levels, base_needs, run_needs, mean_of(saved) if counts_c4 else Estimate(np.nan))
+    saved[are_first_rows] = np.nan
+    return Target(
+        name, levels, base_needs, run_needs, are_first_rows, mean_of(saved) if counts_c4 else Estimate(np.nan)
+    )
 
 
 def _listed(runs: dict[int, SeedRun]) -> str:
@@ -138,6 +150,19 @@ def _pairing_notes(base: Condition, run: Condition, num_pairs: int) -> list[str]
             f"{pluralize(num_pairs, 'seed')}: no interval. Whether another seed would show the same is not known; "
             f"{MIN_SEEDS} seeds give an interval."
         )
+    return notes
+
+
+def _branch_notes(base: Condition, run: Condition, seeds: Sequence[int]) -> list[str]:
+    notes = []
+    for parent, child in ((base, run), (run, base)):
+        points = [child.runs[seed].branched_from for seed in seeds]
+        parents = [parent.runs[seed].directory for seed in seeds]
+        if any(point and parent_of in point.parents for point, parent_of in zip(points, parents, strict=True)):
+            notes.append(
+                f"{child.name} is a branch of {parent.name}: its rows begin there, and before they are one run. "
+                "Only what comes after can be compared; a level that was reached before is no gain of either."
+            )
     return notes
 
 

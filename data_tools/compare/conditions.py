@@ -30,6 +30,8 @@ class SeedRun:
         total_steps: that it is to have; None if its settings do not give it.
         decays: whether its learning rate falls to the end of its schedule.
         pptrain_tokens: of the pre-pretraining that it started from; 0 without any, NaN if that is not known.
+        directory: of the run.
+        branched_from: the checkpoint of another run that it branched off at, if it did.
     """
 
     curve: Curve
@@ -37,6 +39,8 @@ class SeedRun:
     total_steps: int | None = None
     decays: bool = False
     pptrain_tokens: float = np.nan
+    directory: Path = Path()
+    branched_from: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,14 @@ def read_condition(name: str, directories: Sequence[Path], metric: str, axis: st
         schedule = load_settings(directory / "deepspeed.json").get("scheduler") or {}
         runs[seed] = SeedRun(
             curve, logs.last_step, _total_steps(flags, schedule), schedule.get("type") in _DECAYING,
-            _pptrain_tokens(logs, flags),
+            _pptrain_tokens(logs, flags), directory.resolve(), _branch_point(flags),
         )  # fmt: skip
     return Condition(name, runs)
+
+
+def _branch_point(flags: dict[str, Any]) -> Path | None:
+    given = flags.get("branch_from")
+    return Path(str(given)).resolve() if given else None
 
 
 def _total_steps(flags: dict[str, Any], schedule: dict[str, Any]) -> int | None:

@@ -61,6 +61,8 @@ def _about_need(comparison: Comparison, metric: str, axis: str) -> str:
     if num_never:
         share = f" in {num_never} of {num_seeds} seeds" if num_seeds > 1 else ""
         return f"{name} never reaches {what}{share}."
+    if any(target.are_first_rows):
+        return f"Both have {what} from their first row on: what it takes to reach it does not show."
     speed_up = target.speed_up
     of_seeds = f"{pluralize(num_seeds, 'seed')}{', 95 % interval' if speed_up.has_interval else ', no interval'}"
     if speed_up.has_interval and not speed_up.excludes(1):

@@ -117,7 +117,7 @@ def flags_of(values: dict[str, Any], where: str, known: Mapping[str, bool] | Non
     Args:
         where: the origin, for messages.
         known: names of all flags, without dashes, and whether they take several values. None: the command that gets
-            them checks the names.
+            them checks the names, and takes true as a flag without a value.
 
     Raises:
         UserError: names that are not flags (all in one message), or a value that no flag can have.
@@ -131,11 +131,14 @@ def flags_of(values: dict[str, Any], where: str, known: Mapping[str, bool] | Non
             elif isinstance(value, list) and not known[name]:
                 problems.add(f"{where}: {name} is a list, expected one value.")
         problems.raise_if_any()
-    return [argument for name, value in values.items() for argument in _arguments(where, name, value)]
+    return [argument for name, value in values.items() for argument in _arguments(where, name, value, known is None)]
 
 
-def _arguments(where: str, name: str, value: Any) -> Iterator[str]:
+def _arguments(where: str, name: str, value: Any, has_switches: bool) -> Iterator[str]:
     if value is None or value == []:
+        return
+    if has_switches and isinstance(value, bool):
+        yield from [f"--{name}"] if value else []
         return
     if isinstance(value, list):
         yield from (f"--{name}", *map(str, value))

@@ -44,3 +44,4 @@ def clean(experiment: Experiment, *, is_dry_run: bool = False) -> None:
         return
     for retention in thinned:
         retention.tidy()
+    print(f"deleted: {total / GIB:,.2f} GiB")

@@ -79,7 +79,10 @@ def read_conditions(given: Any) -> dict[str, Condition]:
     if given is None:
         given = list(DEFAULT)
     if isinstance(given, list):
-        given = dict.fromkeys(map(str, given))
+        names = [*map(str, given)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"conditions has {twice} twice; name each condition once.")
+        given = {_known(name, BUILT_IN).name: None for name in names}
     if not isinstance(given, dict) or not given:
         raise UserError(f"conditions are {given!r}, expected names, or names with what differs.")
     known = dict(BUILT_IN)

@@ -7,6 +7,7 @@ from typing import Any
 
 from data_tools.base.command_line import did_you_mean
 from data_tools.base.errors import UserError
+from data_tools.corpus.tokenizer import is_path
 from ds_train.config.flags import names_with_role
 from ds_train.config.run_file import flags_of, read_mapping
 from ds_train.config.trainer_flags import GROUPS, RunFlags
@@ -123,7 +124,10 @@ class ExperimentFile:
         if not self.has("tokenizer"):
             raise UserError(f"{self.path}: tokenizer is missing; give a hub id, a path, or flags to train one with.")
         if not self.trains_tokenizer:
-            return str(self._sections["tokenizer"])
+            spec = str(self._sections["tokenizer"])
+            if is_path(spec) and not Path(spec).expanduser().exists():
+                raise UserError(f"{self.path}: tokenizer is {spec}: no such file or directory; give one, or a hub id.")
+            return spec
         if not self.documents:
             raise UserError(
                 f"{self.path}: tokenizer needs documents to be trained on; add corpus, or source under pack."

@@ -131,7 +131,7 @@ def grid_table(forecasts: list[Forecast]) -> str:
             "still to run",
             "",
             *(_number(total, is_bound) for total in sums),
-            _number(sum(f.disk for f in forecasts) / GIB),
+            _number(sum(one.disk for one in rest) / GIB),
         ]
     )
     return (

@@ -6,6 +6,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from data_tools.base.command_line import did_you_mean
 from data_tools.base.errors import UserError
 from data_tools.base.text_table import round_up
 from ds_train import evaluate
@@ -74,10 +75,19 @@ class Trainers:
         """The condition whose pre-pretraining that of this one replays, seed by seed; None without any, or for a path.
 
         Raises:
-            UserError: it is the same pre-pretraining, or replays another one itself.
+            UserError: it is none or the same pre-pretraining, replays another one itself, or does not exist.
         """
-        other = self._known.get(str(self._values(PPTRAIN, condition).get("replay_run")))
-        if other and (other.pptrain == condition.pptrain or "replay_run" in self._values(PPTRAIN, other)):
+        given = self._values(PPTRAIN, condition).get("replay_run")
+        if given is None:
+            return None
+        other = self._known.get(str(given))
+        if other is None and not Path(str(given)).exists():
+            hint = did_you_mean(str(given), self._known, f"; there are {', '.join(self._known)}.")
+            raise UserError(
+                f"{self._file.path}: condition {condition.name}: replay_run is {given}: no condition or run{hint}"
+            )
+        is_other = other and other.first == PPTRAIN and other.pptrain != condition.pptrain
+        if other and not (is_other and "replay_run" not in self._values(PPTRAIN, other)):
             raise UserError(
                 f"{self._file.path}: condition {condition.name}: replay_run {other.name} is no pre-pretraining that it "
                 "can replay; name a condition with another one, which replays none."

@@ -1,5 +1,7 @@
 """Conditions over seeds: speed-ups are recovered, intervals cover the truth, and limits are stated."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,21 @@ def test_intervals_cover_the_truth():
         half_way = found.targets[1].speed_up
         covered.append(half_way.low <= speed <= half_way.high)
     assert 0.91 <= np.mean(covered) <= 0.985
+
+
+def test_a_level_that_both_have_from_the_start_is_no_gain():
+    flat = [SeedRun(Curve(positions, np.zeros(3)), 3) for positions in (np.array([1.0, 2, 3]), np.array([1.5, 2, 3]))]
+    found = compare(condition("B", flat[0]), condition("A", flat[1]))
+    assert all(np.isnan(target.speed_up.mean) for target in found.targets)
+    assert "Both have B's final loss (0) from their first row on: what it takes" in verdict(found, "loss", "pflops")
+
+
+def test_a_branch_is_named_as_one():
+    parent, child = run_of(directory=Path("/r/c")), run_of(branched_from=Path("/r/c/checkpoints/step_00000010"))
+    for base, run in ((parent, child), (child, parent)):
+        (note,) = [n for n in compare(condition("B", base), condition("A", run)).notes if "branch" in n]
+        assert note.startswith("A is a branch of B: " if run is child else "B is a branch of A: ")
+    assert not any("branch" in note for note in compare(condition("B", run_of()), condition("A", child)).notes)
 
 
 def test_equal_runs():

@@ -40,7 +40,8 @@ def test_last_and_kept_checkpoints_stay(
     monkeypatch.setattr("builtins.input", lambda text: "y")
     clean(grid)
     assert left(grid, "B") == [10, 30, 50] and left(grid, "C") == [10, 20, 30, 40, 50]
-    assert "2 checkpoints " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2 checkpoints " in printed and "deleted: 0.00 GiB" in printed
     clean(grid)
     assert "no finished run" in capsys.readouterr().out
 

@@ -235,7 +235,10 @@ def test_a_condition_replays_the_pre_pretraining_of_another(tmp_path: Path) -> N
         assert f"pptrain/seed_{seed}" in [step.name for step in replay.needs]
     longest = {one.run: one.steps for one in check_and_forecast(experiment(config, tmp_path / "scratch"))}
     assert longest["pptrain_sh/seed_2"] == longest["pptrain_sh/seed_1"] == 100
-    for name in ("sh", "again"):
+    typo = {"sh": {"like": "A", "pptrain": shuffled | {"replay_run": "shuffled"}}}
+    with pytest.raises(UserError, match=r"condition sh: replay_run is shuffled: no condition or run; there are A, B"):
+        steps(write(tmp_path, conditions=typo))
+    for name in ("sh", "again", "B", "N"):
         again = {"like": "A", "pptrain": {"curriculum": "replay", "replay_run": name}}
         conditions = {"sh": {"like": "A", "pptrain": shuffled | {"replay_run": name}}, "again": again}
         with pytest.raises(UserError, match=rf"condition \w+: replay_run {name} is no pre-pretraining that it can"):
@@ -288,3 +291,9 @@ def test_an_experiment_of_version_0_1_is_not_continued(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"of version 0.1.*Give a new directory.*data_tools.compare"):
         __main__.main([str(write(tmp_path)), str(tmp_path / "scratch")])
     assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["experiment.json"]
+
+
+def test_a_switch_of_a_command_that_makes_data(tmp_path: Path) -> None:
+    for value in (True, False):
+        pack = steps(write(tmp_path, pack={"overwrite": value}))["pack"]
+        assert ("--overwrite" in pack.command) == value and not any("overwrite=" in word for word in pack.command)
