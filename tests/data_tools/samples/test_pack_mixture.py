@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from data_tools.base.rng import permutation
 from data_tools.samples.pack_mixture import PackMixture
 from data_tools.samples.samplers import (
     Cursor,
@@ -75,6 +76,10 @@ def test_c4_keeps_the_order_and_synthetic_blocks_the_places_that_they_have_alone
     mixed, alone = plans(sampler(shuffles_c4=True), 30), plans(sampler(packs=None, shuffles_c4=True), 30)
     is_mixin = [np.concatenate([p.sources == SampleKind.MIXIN for p in found]) for found in (mixed, alone)]
     assert np.array_equal(*is_mixin)
+    for found, size in ((alone, 1070), (mixed, 1000)):
+        is_c4 = [np.array(found[0].names)[plan.sources] == "c4" for plan in found]
+        c4 = np.concatenate([plan.indices[chosen] for plan, chosen in zip(found, is_c4, strict=True)])
+        assert np.array_equal(c4, permutation(5, "pretrain/c4 order", size)[: len(c4)])
     one_pack = plans(sampler(packs=PackMixture.of({"c4": 1_000_000}, (1070,)), shuffles_c4=True), 30)
     assert ids(one_pack) == ids(alone) and one_pack[0].names == alone[0].names
 

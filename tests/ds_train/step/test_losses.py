@@ -272,7 +272,7 @@ def test_prompts_without_weight_get_no_logits():
 def test_documents_of_a_masked_block_are_read_as_if_alone(one_document_a_row: bool) -> None:
     """All targets stay; a block is in one micro-batch, and in one row where the model keeps documents apart."""
     rng = np.random.default_rng(3)
-    model = tiny_model("gpt_neox")
+    model = tiny_model("gpt_neox", "packed")
     model.one_document_a_row = one_document_a_row
     blocks = np.array([random_ids(rng, 33) for _ in range(3)], np.int64).clip(min=1)
     blocks[0, [0, 9, 10, 31]] = blocks[1, [20, 32]] = 0  # the end of a document; nothing follows the last of each
@@ -282,6 +282,8 @@ def test_documents_of_a_masked_block_are_read_as_if_alone(one_document_a_row: bo
     assert [len(documents) for documents in split] == [4, 2, 1]
     parts = divide(samples, 64, one_document_a_row=one_document_a_row)
     assert len(parts) == 2 or one_document_a_row
+    for batch in (part.pack() for part in parts):
+        assert batch.cu_seq_lens.diff().tolist() == [*batch.lengths]
     found = sum(float(model(part.pack())[1].sum()) for part in parts)
     expected, weight, _ = plain_sums(model, split)
     assert weight == 96 and found == pytest.approx(expected.item(), rel=1e-6)
