@@ -35,7 +35,7 @@ LATEST = "latest"
 HUGGING_FACE_CONFIG = "config.json"  # a directory of transformers has one at its top, a checkpoint of ours has not
 SAVING, DELETING = ".saving_", ".deleting_"
 _LOADED = ("*.pt", "huggingface/[!.]*")  # files that loading looks for, whatever the manifest lists
-_STEP_NAME = re.compile(r"step_(\d{8,})")
+STEP_NAME = re.compile(r"step_(\d{8,})")
 _READERS = 4  # files that are hashed at once
 _CHUNK_BYTES = 1 << 20
 _SUPERSEDED_NAME = re.compile(r"superseded_(\d+)")
@@ -100,7 +100,7 @@ def saving_name(step: int) -> str:
 
 def step_of(checkpoint: Path) -> int:
     """The optimizer step in a step directory's name."""
-    match = _STEP_NAME.fullmatch(checkpoint.name)
+    match = STEP_NAME.fullmatch(checkpoint.name)
     if not match:
         raise UserError(f"{checkpoint} is not a step directory; expected a name like step_00000200.")
     return int(match[1])
@@ -108,7 +108,7 @@ def step_of(checkpoint: Path) -> int:
 
 def step_directories(directory: Path) -> list[Path]:
     """All step directories, usable or not, newest first."""
-    found = [path for path in entries(directory) if _STEP_NAME.fullmatch(path.name)]
+    found = [path for path in entries(directory) if STEP_NAME.fullmatch(path.name)]
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -188,7 +188,7 @@ def defect_of(checkpoint: Path, find_damage: FindDamage = damage_in) -> str | No
         return f"it has no {MANIFEST}" if checkpoint.is_dir() else "it does not exist"
     except (OSError, ValueError) as error:
         return f"its {MANIFEST} cannot be read ({error})"
-    if _STEP_NAME.fullmatch(checkpoint.name) and manifest.step != step_of(checkpoint):
+    if STEP_NAME.fullmatch(checkpoint.name) and manifest.step != step_of(checkpoint):
         return f"its {MANIFEST} is that of step {manifest.step}"
     if manifest.xxh3_128 not in (None, manifest.own_hash()):
         return f"its {MANIFEST} is damaged: its entries are not those that were written"

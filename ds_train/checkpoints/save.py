@@ -109,6 +109,7 @@ class Checkpoints:
     describe: Callable[[Path], None]
     retention: Retention
     sync: bool = False
+    committed: Callable[[], None] = lambda: None  # called on rank 0 after each
     last_saved_step: int = 0  # step that needs no saving: resumed from or saved last; a fresh start is at 0
     _snapshots: Snapshots = field(default_factory=Snapshots)
     _thread: ThreadPoolExecutor = field(default_factory=saving_thread)
@@ -236,6 +237,7 @@ class Checkpoints:
             if not errors:
                 commit(self.directory, asked.step, self._described(saving, asked.state, ranks))
                 self.retention.committed()
+                self.committed()
                 return None
         except OSError as error:
             errors = [file_problem(error, saving)]

@@ -48,6 +48,12 @@ class RunFlags:
         "auto", "auto or latest (newest complete checkpoint, else a fresh start), none, or a step directory", "launch"
     )
     resume_from: str | None = flag(None, "step directory to resume from; the same as --resume PATH", "launch")
+    mirror: str | None = flag(
+        None, "URL or path to copy the run to (below it: RUN/…), and to continue from where it is not here", "launch"
+    )
+    mirror_every: int = flag(
+        1, "copy the checkpoints of steps divisible by this, and the last one", "launch", within="[1, 1e12]"
+    )
     num_ranks: int | None = flag(
         None, "number of ranks that this launch must have; any other is an error", "speed", within="[1, 1e6]"
     )

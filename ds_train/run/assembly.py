@@ -12,6 +12,7 @@ from typing import Any
 from data_tools.base.errors import UserError
 from data_tools.base.files import exclusive
 from ds_train.checkpoints.manifest import choose_checkpoint, set_aside
+from ds_train.checkpoints.mirror import Mirror
 from ds_train.checkpoints.rank_rng import seed_rng
 from ds_train.checkpoints.resume import ONE_A_ROW
 from ds_train.checkpoints.retention import Retention
@@ -43,6 +44,7 @@ from ds_train.run.summary import startup_summary
 from ds_train.step.probe import check_isolation
 from ds_train.step.stream import RankBatchBuilder, Stream
 from ds_train.training.loop import Run, train
+from ds_train.training.mirroring import Mirroring
 from ds_train.training.mlflow_run import MlflowRun
 from ds_train.training.monitors import join_wandb
 from ds_train.training.notices import Notices
@@ -50,6 +52,10 @@ from ds_train.training.phase import Cadence, PhaseParts
 from ds_train.training.profile import StepProfile, profiled_steps, record_memory
 
 logger = logging.getLogger(__name__)
+
+# The longest wait for the last upload; a job that is preempted has little time left.
+_LAST_UPLOAD_S = {ExitCode.FINISHED: 600.0, ExitCode.STOPPED: 600.0}
+_LAST_UPLOAD_OTHERWISE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,7 @@ def launch(prepared: CheckedRun) -> ExitCode:
     finally:  # only now it is known that this rank ends by itself, and not with one that is gone
         if run and world.is_main:
             record_exit(inputs.run_directory, run.state.step, code)
+            run.mirroring.end(_LAST_UPLOAD_S.get(code, _LAST_UPLOAD_OTHERWISE_S))
         notices.ended(run.state.step if run else 0, code, sys.exc_info()[1])
     return code
 
@@ -146,9 +153,9 @@ def _build_run(
 ) -> Run:
     # Rank 0 chooses a checkpoint of this run, or that of the run that it branches from, or none.
     world, layout, flags = inputs.world, inputs.engine.layout, inputs.run_flags
-    directory = inputs.run_directory / "checkpoints"
     watchdog.progress("choosing a checkpoint", is_long=True)
-    own = with_all_ranks(world, partial(choose_checkpoint, directory, flags.resume, flags.resume_from))
+    mirroring = _mirroring(inputs)
+    own = _own_checkpoint(inputs, mirroring)
     chosen = own or setup.branch_from
     state = fresh_state(inputs, setup, settings.all_flags)
     stop.check()
@@ -182,20 +189,30 @@ def _build_run(
         stream=stream,
         phase=setup.phase,
         state=state,
-        checkpoints=Checkpoints(
-            directory,
-            world,
-            describe=lambda target: save_description(target, inputs.model_config, inputs.tokenizer),
-            retention=_retention(inputs, setup.cadence),
-            sync=flags.sync_save,
-            last_saved_step=state.step if own else 0,
-        ),
+        checkpoints=_checkpoints(inputs, setup.cadence, mirroring, state.step if own else 0),
         directory=inputs.run_directory,
         stop=stop,
         watchdog=watchdog,
+        mirroring=mirroring,
         skip_nonfinite=flags.skip_nonfinite,
         profile=_profile(inputs, watchdog),
     )
+
+
+def _mirroring(inputs: CommonInputs) -> Mirroring:
+    """What rank 0 copies of the run directory, and where to."""
+    flags = inputs.run_flags
+    url = f"{flags.mirror.rstrip('/')}/{inputs.run_name}" if flags.mirror else None
+    mirror = Mirror(url) if url and inputs.world.is_main else None
+    return Mirroring(mirror, inputs.run_directory, flags.mirror_every, flags.keep_every)
+
+
+def _own_checkpoint(inputs: CommonInputs, mirroring: Mirroring) -> Path | None:
+    """The checkpoint of this run to continue from, fetched where this machine has none. Collective."""
+    flags = inputs.run_flags
+    on_main(inputs.world, lambda: mirroring.fetch(flags.resume_from or flags.resume))
+    directory = inputs.run_directory / "checkpoints"
+    return with_all_ranks(inputs.world, partial(choose_checkpoint, directory, flags.resume, flags.resume_from))
 
 
 def _profile(inputs: CommonInputs, watchdog: Watchdog) -> StepProfile:
@@ -217,6 +234,18 @@ def _batch_builder(inputs: CommonInputs, setup: PhaseParts) -> RankBatchBuilder:
     rank, seq_len = inputs.world.rank, inputs.model_flags.seq_len
     return RankBatchBuilder(
         setup.readers, inputs.engine.layout, rank, seq_len, one_document_a_row=inputs.one_document_a_row
+    )
+
+
+def _checkpoints(inputs: CommonInputs, cadence: Cadence, mirroring: Mirroring, last_saved_step: int) -> Checkpoints:
+    return Checkpoints(
+        inputs.run_directory / "checkpoints",
+        inputs.world,
+        describe=lambda target: save_description(target, inputs.model_config, inputs.tokenizer),
+        retention=_retention(inputs, cadence),
+        sync=inputs.run_flags.sync_save,
+        committed=mirroring.committed,
+        last_saved_step=last_saved_step,
     )
 
 

@@ -21,6 +21,7 @@ from ds_train.step.engine import Engine, StepResult, set_learning_rate, train_st
 from ds_train.step.nonfinite import NonFinite
 from ds_train.step.stream import Stream
 from ds_train.training.metrics import DeviceHours, JsonlLog, Row, Throughput
+from ds_train.training.mirroring import Mirroring
 from ds_train.training.mlflow_run import MlflowRun
 from ds_train.training.monitors import Monitors
 from ds_train.training.notices import Notices
@@ -54,6 +55,7 @@ class Run:
     watchdog: Watchdog
     skip_nonfinite: int = 0  # optimizer steps that may be skipped, over the whole run
     profile: StepProfile = field(default_factory=StepProfile)
+    mirroring: Mirroring = field(default_factory=Mirroring)
     notices: Notices = field(default_factory=Notices)
     mlflow: MlflowRun | None = None
 
