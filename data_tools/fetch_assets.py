@@ -231,7 +231,7 @@ def _check_hub_flags(args: argparse.Namespace) -> None:
     if not args.files or not args.num_blocks:
         raise UserError(
             f"--dataset {args.dataset}: give --num_blocks, the number of blocks to be filled, and --files, a pattern "
-            f"of its files' names (which {C4} needs not)."
+            f"of its files' names ({C4} needs no --files)."
         )
 
 

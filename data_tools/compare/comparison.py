@@ -160,7 +160,7 @@ def _branch_notes(base: Condition, run: Condition, seeds: Sequence[int]) -> list
         parents = [parent.runs[seed].directory for seed in seeds]
         if any(point and parent_of in point.parents for point, parent_of in zip(points, parents, strict=True)):
             notes.append(
-                f"{child.name} is a branch of {parent.name}: its rows begin there, and before they are one run. "
+                f"{child.name} is a branch of {parent.name}: its rows begin there; before, both are one run. "
                 "Only what comes after can be compared; a level that was reached before is no gain of either."
             )
     return notes

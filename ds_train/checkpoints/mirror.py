@@ -64,18 +64,19 @@ class Mirror:
             if path.is_file() and not parts[0].startswith(_NOT_COPIED) and not is_hidden:
                 self._put(path, "/".join((self._root, *parts)))
 
-    def prune(self, newest: str, here: Collection[str], keep_every: int) -> None:
-        """Delete checkpoints as a run directory does: what is neither there nor kept forever, and later steps.
+    def prune(self, uploaded: Path, here: Collection[Path], keep_every: int) -> None:
+        """Delete checkpoints that the run directory has no more: older ones that need not stay, and abandoned ones.
 
         Args:
-            newest: name of the run's newest step directory.
-            here: names of all that the run directory has.
+            uploaded: the newest checkpoint that is uploaded. The mirror may have a later one, of the last launch's end.
+            here: all checkpoints of the run directory; steps after these were abandoned.
             keep_every: steps divisible by this stay; 0: none.
         """
-        for name in set(self.step_names()) - set(here):
-            is_multiple = keep_every and step_of(Path(name)) % keep_every == 0
-            is_kept = is_multiple or self._files.exists(self._of_step(name, KEPT))
-            if step_of(Path(name)) > step_of(Path(newest)) or not is_kept:
+        last = max(map(step_of, here))
+        for name in set(self.step_names()) - {path.name for path in here}:
+            step = step_of(Path(name))
+            is_kept = (keep_every and step % keep_every == 0) or self._files.exists(self._of_step(name, KEPT))
+            if step > last or (step < step_of(uploaded) and not is_kept):
                 self._retract(name)
 
     def is_same(self, checkpoint: Path) -> bool:
@@ -107,7 +108,10 @@ class Mirror:
                 self._fetch_records(run_directory)
                 return run_directory / "checkpoints" / name
         if names:
-            raise UserError(f"{self.url} holds {len(names)} checkpoints and none is usable (reasons above).")
+            raise UserError(
+                f"--mirror {self.url} holds {len(names)} checkpoints and none is usable (reasons above). Delete them "
+                "there, or give another --mirror."
+            )
         return None
 
     def _fetch_records(self, run_directory: Path) -> None:

@@ -81,7 +81,7 @@ class Mirroring:
             raise UserError(f"{name} of a run of this name, which --resume {resume} would not continue. {another}.")
         if here and there[0] > max(here) and resume in NEWEST:
             raise UserError(
-                f"{name}, which is newer than {max(here)} here: the run went on elsewhere. {another}, or move "
+                f"{name}, which is newer than {max(here)} here: the run continued elsewhere. {another}, or move "
                 f"{self._directory} away, so that the run continues from the mirror."
             )
         common = next((step for step in there if step in here), None)
@@ -107,4 +107,4 @@ class Mirroring:
         self._mirror.upload_records(self._directory)
         self._known.add(newest.name)
         self._mirror.upload(newest)
-        self._mirror.prune(newest.name, [path.name for path in here], self._keep_every)
+        self._mirror.prune(newest, here, self._keep_every)

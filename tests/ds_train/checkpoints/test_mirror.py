@@ -94,7 +94,8 @@ def test_it_is_pruned_as_the_run_directory(url, tmp_path):
         if step == 3:
             (checkpoint / KEPT).write_text("step 3\n")
         mirror.upload(checkpoint)
-    mirror.prune("step_00000006", ["step_00000006"], keep_every=4)
+    newest = tmp_path / "here" / "checkpoints" / "step_00000006"
+    mirror.prune(newest, [newest], keep_every=4)
     assert mirror.step_names() == ["step_00000006", "step_00000004", "step_00000003"]
     fetched = Mirror(url)._fetch("step_00000003", tmp_path / "there")
     assert fetched is None and (tmp_path / "there" / "step_00000003" / KEPT).read_text() == "step 3\n"

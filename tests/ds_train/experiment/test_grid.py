@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from data_tools.corpus.shards import PackMeta
 from data_tools.runs.settings import load_settings
@@ -18,6 +17,7 @@ from ds_train.experiment.steps import Step
 from ds_train.phases import pretrain
 from ds_train.ranks.world import World
 from tests.support import tiny
+from tests.support.experiments import write_tiny_experiment
 from tests.support.launching import launch, read_log
 
 pytestmark = pytest.mark.launch
@@ -40,27 +40,13 @@ def run_here(self: Any, step: Step) -> int:
 
 @pytest.fixture(scope="module")
 def config(tiny_scratch: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sections = {
-        "splits": {
-            "max_input_size": 48, "max_lookahead": 8, "seed": 1, "workers": 1, "eval_size": 16, "test_size": 16,
-            "mixin_size": 60,
-        },
-        "tokenizer": str(tiny_scratch / "tokenizer"),
-        "pack": {"source": str(tiny_scratch / "documents.jsonl"), "val_blocks": 2, "workers": 1},
-        "training": {
-            "model_name": str(tiny_scratch / "model"), "seq_len": tiny.SEQ_LEN, "mixed_precision": "no", "lr": 2e-3,
-            "warmup_steps": 2, "eval_subset_size": 4, "log_every": 1, "num_workers": 0, "sync_save": True,
-        },
-        "pptrain": {"max_steps": STEPS, "global_batch": 8, "micro_batch": 8},
-        "pretrain": {
-            "total_steps": STEPS, "global_batch": 4, "micro_batch": 4, "mixin_percent": 0.3, "eval_every": 2,
-        },
-        "conditions": ALL,
-        "seeds": [SEED],
-    }  # fmt: skip
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(sections))
-    return path
+    return write_tiny_experiment(
+        path, tiny_scratch, splits={"seed": 1, "eval_size": 16, "test_size": 16, "mixin_size": 60},
+        pack={"val_blocks": 2}, pptrain={"max_steps": STEPS, "micro_batch": 8},
+        training={"lr": 2e-3, "warmup_steps": 2, "eval_subset_size": 4, "sync_save": True},
+        pretrain={"total_steps": STEPS, "micro_batch": 4, "eval_every": 2}, conditions=ALL, seeds=[SEED],
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -71,6 +71,20 @@ def test_what_was_not_uploaded_before_the_end_is_then(tmp_path: Path) -> None:
     assert there(tmp_path) == ["04", "02"], "the machine has both"
 
 
+def test_the_last_launchs_end_stays_until_a_later_step_is_uploaded(tmp_path: Path) -> None:
+    one = mirroring(tmp_path, machine(tmp_path, "a", 4, 6), every=4)
+    one.fetch("auto")
+    one.end(PATIENCE_S)
+    shutil.rmtree(machine(tmp_path, "a", 7) / "checkpoints" / "step_00000006")
+    one.committed()
+    one._errands.wait(PATIENCE_S)
+    assert there(tmp_path) == ["06", "04"], "step 4 is the newest that is due, 6 the newest of the mirror"
+    machine(tmp_path, "a", 8)
+    one.committed()
+    one._errands.wait(PATIENCE_S)
+    assert there(tmp_path) == ["08", "04"]
+
+
 def test_two_machines_do_not_write_to_one_mirror(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = mirroring(tmp_path, machine(tmp_path, "a", 2))
     first.fetch("auto")
@@ -84,7 +98,7 @@ def test_two_machines_do_not_write_to_one_mirror(tmp_path: Path, caplog: pytest.
         first.end(PATIENCE_S)
     assert "another process writes to --mirror" in caplog.text
     assert there(tmp_path) == ["04", "02"]
-    with pytest.raises(UserError, match=r"newer than step_00000002 here: the run went on elsewhere"):
+    with pytest.raises(UserError, match=r"newer than step_00000002 here: the run continued elsewhere"):
         mirroring(tmp_path, machine(tmp_path, "c", 2)).fetch("auto")
 
 
